@@ -1,0 +1,348 @@
+"""`allreduce`: every agent learns a round on a full replica, then all contributions are fused.
+
+Small tables are reduced whole and fused by every rank alike: one message a round. Larger ones are
+reduced to the owners of the blocks, which fuse and share them. Both give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from distq_mpi.architectures.progress import HEADER, Agreement, Progress, add_agent
+from distq_mpi.architectures.schedules import (
+    LENGTH_UNIT,
+    epsilon_at,
+    epsilon_threshold,
+    lone_period,
+    next_period,
+)
+from distq_mpi.fusion import FUSIONS, FixedPoint, fusion_kernels
+from distq_mpi.kernels import Kernel, fusing, loop
+from distq_mpi.kernels.objects import LoadedKernel
+from distq_mpi.lanes import LANE_DTYPE, Lanes
+from distq_mpi.partition import Partition
+from distq_mpi.table import SLICE_ROWS, Record, Rows, initialise
+from distq_mpi.transport import Transport
+
+NO_LIMIT = 2**32 - 1
+WHOLE_BYTES = 1 << 19
+
+
+def memory_bytes(config: Any, n_states: int, n_actions: int, size: int) -> dict[str, int]:
+    """Bytes one rank will need, part by part, under a resolved `Config` on `size` ranks. Local."""
+    record = Record(n_actions, np.dtype(config.learn.dtype))
+    n_pairs, n_agents = n_states * n_actions, config.parallel.agents
+    table = n_states * record.row_bytes
+    sums = n_pairs * 8 * (2 + FUSIONS[config.parallel.fusion].extra) if n_agents > 1 else n_pairs * 8
+    lanes = -(-config.parallel.lanes // min(n_agents, size)) * LANE_DTYPE.itemsize * 2
+    return {"replica": table, "base": 2 * table, "contributions": sums, "visits": n_pairs * 8,
+            "lanes": lanes}  # fmt: skip
+
+
+class Hosted:
+    """An agent on this rank: its lanes, working and committed, and its kernels' arguments."""
+
+    def __init__(self, number: int, lanes: Partition, config: Any, limit: int) -> None:
+        first, stop = lanes.block(number)
+        self.lanes, self.committed = Lanes(first, stop - first), Lanes(first, stop - first)
+        self.control = np.zeros(7, np.uint64)
+        self.control[loop.FIRST_LANE], self.control[loop.N_LANES] = first, stop - first
+        self.control[loop.SEED], self.control[loop.LIMIT] = config.run.seed, limit or NO_LIMIT
+        self.totals, self.found = np.zeros(3), np.zeros(5)
+
+
+class Allreduce:
+    """The learning state of this rank, and the phases of a round that change it.
+
+    Parameters
+    ----------
+    config : resolved `Config`. environment : `Environment`. kernels : loaded from `requests`.
+    transport : over all ranks of the run.
+
+    Nothing learned in a round is visible before `commit`; `rollback` returns to the last commit.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        environment: Any,
+        kernels: dict[str, LoadedKernel],
+        transport: Transport,
+    ) -> None:
+        self.config, self.transport, self.kernels = config, transport, kernels
+        self.n_states, self.n_actions = environment.n_states, environment.n_actions
+        self.params = environment.params
+        self.n_agents, self.n_lanes = config.parallel.agents, config.parallel.lanes
+        self.fusion = FUSIONS[config.parallel.fusion]
+        record = Record(self.n_actions, np.dtype(config.learn.dtype))
+        self.tables = [Rows(record, self.n_states), Rows(record, self.n_states)]
+        self.replica = Rows(record, self.n_states)
+        self.current = 0
+        self.place(environment.max_episode_steps)
+        initialise(self.base, 0, config.learn.initial, environment.return_bound, config.run.seed)
+        auto = config.parallel.steps_per_round == "auto"
+        self.period = 0 if auto else int(config.parallel.steps_per_round)
+        scale = FixedPoint(self.n_agents)
+        first = lone_period(self.n_states * self.n_actions, self.n_lanes) if self._lone else 1
+        self.progress = Progress(
+            period=self.period or first, exponent=scale.exponent, peak=scale.peak
+        )
+        self.pending = self.progress
+        for agent in self.agents:
+            agent.control[loop.EPSILON] = self._epsilon()
+            kernels["begin"](
+                self.base.q, *agent.committed.arrays(), self.params, agent.control
+            )
+
+    @staticmethod
+    def requests(config: Any, environment: Any) -> dict[str, Kernel]:
+        """Return the kernels this architecture needs under a resolved `Config`. Local."""
+        record = Record(environment.n_actions, np.dtype(config.learn.dtype))
+        return {
+            **loop.learning_kernels(config.learn, environment, record, Lanes(0, 1)),
+            **fusion_kernels(config, record),
+        }
+
+    @property
+    def base(self) -> Rows:
+        """The last committed table; every rank holds all of it."""
+        return self.tables[self.current]
+
+    @property
+    def _next(self) -> Rows:
+        return self.tables[1 - self.current]
+
+    @property
+    def _lone(self) -> bool:
+        return self.n_agents == 1
+
+    def place(self, limit: int) -> None:
+        """Give every rank its agents, their lanes and its block of rows. Local, same on all."""
+        size = self.transport.size
+        lanes = Partition.balanced(self.n_lanes, self.n_agents)
+        first, stop = Partition.balanced(self.n_agents, size).block(self.transport.rank)
+        self.agents = [Hosted(k, lanes, self.config, limit) for k in range(first, stop)]
+        starts = [int(lanes.starts[k]) for k in Partition.balanced(self.n_agents, size).starts]
+        self.lane_blocks = Partition(np.array(starts))
+        n_pairs, extra = self.n_states * self.n_actions, self.fusion.extra
+        n_sums = n_pairs * (2 + extra)
+        self.whole = self._lone or self.fusion.maximum or n_sums * 8 <= WHOLE_BYTES
+        blocks = Partition.balanced(self.n_states, size)
+        self.blocks = blocks
+        self.owned = (0, self.n_states) if self.whole else blocks.block(self.transport.rank)
+        self.sums = np.zeros(HEADER + (n_pairs if self._lone else n_sums), np.int64)
+        self.header, rest = self.sums[:HEADER], self.sums[HEADER:]
+        self.values = rest[:n_pairs]
+        self.visits = rest[n_pairs : 2 * n_pairs] if not self._lone else rest
+        self.extra = rest[2 * n_pairs :] if extra and not self._lone else np.zeros(1, np.int64)
+        if self.fusion.maximum and not self._lone:
+            self.values = np.zeros(n_pairs)
+        owned_pairs = (self.owned[1] - self.owned[0]) * self.n_actions
+        self.lifetime = np.zeros(owned_pairs, np.uint64)
+        self.rates = np.zeros(4)
+        self.rates[:2] = self.config.learn.discount, self.config.learn.alpha
+        self.control = np.zeros(5, np.uint64)
+        self.draws = np.zeros(2 * loop.BATCH, np.uint64)
+        self._bound: dict[tuple[str, int, int], Any] = {}
+
+    def _epsilon(self) -> int:
+        return epsilon_threshold(epsilon_at(self.config.learn, self.progress.steps))
+
+    def steps_of_round(self) -> int:
+        """Steps every lane makes in the next round; the last one before `stop.steps` is shorter."""
+        limit = self.config.stop.steps
+        if limit is None:
+            return self.progress.period
+        left = -(-(limit - self.progress.steps) // self.n_lanes)
+        return max(1, min(self.progress.period, left))
+
+    def learn(self) -> None:
+        """LEARN and CONTRIBUTE: run every hosted agent from the base; add up what they found."""
+        scale = self._scale()
+        self.rates[fusing.SCALE], self.rates[fusing.BOUND] = scale.scale, scale.bound
+        self.sums[:] = 0
+        if self.fusion.maximum and not self._lone:
+            self.values[:] = -np.inf
+        n_steps, epsilon = self.steps_of_round(), self._epsilon()
+        for k, agent in enumerate(self.agents):
+            self.replica.raw[:] = self.base.raw
+            agent.lanes.copy_from(agent.committed)
+            agent.control[loop.N_STEPS] = n_steps
+            agent.control[loop.FIRST_STEP] = self.progress.lane_steps + 1
+            agent.control[loop.EPSILON] = epsilon
+            agent.totals[:] = 0.0
+            self._call("learn", k)
+            self._call("adopt" if self._lone else "contribute", k)
+            add_agent(self.header, agent.found, agent.totals, LENGTH_UNIT)
+        self.pending = replace(
+            self.progress,
+            round=self.progress.round + 1,
+            lane_steps=self.progress.lane_steps + n_steps,
+            steps=self.progress.steps + n_steps * self.n_lanes,
+            round_steps=n_steps * self.n_lanes,
+        )
+
+    def exchange(self, wishes: tuple[bool, bool, bool]) -> Agreement | None:
+        """MOVE, FUSE, SHARE, AGREE. COLLECTIVE. None: a contribution did not fit its bound; roll
+        back and learn again.
+
+        wishes : this rank wants to (stop, checkpoint, stop for the wall time).
+        """
+        self.header[10:13] = wishes
+        if self._lone:
+            self.transport.sum_int(self.header)
+            self._share_lone()
+            return self._agree(Agreement.read(self.header))
+        if self.whole and not self.fusion.maximum:
+            self.transport.sum_int(self.sums)
+        else:
+            self.transport.sum_int(self.header)
+        agreement = Agreement.read(self.header)
+        if agreement.overflows:
+            raised = self._scale().raised()
+            self.progress = replace(self.progress, exponent=raised.exponent, peak=raised.peak)
+            return None
+        if self.fusion.maximum:
+            self._reduce_maximum()
+        self.control[:] = (
+            self.owned[0], self.owned[1] - self.owned[0], self.n_agents, self.config.run.seed,
+            self.pending.round,
+        )  # fmt: skip
+        if self.whole:
+            self._call("fuse", 0)
+        else:
+            self._fuse_owned()
+        return self._agree(agreement)
+
+    def commit(self) -> None:
+        """Make the round visible. Local."""
+        self.current = 1 - self.current
+        visits = self.visits if self.whole else self._owned_visits
+        np.add(self.lifetime, visits.view(np.uint64), out=self.lifetime)
+        for agent in self.agents:
+            agent.committed.copy_from(agent.lanes)
+        self.progress = self.pending
+
+    def rollback(self) -> int:
+        """Forget the round in progress; return the number of the last committed round. Local.
+
+        The base, the committed lanes and the counters were never touched by it.
+        """
+        self.pending = self.progress
+        return self.progress.round
+
+    def iter_rows(self) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield (start, q, clock, visits) of the committed table in slices, rank 0 alone gets
+        visits of other owners (empty elsewhere). COLLECTIVE: exhaust it on every rank."""
+        n_actions, width = self.n_actions, SLICE_ROWS
+        for start in range(0, self.n_states, width):
+            stop = min(start + width, self.n_states)
+            visits = self._slice_visits(start, stop)
+            yield (
+                start, self.base.values[start:stop], self.base.clock[start:stop],
+                visits.reshape(-1, n_actions),
+            )  # fmt: skip
+
+    def gather_lanes(self) -> np.ndarray | None:
+        """Return all committed lanes, packed in order, on rank 0; None elsewhere. COLLECTIVE."""
+        mine = [agent.committed.pack() for agent in self.agents]
+        block = np.concatenate(mine) if mine else np.zeros(0, LANE_DTYPE)
+        return self.transport.gather_rows(block, self.lane_blocks)
+
+    def restore(self, progress: Progress, lanes: np.ndarray) -> None:
+        """Take counters and all lanes of a checkpoint; rows come through `restore_rows`. Local."""
+        self.progress = self.pending = progress
+        for agent in self.agents:
+            first = agent.committed.first
+            agent.committed.unpack(lanes[first : first + agent.committed.n])
+
+    def restore_rows(
+        self, start: int, q: np.ndarray, clock: np.ndarray, visits: np.ndarray
+    ) -> None:
+        """Take rows [start, start + n) of a checkpoint into the base. Local."""
+        stop = start + len(q)
+        self.base.values[start:stop], self.base.clock[start:stop] = q, clock
+        low, high = max(start, self.owned[0]), min(stop, self.owned[1])
+        if low < high:
+            mine = self.lifetime.reshape(-1, self.n_actions)
+            mine[low - self.owned[0] : high - self.owned[0]] = visits[low - start : high - start]
+
+    def _scale(self) -> FixedPoint:
+        return FixedPoint(self.n_agents, self.progress.exponent, self.progress.peak)
+
+    def _agree(self, agreement: Agreement) -> Agreement:
+        progress = self.pending.with_episodes(agreement.episodes, agreement.return_sum)
+        scale = self._scale().after(agreement.large)
+        period = self.period or progress.period
+        if not self.period and not self._lone:
+            period = next_period(
+                progress.period, agreement.visits, agreement.length, self.n_agents,
+                self.config.parallel.kappa,
+            )  # fmt: skip
+        self.pending = replace(
+            progress, period=period, exponent=scale.exponent, peak=scale.peak,
+            square_sum=agreement.square_sum,
+        )  # fmt: skip
+        return agreement
+
+    def _share_lone(self) -> None:
+        """The one agent's table, visits and clocks reach the ranks that only look on."""
+        if self.transport.size > 1:
+            self.transport.broadcast_array(self._next.raw)
+            self.transport.broadcast_array(self.visits)
+
+    def _reduce_maximum(self) -> None:
+        mine = self.values.copy()
+        self.transport.max_float(self.values)
+        self.extra[mine != self.values] = 0
+        self.transport.max_int(self.extra)
+        self.transport.sum_int(self.visits)
+
+    def _fuse_owned(self) -> None:
+        parts = [self.values, self.visits]
+        if self.fusion.extra:
+            parts.append(self.extra)
+        sums = [self.transport.sum_to_owners(part, self.blocks) for part in parts]
+        self._owned_visits = sums[1]
+        extra = sums[2] if self.fusion.extra else self.extra
+        self.kernels["fuse"](
+            self._next.q, self._next.clock_words, self.base.q, self.base.clock_words, sums[0],
+            sums[1], extra, self.lifetime, self.control, self.rates,
+        )  # fmt: skip
+        self.transport.allgather_rows(self._next.raw, self.blocks)
+
+    def _slice_visits(self, start: int, stop: int) -> np.ndarray:
+        if self.whole:
+            return self.lifetime[start * self.n_actions : stop * self.n_actions]
+        cut = np.clip(self.blocks.starts, start, stop)
+        low, high = (int(x) - self.owned[0] for x in cut[self.transport.rank :][:2])
+        mine = self.lifetime.reshape(-1, self.n_actions)[low:high]
+        gathered = self.transport.gather_rows(mine, Partition(cut - start))
+        return np.zeros((0, self.n_actions), np.uint64) if gathered is None else gathered
+
+    def _call(self, name: str, k: int) -> None:
+        """Call a kernel over this rank's arrays; arguments are bound once per table parity."""
+        key = (name, k, self.current)
+        if key not in self._bound:
+            self._bound[key] = self.kernels[name].bind(*self._arguments(name, k))
+        self._bound[key]()
+
+    def _arguments(self, name: str, k: int) -> tuple[Any, ...]:
+        replica, base, fresh = self.replica, self.base, self._next
+        tables = (fresh.q, fresh.clock_words, base.q, base.clock_words)
+        if name == "fuse":
+            return (*tables, self.values, self.visits, self.extra, self.lifetime, self.control,
+                    self.rates)  # fmt: skip
+        agent = self.agents[k]
+        if name == "learn":
+            return (replica.q, replica.clock_words, *agent.lanes.arrays(), self.draws, self.params,
+                    agent.control, self.rates[:2].copy(), agent.totals)  # fmt: skip
+        if name == "adopt":
+            return (fresh.q, fresh.clock_words, base.clock_words, replica.q, replica.clock_words,
+                    self.visits, agent.found)  # fmt: skip
+        return (replica.q, replica.clock_words, base.q, base.clock_words, self.values, self.visits,
+                self.extra, self.rates, agent.found)  # fmt: skip

@@ -1,0 +1,120 @@
+"""What is committed at the end of a round, besides table and lanes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from distq_mpi.fusion import join_float, split_float
+
+WINDOW_EPISODES = 100
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Counters and control state after a committed round; the same on every rank.
+
+    Parameters
+    ----------
+    round : rounds committed. lane_steps : steps every lane has made.
+    steps, episodes : summed over all lanes.
+    period : steps per lane of the next round.
+    exponent, peak : the fixed-point scale of the next round (`fusion.FixedPoint`).
+    window_episodes, window_return : the open window of finished episodes.
+    mean_return : mean over the last closed window (at least 100 episodes), None before the first.
+    square_sum : sum of squared TD errors of the last round; round_steps : its steps.
+    """
+
+    round: int = 0
+    lane_steps: int = 0
+    steps: int = 0
+    episodes: int = 0
+    period: int = 1
+    exponent: int = 0
+    peak: int = 0
+    window_episodes: int = 0
+    window_return: float = 0.0
+    mean_return: float | None = None
+    square_sum: float = 0.0
+    round_steps: int = 0
+
+    @property
+    def td_rms(self) -> float | None:
+        """Root mean square TD error of the last round, reward units."""
+        return (self.square_sum / self.round_steps) ** 0.5 if self.round_steps else None
+
+    def with_episodes(self, n: int, return_sum: float) -> Progress:
+        """Add finished episodes; close the window once it holds enough."""
+        n_window, total = self.window_episodes + n, self.window_return + return_sum
+        mean = self.mean_return
+        if n_window >= WINDOW_EPISODES:
+            mean, n_window, total = total / n_window, 0, 0.0
+        return replace(
+            self, episodes=self.episodes + n, window_episodes=n_window, window_return=total,
+            mean_return=mean,
+        )  # fmt: skip
+
+    def to_json(self) -> str:
+        """As checkpoints hold it."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Progress:
+        """The inverse of `to_json`."""
+        return cls(**json.loads(text))
+
+
+# The agreed vector: int64 numbers that ride in front of the contributions and are summed.
+FIELDS = (
+    "overflows", "large", "non_finite", "length", "visits", "episodes", "return_whole",
+    "return_fraction", "square_whole", "square_fraction", "want_stop", "want_checkpoint",
+    "want_time",
+)  # fmt: skip
+HEADER = 16
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What all ranks agreed on in a round: sums over agents (and over ranks, for wishes)."""
+
+    overflows: int
+    large: int
+    non_finite: int
+    length: int
+    visits: int
+    episodes: int
+    return_sum: float
+    square_sum: float
+    want_stop: bool
+    want_checkpoint: bool
+    want_time: bool
+
+    @classmethod
+    def read(cls, header: np.ndarray) -> Agreement:
+        """From the summed vector, int64 (HEADER,)."""
+        n = dict(zip(FIELDS, (int(x) for x in header), strict=False))
+        return cls(
+            n["overflows"], n["large"], n["non_finite"], n["length"], n["visits"], n["episodes"],
+            join_float(n["return_whole"], n["return_fraction"]),
+            join_float(n["square_whole"], n["square_fraction"]),
+            n["want_stop"] > 0, n["want_checkpoint"] > 0, n["want_time"] > 0,
+        )  # fmt: skip
+
+
+def add_agent(header: np.ndarray, found: np.ndarray, totals: np.ndarray, unit: float) -> None:
+    """Add one agent's findings to the vector, each rounded on its own. Changes `header`.
+
+    found : as written by the `contribute` kernels; totals : as written by `learn`.
+    """
+    overflows, large, non_finite, length, visits = found.tolist()
+    returns, squares, episodes = totals.tolist()
+    if not abs(squares) < 2.0**61 or not abs(returns) < 2.0**61:
+        non_finite += 1
+    numbers = (
+        overflows, large, non_finite, min(length * unit, 2.0**52), visits, episodes,
+        *split_float(returns), *split_float(squares),
+    )  # fmt: skip
+    for k, number in enumerate(numbers):
+        header[k] += round(number)

@@ -1,0 +1,44 @@
+"""Schedules: pure functions of reduced numbers, so that all ranks decide alike."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+MAX_PERIOD = 512
+LENGTH_UNIT = 1024.0
+
+
+def epsilon_at(learn: Any, n_steps: int) -> float:
+    """Exploration rate after `n_steps` steps of all lanes, under a `[learn]` configuration."""
+    if learn.epsilon_schedule == "constant":
+        return float(learn.epsilon)
+    share = min(1.0, n_steps / learn.epsilon_steps) if learn.epsilon_steps else 1.0
+    if learn.epsilon_schedule == "linear":
+        return float(learn.epsilon + share * (learn.epsilon_final - learn.epsilon))
+    return float(learn.epsilon * (learn.epsilon_final / learn.epsilon) ** share)
+
+
+def epsilon_threshold(epsilon: float) -> int:
+    """A probability as the kernels compare it: a threshold of 2^32."""
+    return round(epsilon * 2**32)
+
+
+def next_period(period: int, n_visits: int, length: int, n_agents: int, kappa: float) -> int:
+    """Steps per lane of the next round: floor(T kappa S / (K X)), at most doubling, at most 512.
+
+    n_visits : S, visits of all agents in the last round; length : X in units of 1 / `LENGTH_UNIT`,
+    the sum over agents and pairs of alpha N (N - 1). X = 0 doubles. Rounds so long keep the
+    agents' drift apart below what one of them learns (docs/architecture.md, Period).
+    """
+    longest = min(2 * period, MAX_PERIOD)
+    if length == 0:
+        return longest
+    wanted = math.floor(period * kappa * n_visits * LENGTH_UNIT / (n_agents * length))
+    return max(1, min(wanted, longest))
+
+
+def lone_period(n_pairs: int, n_lanes: int) -> int:
+    """Steps per lane of every round of a single agent: nothing drifts apart, so only the passes
+    over the table that end a round count; they are kept below an eighth of the steps."""
+    return max(MAX_PERIOD, -(-8 * n_pairs // n_lanes))

@@ -1,0 +1,153 @@
+"""Compile a kernel and write it as an object file. The only door to numba; imported by one
+process per node, and only when the file is missing.
+
+The template and every plain function that it reaches through globals, closures or parts are
+compiled by rebinding their code to other globals: no text is generated, and the functions stay
+ordinary Python for a reader, a linter and a debugger.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import types
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding as llvm
+import numba
+from llvmlite import ir
+from numba import types as nb
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from distq_mpi.errors import ModelError
+from distq_mpi.kernels import Kernel, storing
+from distq_mpi.kernels.objects import target_machine
+
+# No wrapper for Python callers, no reference counts: the object must stand alone.
+BARE = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
+
+
+@intrinsic
+def prefetch(context, array, index):
+    """`storing.prefetch` as the processor's instruction (prefetch for writing)."""
+
+    def emit(context, builder, signature, arguments):
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        pointer = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
+        builder.call(function, [pointer, word(1), word(3), word(1)])
+        return context.get_dummy_value()
+
+    return nb.void(array, index), emit
+
+
+@intrinsic
+def bits_of(context, x):
+    """`storing.bits_of` as a bit cast."""
+    return nb.uint64(nb.float64), lambda c, b, s, a: b.bitcast(a[0], c.get_value_type(nb.uint64))
+
+
+@intrinsic
+def float_of(context, x):
+    """`storing.float_of` as a bit cast."""
+    return nb.float64(nb.uint64), lambda c, b, s, a: b.bitcast(a[0], c.get_value_type(nb.float64))
+
+
+INSTRUCTIONS = {
+    storing.prefetch: prefetch,
+    storing.bits_of: bits_of,
+    storing.float_of: float_of,
+}
+
+
+def compiled(function: Callable[..., Any], parts: dict[str, Any], done: dict[Any, Any]) -> Any:
+    """Return a dispatcher for a plain function and all plain functions it reaches. Local."""
+    if function in INSTRUCTIONS:
+        return INSTRUCTIONS[function]
+    if function in done:
+        return done[function]
+    inner = _rebound(function, parts, done)
+    done[function] = numba.njit(error_model="numpy", **BARE)(inner)
+    return done[function]
+
+
+def _rebound(function: Any, parts: dict[str, Any], done: dict[Any, Any]) -> types.FunctionType:
+    def bind(value: Any) -> Any:
+        return compiled(value, {}, done) if isinstance(value, types.FunctionType) else value
+
+    space = dict(function.__globals__)
+    for name in function.__code__.co_names:
+        if name in parts:
+            space[name] = bind(parts[name])
+        elif name in space:
+            space[name] = bind(space[name])
+    cells = tuple(types.CellType(bind(c.cell_contents)) for c in function.__closure__ or ())
+    return types.FunctionType(
+        function.__code__, space, function.__name__, function.__defaults__, cells
+    )
+
+
+def _numba_type(described: list[Any]) -> Any:
+    kind, *rest = described
+    if kind == "array":
+        return nb.Array(numba.from_dtype(_dtype(rest[0])), rest[1], "C")
+    if kind == "tuple":
+        return nb.Tuple([_numba_type(item) for item in rest[0]])
+    return nb.boolean if rest[0] == "bool" else getattr(nb, rest[0])
+
+
+def _dtype(name: str) -> Any:
+    import numpy as np
+
+    return np.dtype(name)
+
+
+def export(kernel: Kernel, described: list[Any], path: str) -> None:
+    """Compile and write `path`.o, then `path`.json (which says that .o is whole). Local.
+
+    Raises ModelError where the kernel, that is the user's law in it, cannot stand alone: it
+    allocates, raises, uses Python objects, or does not compile at all.
+    """
+    signature = tuple(_numba_type(item) for item in described)
+    dispatcher = numba.njit(error_model="numpy", **BARE)(
+        _rebound(kernel.template, kernel.parts, {})
+    )
+    try:
+        dispatcher.compile(signature)
+    except numba.core.errors.NumbaError as error:
+        text = str(error).strip()
+        raise ModelError(f"kernel {kernel.template.__name__} does not compile: {text}") from error
+    module = llvm.parse_assembly(dispatcher.inspect_llvm(signature))
+    missing = _unresolved(module)
+    if missing:
+        raise ModelError(
+            f"kernel {kernel.template.__name__} needs numba's run time ({', '.join(missing)}): "
+            "a law must not allocate, raise or use Python objects"
+        )
+    about = {
+        "symbol": dispatcher.overloads[signature].fndesc.llvm_func_name,
+        "arguments": described,
+    }
+    for suffix, data in (
+        (".o", target_machine().emit_object(module)),
+        (".json", json.dumps(about).encode()),
+    ):
+        temporary = f"{path}{suffix}.{os.getpid()}"
+        with open(temporary, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path + suffix)
+
+
+def _unresolved(module: Any) -> list[str]:
+    """Symbols that a process without numba cannot find; LLVM would end the process on one."""
+    process = ctypes.CDLL(None)
+    wanted = {
+        f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm.")
+    }
+    wanted |= {v.name for v in module.global_variables if v.is_declaration}
+    return sorted(name for name in wanted if not hasattr(process, name))

@@ -1,0 +1,79 @@
+"""Random numbers that are functions of (seed, purpose, lane, step): nothing to store or migrate.
+
+Threefry-2x64 with 13 rounds (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+Key = (seed, purpose), counter = (step, lane). Every function works on uint64 scalars and, in plain
+Python, elementwise on uint64 arrays.
+
+Which bits of a draw serve what (part of the checkpoint's `format_version`):
+
+| purpose | counter | word | bits | serves |
+|---|---|---|---|---|
+| TRANSITION | (step, lane) | 0 | 0-31 | explore if below epsilon x 2^32 |
+| | | 0 | 32-63 | the random action, or which of the tied greedy actions |
+| | | 1 | 32-63 | the outcome of (state, action) |
+| | | 1 | 0-28 | stochastic rounding of a float32 write |
+| RESET | (step, lane) | 0 | 0-63 | the start state of the next episode |
+| INITIAL | (pair, 0) | 0 | 11-63 | a random initial value |
+| ROUNDING | (round, pair) | 1 | 0-28 | stochastic rounding of a fused float32 value |
+| EVALUATION | (step, episode) | 1 | 32-63 | the outcome in a sampled evaluation |
+| EVALUATION_RESET | (0, episode) | 0 | 0-63 | its start state |
+"""
+
+import numpy as np
+
+u8 = np.uint64
+
+PARITY = u8(0x1BD11BDAA9FC1A22)
+ONE, TWO, THREE = u8(1), u8(2), u8(3)
+
+TRANSITION = u8(1)
+RESET = u8(2)
+INITIAL = u8(3)
+ROUNDING = u8(4)
+EVALUATION = u8(5)
+EVALUATION_RESET = u8(6)
+
+
+def rotate(x, k):
+    """Rotate the 64 bits of x left by k (0 < k < 64)."""
+    return (x << u8(k)) | (x >> u8(64 - k))
+
+
+def threefry(c0, c1, k0, k1):
+    """Return the two words of Threefry-2x64-13 for counter (c0, c1) and key (k0, k1); all uint64."""
+    k2 = PARITY ^ k0 ^ k1
+    x0 = c0 + k0
+    x1 = c1 + k1
+    x0 = x0 + x1
+    x1 = rotate(x1, 16) ^ x0
+    x0 = x0 + x1
+    x1 = rotate(x1, 42) ^ x0
+    x0 = x0 + x1
+    x1 = rotate(x1, 12) ^ x0
+    x0 = x0 + x1
+    x1 = rotate(x1, 31) ^ x0
+    x0 = x0 + k1
+    x1 = x1 + k2 + ONE
+    x0 = x0 + x1
+    x1 = rotate(x1, 16) ^ x0
+    x0 = x0 + x1
+    x1 = rotate(x1, 32) ^ x0
+    x0 = x0 + x1
+    x1 = rotate(x1, 24) ^ x0
+    x0 = x0 + x1
+    x1 = rotate(x1, 21) ^ x0
+    x0 = x0 + k2
+    x1 = x1 + k0 + TWO
+    x0 = x0 + x1
+    x1 = rotate(x1, 16) ^ x0
+    x0 = x0 + x1
+    x1 = rotate(x1, 42) ^ x0
+    x0 = x0 + x1
+    x1 = rotate(x1, 12) ^ x0
+    x0 = x0 + x1
+    x1 = rotate(x1, 31) ^ x0
+    x0 = x0 + k0
+    x1 = x1 + k1 + THREE
+    x0 = x0 + x1
+    x1 = rotate(x1, 16) ^ x0
+    return x0, x1

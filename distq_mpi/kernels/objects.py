@@ -1,0 +1,174 @@
+"""Load compiled kernels from object files, compiling once per node what is missing.
+
+`import numba` on 64 ranks of two cores costs half a minute, so only a process that must compile
+imports it; the others need llvmlite's loader alone. The files live in `cache_folder()`, named by
+a hash of sources, constants, argument types, versions and processor, so that they are never stale.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from importlib.metadata import version
+from typing import Any, Protocol
+
+import llvmlite.binding as llvm
+import numpy as np
+
+from distq_mpi.errors import DistqError, FileError
+from distq_mpi.kernels import Kernel, describe
+from distq_mpi.kernels.fingerprint import fingerprint
+
+
+class Node(Protocol):
+    """The ranks that share a host: what `load` needs of them."""
+
+    @property
+    def leads_node(self) -> bool:
+        """Whether this rank is the first of its node."""
+
+    def broadcast_on_node(self, value: Any) -> Any:
+        """Return the leader's `value` on every rank of the node. COLLECTIVE on the node."""
+
+
+@functools.cache
+def target_machine() -> Any:
+    """LLVM's description of this processor, for compiling and loading alike."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=3,
+        jit=True,
+    )
+
+
+def cache_folder() -> str:
+    """Folder of the object files: $DISTQ_CACHE_DIR, else the user's cache, else a temporary one."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    fallback = os.path.join(tempfile.gettempdir(), f"distq_mpi-{os.getuid()}")
+    for folder in (os.environ.get("DISTQ_CACHE_DIR"), os.path.join(home, "distq_mpi"), fallback):
+        if folder:
+            try:
+                os.makedirs(folder, mode=0o700, exist_ok=True)
+            except OSError:
+                continue
+            if os.access(folder, os.W_OK):
+                return folder
+    raise FileError(f"no folder for compiled kernels is writable; tried {fallback} last")
+
+
+def _key(kernel: Kernel, described: list[Any]) -> str:
+    machine = (llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
+    versions = (sys.version, version("numba"), version("llvmlite"), version("numpy"))
+    sources = fingerprint({**kernel.parts, "template": kernel.template})
+    text = json.dumps([sources, described, machine, versions])
+    return f"{kernel.template.__name__}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+
+
+def load(requests: dict[str, Kernel] | None, node: Node) -> dict[str, LoadedKernel]:
+    """Return the compiled form of each request. COLLECTIVE on the node.
+
+    Only the node's leader needs `requests`; it compiles what the cache lacks and tells the others
+    the files. Raises ModelError on every rank where a kernel cannot be compiled.
+    """
+    paths: dict[str, str] = {}
+    error: DistqError | None = None
+    if node.leads_node:
+        try:
+            paths = _prepare(requests or {})
+        except DistqError as mistake:
+            error = mistake
+        except OSError as mistake:
+            error = FileError(f"cannot store a compiled kernel: {mistake}")
+    paths, error = node.broadcast_on_node((paths, error))
+    if error is not None:
+        raise error
+    return {name: LoadedKernel(path) for name, path in paths.items()}
+
+
+def _prepare(requests: dict[str, Kernel]) -> dict[str, str]:
+    paths, folder = {}, cache_folder()
+    for name, kernel in requests.items():
+        described = [describe(argument) for argument in kernel.arguments]
+        path = os.path.join(folder, _key(kernel, described))
+        if not os.path.exists(path + ".json"):
+            from distq_mpi.kernels.compiler import export
+
+            export(kernel, described, path)
+        paths[name] = path
+    return paths
+
+
+class BoundKernel:
+    """A compiled kernel with its arguments fixed; holds the arrays alive. Call it with nothing."""
+
+    def __init__(self, call: Any, flat: list[Any], arguments: tuple[Any, ...]) -> None:
+        self._call, self._flat, self._keep = call, flat, arguments
+
+    def __call__(self) -> None:
+        if self._call(*self._flat) not in (0, -2):
+            raise DistqError("a compiled kernel reported an error")
+
+
+class LoadedKernel:
+    """A compiled kernel, called like its template; types are checked at every call or bind."""
+
+    def __init__(self, path: str) -> None:
+        with open(path + ".json", encoding="utf-8") as file:
+            about = json.load(file)
+        with open(path + ".o", "rb") as file:
+            code = llvm.ObjectFileRef.from_data(file.read())
+        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target_machine())
+        self._engine.add_object_file(code)
+        self._engine.finalize_object()
+        self._types = about["arguments"]
+        # numba's calling convention: where to put the result, where the exception, the arguments.
+        kinds: list[Any] = [ctypes.c_void_p, ctypes.c_void_p]
+        for described in self._types:
+            kinds += _c_types(described)
+        prototype = ctypes.CFUNCTYPE(ctypes.c_int32, *kinds)
+        self._call = prototype(self._engine.get_function_address(about["symbol"]))
+        self._result, self._error = ctypes.c_void_p(), ctypes.c_void_p()
+
+    def bind(self, *arguments: Any) -> BoundKernel:
+        """Return a call over these very arrays (scalars keep their present value). Local.
+
+        Raises TypeError where an argument has another type than the kernel was compiled for.
+        """
+        flat: list[Any] = [ctypes.addressof(self._result), ctypes.addressof(self._error)]
+        for described, argument in zip(self._types, arguments, strict=True):
+            if describe(argument) != described:
+                raise TypeError(f"a kernel wants {described}, not {describe(argument)}")
+            flat += _flat(argument)
+        kinds = self._call.argtypes or ()
+        prepared = [kind(value) for kind, value in zip(kinds, flat, strict=True)]
+        return BoundKernel(self._call, prepared, (self, *arguments))
+
+    def __call__(self, *arguments: Any) -> None:
+        self.bind(*arguments)()
+
+
+def _c_types(described: list[Any]) -> list[Any]:
+    kind, *rest = described
+    if kind == "array":
+        extent = [ctypes.c_int64] * (2 * rest[1])
+        return [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 2 + [ctypes.c_void_p] + extent
+    if kind == "tuple":
+        return [c for item in rest[0] for c in _c_types(item)]
+    return [np.ctypeslib.as_ctypes_type(np.dtype(rest[0]))]
+
+
+def _flat(argument: Any) -> list[Any]:
+    if isinstance(argument, np.ndarray):
+        return [None, None, argument.size, argument.itemsize, argument.ctypes.data,
+                *argument.shape, *argument.strides]  # fmt: skip
+    if isinstance(argument, tuple):
+        return [value for item in argument for value in _flat(item)]
+    return [argument.item() if isinstance(argument, np.generic) else argument]

@@ -1,0 +1,122 @@
+"""The row record and the buffers that hold the Q-table.
+
+One record per state: q[A] then clock[A] (uint32), padded to a power of two up to 64 bytes, else
+to a multiple of 64, so that a step touches one cache line. Two views of one buffer, float and
+uint32; two separate arrays cost half the speed beyond the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from distq_mpi.kernels.draws import INITIAL, threefry
+
+SLICE_ROWS = 65_536
+HUGE_PAGE = 2 << 20
+
+
+@dataclass(frozen=True)
+class Record:
+    """Layout of one state's record.
+
+    Parameters
+    ----------
+    n_actions : A.
+    dtype : float64 or float32, of q.
+    """
+
+    n_actions: int
+    dtype: np.dtype[Any]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a record, padding included."""
+        used = self.n_actions * (self.dtype.itemsize + 4)
+        if used > 64:
+            return -(-used // 64) * 64
+        return max(8, 1 << (used - 1).bit_length())
+
+    @property
+    def stride(self) -> int:
+        """q values from one row to the next."""
+        return self.row_bytes // self.dtype.itemsize
+
+    @property
+    def clock_stride(self) -> int:
+        """uint32 words from one row to the next."""
+        return self.row_bytes // 4
+
+    @property
+    def clock_offset(self) -> int:
+        """uint32 words from a row's start to its clock."""
+        return self.n_actions * self.dtype.itemsize // 4
+
+
+class Rows:
+    """A buffer of records: a replica, a base or a block. Owned by whoever made it.
+
+    Attributes: `raw` uint8 (n * row_bytes,), and views of it: `q` flat (n * stride,), `clock_words`
+    flat uint32, `values` (n, A) and `clock` (n, A), both strided.
+    """
+
+    def __init__(self, record: Record, n_rows: int) -> None:
+        self.record, self.n_rows = record, n_rows
+        self.raw = _aligned(n_rows * record.row_bytes)
+        self.q: np.ndarray = self.raw.view(record.dtype)
+        self.clock_words: np.ndarray = self.raw.view(np.uint32)
+        n_actions, offset = record.n_actions, record.clock_offset
+        self.values = self.q.reshape(n_rows, -1)[:, :n_actions]
+        self.clock = self.clock_words.reshape(n_rows, -1)[:, offset : offset + n_actions]
+
+
+def _aligned(size: int) -> np.ndarray:
+    """Zeroed bytes: cache-line aligned; on huge pages (10 x beyond the cache) where it pays."""
+    if size < HUGE_PAGE:
+        buffer = np.zeros(size + 64, np.uint8)
+        start = -buffer.ctypes.data % 64
+        return buffer[start : start + size]
+    region = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        region.madvise(mmap.MADV_HUGEPAGE)
+    buffer = np.frombuffer(region, np.uint8)
+    start = -buffer.ctypes.data % HUGE_PAGE
+    return buffer[start : start + size]
+
+
+def initialise(rows: Rows, first_row: int, kind: str, bound: float | None, seed: int) -> None:
+    """Write the initial values of rows [first_row, first_row + n) in place; clocks are zero. Local.
+
+    kind : `zeros`; `optimistic`: `bound`, the environment's declared bound on the return (0 where
+    none is declared); `random`: uniform between 0 and that bound (1 where there is none), a
+    function of (seed, state, action), never of the rank.
+    """
+    if kind == "optimistic":
+        rows.values[...] = bound or 0.0
+    if kind != "random":
+        return
+    n_actions, scale = rows.record.n_actions, bound or 1.0
+    for start in range(0, rows.n_rows, SLICE_ROWS):
+        stop = min(start + SLICE_ROWS, rows.n_rows)
+        pairs = np.arange((first_row + start) * n_actions, (first_row + stop) * n_actions)
+        zero = np.zeros(1, np.uint64)
+        word, _ = threefry(pairs.astype(np.uint64), zero, zero + np.uint64(seed), zero + INITIAL)
+        uniform = (word >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        rows.values[start:stop] = (scale * uniform).reshape(-1, n_actions)
+
+
+def table_sha256(slices: Iterable[np.ndarray]) -> str:
+    """SHA-256 over the concatenated SHA-256 of q in slices of 65,536 rows, little endian. Local.
+
+    slices : (n, A) arrays in row order, each of `SLICE_ROWS` rows but the last.
+    """
+    whole = hashlib.sha256()
+    for values in slices:
+        data = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+        whole.update(hashlib.sha256(data.tobytes()).digest())
+    return whole.hexdigest()

@@ -1,0 +1,176 @@
+"""The order of phases of a run: prepare, rounds until a stop rule holds, finish."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from distq_mpi.architectures import ARCHITECTURES, Agreement
+from distq_mpi.certificate import Certificate, Solver
+from distq_mpi.preparation import Prepared, prepare
+from distq_mpi.saving import Saver
+from distq_mpi.signals import Signals
+from distq_mpi.stopping import Verdict, is_check_round, verdict
+from distq_mpi.summary import finish
+from distq_mpi.transport import Transport
+
+
+class Times:
+    """Seconds this rank has spent in each phase."""
+
+    def __init__(self) -> None:
+        self.startup_s = self.learn_s = self.exchange_s = self.certify_s = self.io_s = 0.0
+        self.started = time.perf_counter()
+
+    @property
+    def wall_s(self) -> float:
+        """Since the run began."""
+        return time.perf_counter() - self.started
+
+
+class Run:
+    """One run as this rank sees it: the state of learning and what watches over it."""
+
+    def __init__(self, prepared: Prepared, transport: Transport, signals: Signals) -> None:
+        self.prepared, self.transport, self.signals = prepared, transport, signals
+        self.config, self.environment = prepared.config, prepared.environment
+        self.monitor = prepared.monitor
+        self.times = Times()
+        self.times.started = prepared.started
+        self.architecture = ARCHITECTURES[self.config.parallel.architecture](
+            self.config, self.environment, prepared.kernels, transport
+        )
+        self.saver = Saver(self.config, self.environment, prepared.directory, self.architecture)
+        self.solver: Solver | None = None
+        self.certificate: Certificate | None = None
+        self._told_too_small = False
+
+    def start(self) -> Verdict | None:
+        """Restore a checkpoint where there is one, solve the environment; COLLECTIVE.
+
+        Returns a verdict where the restored run had already reached it.
+        """
+        if self.prepared.checkpoint is not None:
+            self.saver.restore(self.prepared.checkpoint, self.transport)
+        if self.prepared.exact:
+            begin = time.perf_counter()
+            self.solver = Solver(
+                self.environment, self.config.learn.discount, self.prepared.kernels, self.transport
+            )
+            self.solver.solve()
+            self.times.certify_s += time.perf_counter() - begin
+        self.times.startup_s = self.times.wall_s - self.times.certify_s
+        if self.prepared.checkpoint is None:
+            return None
+        self._certify_if_due()
+        return verdict(self.config.stop, self.architecture.progress, None, self.certificate)
+
+    def step(self) -> Verdict | None:
+        """One round, from LEARN to TELL. COLLECTIVE. Returns the verdict that ends the run."""
+        agreement = self._learn_and_agree()
+        if not agreement.non_finite:
+            self.architecture.commit()
+        else:
+            self.architecture.rollback()
+        progress = self.architecture.progress
+        certificate = self._certify_if_due()
+        ended = verdict(self.config.stop, progress, agreement, certificate)
+        if ended is None or ended.status == "diverged":
+            every = self.config.checkpoint.every_rounds
+            due = bool(every) and progress.round % every == 0
+            if (due or agreement.want_checkpoint) and ended is None:
+                self.checkpoint("asked" if agreement.want_checkpoint else "due")
+        self._tell(certificate)
+        return ended
+
+    def checkpoint(self, why: str) -> None:
+        """Write a checkpoint. COLLECTIVE."""
+        begin = time.perf_counter()
+        path = self.saver.write(self.transport)
+        self.times.io_s += time.perf_counter() - begin
+        if self.monitor is not None:
+            self.monitor.event("checkpoint", path=path, why=why, round=self.architecture.progress.round)
+
+    def certify(self, tight: bool) -> Certificate | None:
+        """The certificate of the committed table, None where none is possible. COLLECTIVE."""
+        if self.solver is None:
+            return None
+        begin = time.perf_counter()
+        base = self.architecture.base
+        certificate = self.solver.certify(
+            base.q, base.record.stride, self.architecture.visited(), tight=tight
+        )
+        self.times.certify_s += time.perf_counter() - begin
+        return certificate
+
+    def _learn_and_agree(self) -> Agreement:
+        while True:
+            begin = time.perf_counter()
+            self.architecture.learn()
+            middle = time.perf_counter()
+            agreement = self.architecture.exchange(self._wishes())
+            self.times.learn_s += middle - begin
+            self.times.exchange_s += time.perf_counter() - middle
+            if agreement is not None:
+                return agreement
+            self.architecture.rollback()
+
+    def _wishes(self) -> tuple[bool, bool, bool]:
+        checkpoint, stop = self.signals.take()
+        if self.monitor is not None:
+            asked_checkpoint, asked_stop = self.monitor.requests()
+            checkpoint, stop = checkpoint or asked_checkpoint, stop or asked_stop
+        limit = self.config.stop.wall_time_s
+        late = self.transport.rank == 0 and limit is not None and self.times.wall_s >= limit
+        return stop, checkpoint, late
+
+    def _certify_if_due(self) -> Certificate | None:
+        if not is_check_round(self.architecture.progress.round):
+            return None
+        certificate = self.certify(tight=False)
+        self.certificate = certificate or self.certificate
+        return certificate
+
+    def _tell(self, certificate: Certificate | None) -> None:
+        monitor = self.monitor
+        if monitor is None or not monitor.due(certificate is not None):
+            return
+        progress, times = self.architecture.progress, self.times
+        busy = times.learn_s + times.exchange_s
+        known = self.certificate
+        monitor.report({
+            "wall_time_s": times.wall_s,
+            "steps": progress.steps,
+            "steps_per_s": (progress.steps - self.saver.restored_steps) / busy if busy else None,
+            "round": progress.round,
+            "episodes": progress.episodes,
+            "mean_return": progress.mean_return,
+            "td_rms": progress.td_rms,
+            "policy_gap": known.policy_gap if known else None,
+            "policy_loss": known.policy_loss if known else None,
+            "q_error": known.q_error if known else None,
+            "epsilon": self.architecture.epsilon,
+            "steps_per_round": progress.period,
+            "learn_time_s": times.learn_s,
+            "exchange_time_s": times.exchange_s,
+        })  # fmt: skip
+        wasted = self.transport.size > 1 and times.exchange_s > 2 * times.learn_s and busy > 1.0
+        if wasted and not self._told_too_small:
+            self._told_too_small = True
+            monitor.event(
+                "too_small",
+                f"{100 * times.exchange_s / busy:.0f} % of the time goes into fusion: "
+                f"{self.environment.n_states} states are too few for {self.transport.size} ranks "
+                "to profit",
+            )
+
+
+def run(command: Any, transport: Transport) -> int:
+    """Run `train` or `resume` to its end and return the exit code. COLLECTIVE."""
+    with Signals() as signals:
+        prepared = prepare(command, transport)
+        this = Run(prepared, transport, signals)
+        ended = this.start()
+        while ended is None:
+            ended = this.step()
+        return finish(this, ended)

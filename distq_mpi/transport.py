@@ -1,0 +1,219 @@
+"""Messages between ranks over an owned duplicate of the communicator. The only door to mpi4py.
+
+Every public method is COLLECTIVE unless it says otherwise. Setup may send pickled objects; the
+round loop sends buffers only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from distq_mpi.errors import DistqError
+from distq_mpi.launcher import launched_size
+from distq_mpi.partition import Partition
+
+SHM_RESERVE = 16 << 20
+CHUNK_ROWS = 1 << 20
+
+
+class Transport:
+    """The ranks of a run, as one rank sees them.
+
+    Attributes: `rank`, `size`; `node_rank`, `node_size` among the ranks of this host; `hosts`,
+    the host name of every rank.
+    """
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        self._comm = comm.Dup()
+        self.rank, self.size = self._comm.rank, self._comm.size
+        self._node = self._comm.Split_type(MPI.COMM_TYPE_SHARED, self.rank)
+        self.node_rank, self.node_size = self._node.rank, self._node.size
+        leads = 0 if self.node_rank == 0 else MPI.UNDEFINED
+        self._leaders = self._comm.Split(leads, self.rank)
+        self._windows: list[MPI.Win] = []
+        self.hosts: list[str] = self._comm.allgather(MPI.Get_processor_name())
+
+    @classmethod
+    def connect(cls) -> Transport:
+        """Start MPI and return the transport over all ranks of the job.
+
+        Raises DistqError where the launcher started more ranks than this MPI library sees: a
+        launcher of one MPI and the library of another give as many worlds of one rank.
+        """
+        expected, size = launched_size(), MPI.COMM_WORLD.size
+        if expected is not None and expected > 1 and size == 1:
+            library = MPI.Get_library_version().splitlines()[0].strip("\0 ")
+            raise DistqError(
+                f"the launcher started {expected} ranks, but the MPI library in use ({library}) "
+                "sees one: use the mpirun that belongs to this library"
+            )
+        return cls(MPI.COMM_WORLD)
+
+    @property
+    def library(self) -> str:
+        """Name and version of the MPI library. Local."""
+        return MPI.Get_library_version().splitlines()[0].strip("\0 ")
+
+    @property
+    def leads_node(self) -> bool:
+        """Whether this rank is the first of its host. Local."""
+        return self.node_rank == 0
+
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's object on every rank (pickled; for setup and rare events)."""
+        return self._comm.bcast(value, root=0)
+
+    def broadcast_on_node(self, value: Any) -> Any:
+        """Return the node leader's object on every rank of the node. COLLECTIVE on the node."""
+        return self._node.bcast(value, root=0)
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """Return every rank's object on rank 0, None elsewhere (pickled)."""
+        return self._comm.gather(value, root=0)
+
+    def broadcast_array(self, array: np.ndarray) -> None:
+        """Copy rank 0's contiguous array over everybody's, in place."""
+        flat = array.reshape(-1).view(np.uint8)
+        for start in range(0, flat.size, 1 << 30):
+            self._comm.Bcast([flat[start : start + (1 << 30)], MPI.BYTE], root=0)
+
+    def sum_int(self, array: np.ndarray) -> None:
+        """Add int64 arrays of all ranks, in place."""
+        self._comm.Allreduce(MPI.IN_PLACE, [array, MPI.INT64_T], op=MPI.SUM)
+
+    def max_int(self, array: np.ndarray) -> None:
+        """Elementwise maximum of int64 arrays, in place."""
+        self._comm.Allreduce(MPI.IN_PLACE, [array, MPI.INT64_T], op=MPI.MAX)
+
+    def max_float(self, array: np.ndarray) -> None:
+        """Elementwise maximum of float64 arrays without NaN, in place."""
+        self._comm.Allreduce(MPI.IN_PLACE, [array, MPI.DOUBLE], op=MPI.MAX)
+
+    def sum_to_owners(self, array: np.ndarray, partition: Partition) -> np.ndarray:
+        """Add int64 arrays of n * w elements; return the sum of this rank's block, a view.
+
+        `array` (n rows of w, flat) is overwritten. Rows are sent in chunks, so that the library's
+        temporary stays in cache.
+        """
+        width = array.size // max(1, partition.n)
+        out = None
+        for rank in range(self.size):
+            start, stop = partition.block(rank)
+            block = array[start * width : stop * width]
+            for first in range(0, block.size, CHUNK_ROWS):
+                chunk = block[first : first + CHUNK_ROWS]
+                if rank == self.rank:
+                    self._comm.Reduce(MPI.IN_PLACE, [chunk, MPI.INT64_T], op=MPI.SUM, root=rank)
+                else:
+                    self._comm.Reduce([chunk, MPI.INT64_T], None, op=MPI.SUM, root=rank)
+            if rank == self.rank:
+                out = block
+        assert out is not None
+        return out
+
+    def allgather_rows(self, array: np.ndarray, partition: Partition) -> None:
+        """Give everybody every block of a contiguous array with `partition.n` rows, in place."""
+        row = array.reshape(partition.n, -1) if partition.n else array.reshape(0, 1)
+        if row.size == 0:
+            return
+        kind = MPI.BYTE.Create_contiguous(row.shape[1] * row.itemsize).Commit()
+        counts = (list(partition.counts), list(partition.displacements))
+        self._comm.Allgatherv(MPI.IN_PLACE, [row, counts, kind])
+        kind.Free()
+
+    def gather_rows(self, block: np.ndarray, partition: Partition) -> np.ndarray | None:
+        """Return the rows of all blocks on rank 0, None elsewhere; block (n, ...) of any dtype."""
+        block = np.ascontiguousarray(block)
+        row_bytes = block.dtype.itemsize * int(np.prod(block.shape[1:], dtype=np.int64))
+        kind = MPI.BYTE.Create_contiguous(row_bytes).Commit()
+        whole, receive = None, None
+        if self.rank == 0:
+            whole = np.empty((partition.n, *block.shape[1:]), block.dtype)
+            counts = (list(partition.counts), list(partition.displacements))
+            receive = [whole.view(np.uint8), counts, kind]
+        self._comm.Gatherv([block.view(np.uint8), len(block), kind], receive, root=0)
+        kind.Free()
+        return whole
+
+    def share_on_node(self, arrays: tuple[np.ndarray, ...] | None) -> tuple[np.ndarray, ...]:
+        """Return rank 0's arrays on every rank, stored once per host.
+
+        Owned by the transport until `close`; nobody writes them. Where /dev/shm is too small the
+        ranks keep private copies.
+        """
+        shapes = self.broadcast(arrays and [(a.shape, a.dtype) for a in arrays])
+        sizes = [-(-int(np.prod(s, dtype=np.int64)) * t.itemsize // 64) * 64 for s, t in shapes]
+        buffer = self._node_buffer(sum(sizes))
+        shared, offset = [], 0
+        for (shape, dtype), size in zip(shapes, sizes, strict=True):
+            count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            shared.append(buffer[offset : offset + count].view(dtype).reshape(shape))
+            offset += size
+        for source, target in zip(arrays or (), shared, strict=False):
+            target[...] = source
+        if self.leads_node:
+            for start in range(0, buffer.size, 1 << 30):
+                self._leaders.Bcast([buffer[start : start + (1 << 30)], MPI.BYTE], root=0)
+        if not self._windows or self._windows[-1] is None:
+            self._node.Bcast([buffer, MPI.BYTE], root=0)
+        self._node.Barrier()
+        return tuple(shared)
+
+    def _node_buffer(self, size: int) -> np.ndarray:
+        roomy = True
+        if self.leads_node:
+            with contextlib.suppress(OSError):
+                stat = os.statvfs("/dev/shm")
+                roomy = stat.f_bavail * stat.f_frsize > size + SHM_RESERVE
+        if not self.broadcast_on_node(roomy) or self.node_size == 1:
+            self._windows.append(None)
+            return np.zeros(size, np.uint8)
+        window = MPI.Win.Allocate_shared(size if self.leads_node else 0, 1, comm=self._node)
+        self._windows.append(window)
+        return np.frombuffer(window.Shared_query(0)[0], np.uint8)
+
+    @contextlib.contextmanager
+    def same_outcome(self) -> Iterator[None]:
+        """Run a block in which a DistqError on any rank is raised on every rank.
+
+        The block itself must not contain collectives that a failed rank would miss.
+        """
+        error: DistqError | None = None
+        try:
+            yield
+        except DistqError as mistake:
+            error = mistake
+        errors = [e for e in self._comm.allgather(error) if e is not None]
+        if errors:
+            raise errors[0]
+
+    def close(self) -> None:
+        """Free what the transport owns."""
+        for window in self._windows:
+            if window is not None:
+                window.Free()
+        for comm in (self._leaders, self._node, self._comm):
+            if comm != MPI.COMM_NULL:
+                comm.Free()
+
+
+def abort_on_exception(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Exception hook: print this rank's traceback once, then end the whole job. Local.
+
+    A rank that just leaves would let its peers wait for ever in the next collective.
+    """
+    from mpi4py.run import set_abort_status
+
+    sys.__excepthook__(kind, error, trace)
+    sys.stderr.flush()
+    set_abort_status(error)
