@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,7 +26,9 @@ from distq_mpi.kernels.objects import LoadedKernel
 from distq_mpi.lanes import LANE_DTYPE, Lanes
 from distq_mpi.partition import Partition
 from distq_mpi.table import SLICE_ROWS, Record, Rows, initialise
-from distq_mpi.transport import Transport
+
+if TYPE_CHECKING:
+    from distq_mpi.transport import Transport
 
 NO_LIMIT = 2**32 - 1
 WHOLE_BYTES = 1 << 19
@@ -149,8 +151,13 @@ class Allreduce:
         self.draws = np.zeros(2 * loop.BATCH, np.uint64)
         self._bound: dict[tuple[str, int, int], Any] = {}
 
+    @property
+    def epsilon(self) -> float:
+        """Exploration rate of the next round. Local."""
+        return epsilon_at(self.config.learn, self.progress.steps)
+
     def _epsilon(self) -> int:
-        return epsilon_threshold(epsilon_at(self.config.learn, self.progress.steps))
+        return epsilon_threshold(self.epsilon)
 
     def steps_of_round(self) -> int:
         """Steps every lane makes in the next round; the last one before `stop.steps` is shorter."""
@@ -246,6 +253,10 @@ class Allreduce:
                 start, self.base.values[start:stop], self.base.clock[start:stop],
                 visits.reshape(-1, n_actions),
             )  # fmt: skip
+
+    def visited(self) -> np.ndarray:
+        """Clocks of the committed table, uint32 (S, A), a view: 0 means never learned. Local."""
+        return self.base.clock
 
     def gather_lanes(self) -> np.ndarray | None:
         """Return all committed lanes, packed in order, on rank 0; None elsewhere. COLLECTIVE."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distq_mpi.environments.base import Environment
-from distq_mpi.transport import Transport
+
+if TYPE_CHECKING:
+    from distq_mpi.transport import Transport
 
 FUNCTIONS = ("law_step", "law_start", "outcomes", "outcome", "start")
 

@@ -47,28 +47,25 @@ def best_of(n_actions):
 
 
 def epsilon_greedy(n_actions):
-    """Return choose(q, row, greedy, value, word, epsilon) -> action, epsilon-greedy.
+    """Return choose(q, row, value, word, epsilon) -> action (uint64), epsilon-greedy.
 
-    `epsilon` is a uint64 threshold of 2^32. Exact ties of the greedy value are broken uniformly
-    by the bits that would have picked the random action (unused when not exploring): from a table
-    of equal values the lowest index alone would never explore.
+    `value` is the row's largest, `epsilon` a uint64 threshold of 2^32. Exact ties are broken
+    uniformly by the bits that would have picked the random action (unused when not exploring):
+    from a table of equal values the lowest index alone would never explore. No branches: ties are
+    common where a table starts optimistic, and unpredictable.
     """
     count = u8(n_actions)
 
-    def choose(q, row, greedy, value, word, epsilon):
+    def choose(q, row, value, word, epsilon):
         high = word >> SHIFT32
-        if (word & LOW32) < epsilon:
-            return (high * count) >> SHIFT32
-        tied = 0
+        tied = u8(0)
         for a in range(n_actions):
-            tied += q[row + u8(a)] == value
-        if tied > 1:
-            left = np.int64((high * u8(tied)) >> SHIFT32)
-            for a in range(n_actions):
-                if q[row + u8(a)] == value:
-                    if left == 0:
-                        return u8(a)
-                    left -= 1
-        return greedy
+            tied += u8(q[row + u8(a)] == value)
+        wanted = (high * tied) >> SHIFT32
+        passed, index = u8(0), u8(0)
+        for a in range(n_actions - 1):
+            passed += u8(q[row + u8(a)] == value)
+            index += u8(passed <= wanted)
+        return (high * count) >> SHIFT32 if (word & LOW32) < epsilon else index
 
     return choose

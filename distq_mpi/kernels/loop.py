@@ -32,8 +32,7 @@ def begin(q, state, action, next_state, reward, terminated, age, gain, params, c
         number = control[FIRST_LANE] + u8(lane)
         word, bits = threefry(u8(0), number, control[SEED], TRANSITION)
         s = law_start(threefry(u8(0), number, control[SEED], RESET)[0], params)
-        greedy, value = best(q, s * STRIDE)
-        a = choose(q, s * STRIDE, greedy, value, word, control[EPSILON])
+        a = choose(q, s * STRIDE, best(q, s * STRIDE)[1], word, control[EPSILON])
         age[lane], gain[lane] = u4(0), 0.0
         state[lane], action[lane] = s, a
         next_state[lane], reward[lane], terminated[lane] = law_step(s, a, bits, params)
@@ -72,10 +71,11 @@ def learn(q, clock, state, action, next_state, reward, terminated, age, gain, dr
             for group in range(0, size, GROUP):
                 stop = min(group + GROUP, size)
                 for i in range(group, stop):
-                    lane, word, bits = batch + i, draws[i], draws[BATCH + i]
+                    lane = u8(batch + i)  # unsigned: no test for negative indices
+                    word, bits = draws[u8(i)], draws[u8(BATCH + i)]
                     s, ended = next_state[lane], terminated[lane]
-                    greedy, value = best(q, s * STRIDE)
-                    a = choose(q, s * STRIDE, greedy, value, word, epsilon)
+                    value = best(q, s * STRIDE)[1]
+                    a = choose(q, s * STRIDE, value, word, epsilon)
                     future = f8(bootstrap(q, s * STRIDE, a, value))
                     target = reward[lane] + (0.0 if ended else discount * future)
                     pair = state[lane] * STRIDE + action[lane]
@@ -90,15 +90,14 @@ def learn(q, clock, state, action, next_state, reward, terminated, age, gain, dr
                         n_episodes += 1.0
                         return_sum += total
                         total, length = 0.0, u4(0)
-                        reset = threefry(now, first_lane + u8(lane), seed, RESET)[0]
+                        reset = threefry(now, first_lane + lane, seed, RESET)[0]
                         s = law_start(reset, params)
-                        greedy, value = best(q, s * STRIDE)
-                        a = choose(q, s * STRIDE, greedy, value, word, epsilon)
+                        a = choose(q, s * STRIDE, best(q, s * STRIDE)[1], word, epsilon)
                     gain[lane], age[lane] = total, length
                     state[lane], action[lane] = s, a
                     next_state[lane], reward[lane], terminated[lane] = law_step(s, a, bits, params)
                 for i in range(group, stop):  # close together, so that the waits overlap
-                    prefetch(q, next_state[batch + i] * STRIDE)
+                    prefetch(q, next_state[u8(batch + i)] * STRIDE)
     totals[RETURN_SUM] += return_sum
     totals[SQUARE_SUM] += square_sum
     totals[EPISODES] += n_episodes

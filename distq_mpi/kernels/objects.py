@@ -8,7 +8,6 @@ a hash of sources, constants, argument types, versions and processor, so that th
 from __future__ import annotations
 
 import ctypes
-import functools
 import hashlib
 import json
 import os
@@ -36,9 +35,9 @@ class Node(Protocol):
         """Return the leader's `value` on every rank of the node. COLLECTIVE on the node."""
 
 
-@functools.cache
 def target_machine() -> Any:
-    """LLVM's description of this processor, for compiling and loading alike."""
+    """LLVM's description of this processor; a new one each time, for an engine owns and frees its.
+    """
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     return llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(

@@ -1,0 +1,108 @@
+"""Write the committed state to a checkpoint, and take it back."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distq_mpi import checkpoint
+from distq_mpi.architectures import Progress
+from distq_mpi.config import to_toml
+from distq_mpi.errors import DistqError
+from distq_mpi.table import SLICE_ROWS, table_sha256
+
+if TYPE_CHECKING:
+    from distq_mpi.transport import Transport
+
+
+class Saver:
+    """Checkpoints of one run. `directory` is None except on rank 0."""
+
+    def __init__(
+        self, config: Any, environment: Any, directory: Any, architecture: Any
+    ) -> None:
+        self.config, self.environment = config, environment
+        self.directory, self.architecture = directory, architecture
+        self.restored_steps = 0
+        self.newest: str | None = None
+        self._written_round = -1
+
+    def write(self, transport: Transport) -> str | None:
+        """Write a checkpoint of the last commit and prune old ones; COLLECTIVE.
+
+        Returns its path on rank 0. Raises FileError on every rank where rank 0 could not write;
+        the checkpoints before are untouched.
+        """
+        progress = self.architecture.progress
+        if progress.round == self._written_round:
+            return self.newest
+        rows, lanes = self.architecture.iter_rows(), self.architecture.gather_lanes()
+        with transport.same_outcome():
+            try:
+                if self.directory is not None:
+                    self.newest = self._write_rank_0(rows, lanes, progress)
+            finally:
+                for _ in rows:  # the other ranks' part of the slices, and rank 0's after an error
+                    pass
+        self._written_round = progress.round
+        return self.newest
+
+    def _write_rank_0(self, rows: Any, lanes: Any, progress: Progress) -> str:
+        folder = self.directory.checkpoints
+        path = os.path.join(folder, f"round-{progress.round:012d}.h5")
+        checkpoint.write(
+            path,
+            rows=rows,
+            n_states=self.environment.n_states,
+            n_actions=self.environment.n_actions,
+            dtype=np.dtype(self.config.learn.dtype),
+            lanes=lanes,
+            config_toml=to_toml(self.config),
+            attributes={
+                "round": progress.round,
+                "model_id": self.environment.model_id,
+                "seed": self.config.run.seed,
+                "architecture": self.config.parallel.architecture,
+                "state": progress.to_json(),
+            },
+        )
+        checkpoint.prune(folder, self.config.checkpoint.keep)
+        return path
+
+    def restore(self, path: str, transport: Transport) -> None:
+        """Take table, lanes and counters from a checkpoint; COLLECTIVE. Rank 0 reads.
+
+        Raises FileError on every rank where the file cannot be trusted.
+        """
+        header, lanes = None, None
+        with transport.same_outcome():
+            if transport.rank == 0:
+                header = checkpoint.read_header(path)
+                lanes = checkpoint.read_lanes(path)
+                self._check(header)
+        state = header.attributes["state"] if header is not None else None
+        state, lanes = transport.broadcast((state, lanes))
+        for start in range(0, self.environment.n_states, SLICE_ROWS):
+            stop = min(start + SLICE_ROWS, self.environment.n_states)
+            slices: Any = None
+            with transport.same_outcome():
+                if transport.rank == 0:
+                    slices = checkpoint.read_rows(path, start, stop)
+            self.architecture.restore_rows(start, *transport.broadcast(slices))
+        progress = Progress.from_json(state)
+        self.architecture.restore(progress, lanes)
+        self.restored_steps, self.newest, self._written_round = progress.steps, path, progress.round
+
+    def _check(self, header: Any) -> None:
+        shape = (header.n_states, header.n_actions)
+        if shape != (self.environment.n_states, self.environment.n_actions):
+            raise DistqError(f"{header.path}: a table of shape {shape}, not the environment's")
+
+    def sha256(self) -> str:
+        """`table_sha256` of the committed table. Local: every rank holds all of it."""
+        values = self.architecture.base.values
+        return table_sha256(
+            values[start : start + SLICE_ROWS] for start in range(0, len(values), SLICE_ROWS)
+        )

@@ -1,0 +1,138 @@
+"""The end of a run: last checkpoint, last certificate, sampled evaluation, summary."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distq_mpi.files import publish
+from distq_mpi.monitor import draw_policy
+from distq_mpi.partition import Partition
+from distq_mpi.stopping import Verdict
+
+if TYPE_CHECKING:
+    from distq_mpi.trainer import Run
+
+NO_LIMIT_STEPS = 100_000
+DRAWN_CELLS = 40 * 40
+
+
+def finish(run: Run, ended: Verdict) -> int:
+    """Write what a run leaves behind; return its exit code. COLLECTIVE."""
+    if ended.status != "diverged":
+        run.checkpoint("end")
+    certificate = run.certify(tight=True)
+    evaluation = sample(run)
+    peak = np.array([peak_bytes()], np.int64)
+    run.transport.max_int(peak)
+    with run.transport.same_outcome():
+        if run.monitor is not None:
+            summary = _summary(run, ended, certificate, evaluation, int(peak[0]))
+            if ended.status in ("converged", "finished"):
+                _publish_result(run)
+            run.monitor.finish(summary, _next_commands(run, ended), _drawing(run))
+    run.transport.close()
+    return ended.exit_code
+
+
+def sample(run: Run) -> dict[str, Any] | None:
+    """Returns of `evaluate.episodes` greedy episodes, spread over the ranks; COLLECTIVE.
+
+    Every episode is a function of (seed, its number). None on ranks other than 0.
+    """
+    n_episodes = run.config.evaluate.episodes
+    if n_episodes == 0:
+        return None
+    episodes = Partition.balanced(n_episodes, run.transport.size)
+    first, stop = episodes.block(run.transport.rank)
+    longest = run.environment.max_episode_steps or NO_LIMIT_STEPS
+    returns = np.zeros(stop - first)
+    control = np.array([first, run.config.run.seed, longest], np.uint64)
+    run.prepared.kernels["evaluate"](
+        run.architecture.base.q, returns, run.environment.params, control
+    )
+    gathered = run.transport.gather_rows(returns, episodes)
+    if gathered is None:
+        return None
+    return {
+        "mean_return": float(gathered.mean()),
+        "std_return": float(gathered.std()),
+        "episodes": n_episodes,
+    }
+
+
+def peak_bytes() -> int:
+    """Most memory this rank has held at once. Local."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _summary(
+    run: Run, ended: Verdict, certificate: Any, evaluation: Any, peak: int
+) -> dict[str, Any]:
+    progress, times, size = run.architecture.progress, run.times, run.transport.size
+    busy = times.learn_s + times.exchange_s
+    steps = progress.steps - run.saver.restored_steps
+    return {
+        "status": ended.status,
+        "reason": ended.reason,
+        "exit_code": ended.exit_code,
+        "architecture": run.config.parallel.architecture,
+        "reproducible": True,
+        "agents_from_ranks": run.prepared.agents_from_ranks,
+        "ranks_started": size,
+        "ranks_finished": size,
+        "agents": run.config.parallel.agents,
+        "lanes": run.config.parallel.lanes,
+        "seed": run.config.run.seed,
+        "env": run.environment.id,
+        "states": run.environment.n_states,
+        "states_reachable": run.solver.n_reachable if run.solver else None,
+        "actions": run.environment.n_actions,
+        "dtype": run.config.learn.dtype,
+        "steps": progress.steps,
+        "rounds": progress.round,
+        "episodes": progress.episodes,
+        "wall_time_s": times.wall_s,
+        "startup_time_s": times.startup_s,
+        "learn_time_s": times.learn_s,
+        "exchange_time_s": times.exchange_s,
+        "certify_time_s": times.certify_s,
+        "io_time_s": times.io_s,
+        "steps_per_s": steps / busy if busy else None,
+        "peak_rss_bytes": peak,
+        "table_sha256": run.saver.sha256(),
+        "certificate": asdict(certificate) if certificate else {"kind": "none"},
+        "evaluation": evaluation,
+        "recoveries": 0,
+        "checkpoint": run.saver.newest,
+    }
+
+
+def _publish_result(run: Run) -> None:
+    source, target = run.saver.newest, os.path.join(run.prepared.directory.path, "result.h5")
+    with publish(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def _next_commands(run: Run, ended: Verdict) -> list[str]:
+    path = run.prepared.directory.path
+    more = {
+        "interrupted": f"python -m distq_mpi resume {path}",
+        "diverged": f"python -m distq_mpi train --config {path}/config.toml --run.dir '' "
+        "--learn.step_size rescaled_linear",
+    }
+    default = f"python -m distq_mpi resume {path} --stop.steps {2 * run.architecture.progress.steps}"
+    return [more.get(ended.status, default), f"python -m distq_mpi info {run.saver.newest}"]
+
+
+def _drawing(run: Run) -> str:
+    environment = run.environment
+    if environment.grid is None or not environment.arrows or environment.n_states > DRAWN_CELLS:
+        return ""
+    greedy = run.architecture.base.values.argmax(axis=1)
+    return draw_policy(greedy, environment.grid, environment.arrows, environment.marks)
