@@ -1,0 +1,120 @@
+"""Learn a few rounds of every combination on the ranks of this job; print one hash per line.
+
+`mpirun -n P python combinations.py [--mutate scale|seed]`: a mutation lets the number of ranks
+into the fixed-point scale, or the rank into the seed; the hashes must then depend on P.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from typing import Any
+from unittest import mock
+
+from distq_mpi import environments
+from distq_mpi.architectures import Allreduce
+from distq_mpi.config import from_dict
+from distq_mpi.environments.sharing import share
+from distq_mpi.fusion import FixedPoint
+from distq_mpi.kernels.objects import load
+from distq_mpi.preparation import settle
+from distq_mpi.table import table_sha256
+from distq_mpi.transport import Transport
+
+ENVIRONMENTS: dict[str, dict[str, Any]] = {
+    "chain7": {"id": "tests.contract.chain:Chain", "kwargs": {"length": 7}},
+    "lake": {"id": "FrozenLake8x8-v1"},
+    "taxi": {"id": "Taxi-v4"},
+}
+AGENTS, ROUNDS = 6, 25
+
+
+def combinations() -> dict[str, dict[str, Any]]:
+    """Name -> configuration sections."""
+    found = {}
+    for env, rule, fusion in itertools.product(
+        ENVIRONMENTS, ("q_learning", "sarsa"), ("pooled", "count", "mean", "max")
+    ):
+        found[f"{env} {rule} {fusion}"] = {
+            "env": ENVIRONMENTS[env],
+            "learn": {"rule": rule},
+            "parallel": {"fusion": fusion},
+        }
+    lake = ENVIRONMENTS["lake"]
+    found["lake constant float32 random"] = {
+        "env": lake,
+        "learn": {"step_size": "constant", "dtype": "float32", "initial": "random"},
+        "parallel": {"steps_per_round": 3},
+    }
+    found["lake schedule zeros, lanes not divisible"] = {
+        "env": lake,
+        "learn": {"initial": "zeros", "epsilon_schedule": "linear", "epsilon_steps": 20000},
+        "parallel": {"lanes": 200, "fusion": "count"},
+    }
+    # Beyond the size that is reduced whole: contributions go to the owners of the blocks.
+    for fusion in ("pooled", "count"):
+        found[f"garnet owners {fusion}"] = {
+            "env": {"id": "garnet", "kwargs": {"states": 17_001, "actions": 3, "branching": 4}},
+            "parallel": {"fusion": fusion, "steps_per_round": 20},
+        }
+    found["grid law float32"] = {
+        "env": {"id": "grid", "kwargs": {"rows": 9, "columns": 11, "slip": 0.2}},
+        "learn": {"dtype": "float32"},
+    }
+    return found
+
+
+def learn(sections: dict[str, Any], transport: Transport) -> str:
+    """The hash after `ROUNDS` rounds. COLLECTIVE."""
+    sections = {**sections, "parallel": {"agents": AGENTS, "force": True, **sections["parallel"]}} \
+        if "parallel" in sections else {**sections, "parallel": {"agents": AGENTS}}
+    told = None
+    environment = None
+    if transport.rank == 0:
+        config, environment, _ = settle(from_dict(sections), transport.size)
+        told = config
+    config = transport.broadcast(told)
+    environment = share(environment, lambda: environments.make(config.env), transport)
+    requests = Allreduce.requests(config, environment) if transport.leads_node else None
+    architecture = Allreduce(config, environment, load(requests, transport), transport)
+    while architecture.progress.round < ROUNDS:
+        architecture.learn()
+        if architecture.exchange((False, False, False)) is None:
+            architecture.rollback()
+        else:
+            architecture.commit()
+    blocks = [q.copy() for _, q, _, _ in architecture.iter_rows()]
+    return table_sha256(blocks)
+
+
+def main() -> None:
+    """Print {name: hash} as JSON on rank 0."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--mutate", choices=("scale", "seed"))
+    parser.add_argument("--only", default="")
+    options = parser.parse_args()
+    transport = Transport.connect()
+    hashes = {}
+    for name, sections in combinations().items():
+        if options.only not in name:
+            continue
+        if options.mutate == "seed":
+            sections = {**sections, "run": {"seed": transport.rank}}
+            told = transport.rank
+            with mock.patch.object(
+                Allreduce, "_epsilon", lambda self, told=told: (told + 1) << 28
+            ):
+                hashes[name] = learn(sections, transport)
+        elif options.mutate == "scale":
+            scale = property(lambda self: 2.0 ** (20 - self.exponent - transport.size))
+            with mock.patch.object(FixedPoint, "scale", scale):
+                hashes[name] = learn(sections, transport)
+        else:
+            hashes[name] = learn(sections, transport)
+    if transport.rank == 0:
+        print(json.dumps(hashes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""The same configuration gives the same bits on any number of ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.launching import ROOT, run
+
+SCRIPT = str(Path(__file__).with_name("combinations.py"))
+
+
+def hashes(n_ranks: int, *options: str) -> dict[str, str]:
+    ended = run(n_ranks, [SCRIPT, *options], ROOT, limit_s=400)
+    assert ended.code == 0, ended.err
+    found: dict[str, str] = json.loads(ended.out.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, str]:
+    return hashes(0)
+
+
+@pytest.mark.parametrize("n_ranks", [1, 2, 3, 5, 8])
+def test_same_bits_on_any_number_of_ranks(alone: dict[str, str], n_ranks: int) -> None:
+    assert hashes(n_ranks) == alone
+
+
+def test_combinations_differ(alone: dict[str, str]) -> None:
+    # Rules, fusions and environments that gave equal tables would prove nothing above.
+    assert len(set(alone.values())) == len(alone)
+
+
+@pytest.mark.parametrize("mutation", ["scale", "seed"])
+def test_a_mutation_is_seen(mutation: str) -> None:
+    only = ("--mutate", mutation, "--only", "lake q_learning pooled")
+    assert hashes(1, *only) != hashes(2, *only)
