@@ -288,7 +288,9 @@ def describe(path: str | os.PathLike[str]) -> str:
         f"  table       {header.n_states:,} states x {header.n_actions} actions, {header.dtype}",
         f"  lanes       {header.n_lanes:,}",
     ]
-    lines += [f"  {name:<11} {value}" for name, value in header.attributes.items()]
+    for name, value in sorted(header.attributes.items()):
+        text = str(value)
+        lines.append(f"  {name:<11} {text if len(text) <= 80 else text[:77] + '...'}")
     faults = []
     for array in header.stored.arrays.values():
         with suppress(FileError):
