@@ -170,7 +170,7 @@ class _Sink:
 
     def __init__(self, path: Path) -> None:
         self.error: OSError | None = None
-        self._file: BinaryIO = open(path, "x+b", buffering=0)  # noqa: SIM115
+        self._file: BinaryIO = open(path, "w+b", buffering=0)  # noqa: SIM115
 
     def _keep(self, call: Any, *arguments: Any) -> Any:
         if self.error is not None:
@@ -206,7 +206,10 @@ class _Sink:
         """Nothing is buffered here; `publish` forces the file to the disk."""
 
     def close(self) -> None:
-        self._keep(self._file.close)
+        try:
+            self._file.close()
+        except OSError as error:
+            self.error = self.error or error
 
     def check(self) -> None:
         if self.error is not None:
@@ -395,9 +398,9 @@ def read_slices(
                 last = min(first + SLICE_ROWS, array.shape[0])
                 file.seek(array.offset + first * width * array.dtype.itemsize)
                 rows = np.fromfile(file, array.dtype, (last - first) * width)
-                rows = rows.reshape(-1, *array.shape[1:]) if width else rows
-                if len(rows) != last - first:
+                if len(rows) != (last - first) * width:
                     raise FileError(f"{stored.path} is truncated within /{name}")
+                rows = rows.reshape(last - first, *array.shape[1:])
                 if checksum(rows) != array.crc32[number]:
                     raise FileError(
                         f"{stored.path} is damaged: the checksum of /{name} "
