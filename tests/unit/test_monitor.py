@@ -213,9 +213,11 @@ SUMMARY = {
     "status": "converged", "steps": 1_234_567, "rounds": 321, "episodes": 9_999,
     "steps_per_s": 5.4e7, "wall_time_s": 12.345, "startup_time_s": 1.0, "learn_time_s": 9.5,
     "exchange_time_s": 1.25, "certify_time_s": 0.5, "io_time_s": None, "ranks_started": 2,
-    "ranks_finished": 2, "agents": 2, "lanes": 128, "seed": 7, "table_sha256": "0123456789abcdef" * 4,
+    "ranks_finished": 2, "agents": 2, "lanes": 128, "seed": 7,
+    "table_sha256": "0123456789abcdef" * 4,
     "certificate": {
-        "kind": "exact", "policy_gap": 0.000512, "policy_loss": 0.25, "policy_loss_bound": float("inf"),
+        "kind": "exact", "policy_gap": 0.000512, "policy_loss": 0.25,
+        "policy_loss_bound": float("inf"),
         "policy_value": 0.41412345678, "optimal_value": 0.4146403618,
         "policy_return": None, "optimal_return": -13,
     },
