@@ -1,0 +1,117 @@
+"""What one rank does for all: keep the run directory, talk to the user, take requests."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, TextIO
+
+from distq_mpi.errors import DistqError
+from distq_mpi.files import plain, write_json
+from distq_mpi.monitor.console import Console
+from distq_mpi.monitor.metrics import JsonLines
+from distq_mpi.monitor.run_directory import RunDirectory
+
+__all__ = ["Monitor", "RunDirectory"]
+
+HEARTBEAT_S = 1.0
+REQUESTS_S = 0.2
+STATES = {"converged": "finished", "finished": "finished", "interrupted": "interrupted"}
+
+
+class Monitor:
+    """Tells the run directory and the terminal how the run goes; one rank only, local.
+
+    Takes the directory for this process (`RunDirectory.lock`) until `finish` or `fail`.
+
+    Parameters
+    ----------
+    quiet : bool
+        Print nothing; the files are written all the same.
+    stream : text file, optional
+        In place of standard output.
+
+    Raises
+    ------
+    FileError
+        From every method but `fail`, if a file cannot be written.
+    ConfigError
+        If another process works in the directory.
+    """
+
+    def __init__(
+        self, directory: RunDirectory, quiet: bool = False, stream: TextIO | None = None
+    ) -> None:
+        self.directory = directory
+        directory.lock()
+        self._metrics = JsonLines(directory.metrics)
+        self._events = JsonLines(directory.events)
+        self._console = None if quiet else Console(sys.stdout if stream is None else stream)
+        self._heartbeat_at = self._asked_at = -1e9
+
+    def start(self, lines: Sequence[str], provenance: dict[str, Any]) -> None:
+        """Say what runs, keep where it came from, and call the run running."""
+        write_json(self.directory.provenance, provenance)
+        self.directory.write_state("running")
+        if self._console:
+            self._console.banner([*lines, f"run directory {self.directory.path}"])
+
+    def report(self, row: dict[str, Any]) -> None:
+        """Append one row of numbers to `metrics.jsonl` and print it.
+
+        The terminal shows `wall_time_s`, `steps`, `steps_per_s`, `round`, `episodes`,
+        `mean_return`, `td_rms`, `policy_gap` and `steps_per_round`; the file takes every key.
+        """
+        row = plain(row)
+        self._metrics.append(row)
+        self._beat()
+        if self._console:
+            self._console.report(row)
+
+    def event(self, kind: str, message: str = "", **fields: Any) -> None:
+        """Append one event to `events.jsonl`, and print it if it has a message."""
+        self._events.append({"time": time.time(), "kind": kind, "message": message, **fields})
+        if message and self._console:
+            self._console.event(kind, message)
+
+    def requests(self) -> tuple[bool, bool]:
+        """Return what files in `control/` ask for, (checkpoint, stop); cheap at every round."""
+        now = time.monotonic()
+        if now - self._asked_at < REQUESTS_S:
+            return False, False
+        self._asked_at = now
+        self._beat()
+        return self.directory.requests()
+
+    def finish(
+        self, summary: dict[str, Any], next_commands: Sequence[str] = (), drawing: str = ""
+    ) -> None:
+        """Keep and print the summary, close the files, and let the directory go."""
+        summary = plain(summary)
+        write_json(self.directory.summary, summary)
+        status = str(summary.get("status"))
+        self.directory.write_state(STATES.get(status, "failed"), status=status)
+        self._close()
+        if self._console:
+            self._console.finish(summary, next_commands, drawing)
+
+    def fail(self, message: str) -> None:
+        """Call the run failed as far as the disk allows; prints and raises nothing."""
+        with suppress(DistqError):
+            self._events.append({"time": time.time(), "kind": "error", "message": message})
+        with suppress(DistqError):
+            self.directory.write_state("failed", message=message)
+        self._close()
+
+    def _beat(self) -> None:
+        now = time.monotonic()
+        if now - self._heartbeat_at >= HEARTBEAT_S:
+            self._heartbeat_at = now
+            self.directory.write_state("running", durable=False)
+
+    def _close(self) -> None:
+        self._metrics.close()
+        self._events.close()
+        self.directory.release()

@@ -1,0 +1,77 @@
+"""Signals as requests: a handler sets a flag, the run reads it where all ranks agree."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+REPEAT_S = 0.5
+
+
+class Signals:
+    """Collects the signals of this rank while it is entered as a context; local.
+
+    USR1 asks for a checkpoint; USR2, TERM and INT ask for a checkpoint and the end; a second INT
+    raises KeyboardInterrupt. Outside the main thread Python allows no handlers, and none are set.
+    Only `signal.signal` is used: masking signals after MPI has started its threads kills the rank.
+
+    Attributes
+    ----------
+    last : str
+        Name of the last signal received, "" if none.
+    """
+
+    def __init__(self) -> None:
+        self.last = ""
+        self._checkpoint = False
+        self._stop = False
+        self._interrupted_at: float | None = None
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGUSR1, *STOP_SIGNALS):
+                self._old[number] = signal.signal(number, self._receive)
+            # A file size limit then arrives as an OSError that names the file.
+            self._old[signal.SIGXFSZ] = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._old.items():
+            # None stands for a handler that was not set from Python and cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._old.clear()
+
+    def take(self) -> tuple[bool, bool]:
+        """Return (checkpoint asked for, stop asked for) since the last call, and forget both."""
+        # A flag is only cleared when it was seen set, so a signal between the lines is not lost.
+        checkpoint, stop = self._checkpoint, self._stop
+        if checkpoint:
+            self._checkpoint = False
+        if stop:
+            self._stop = False
+        return checkpoint or stop, stop
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.last = signal.Signals(number).name
+        if number == signal.SIGUSR1:
+            self._checkpoint = True
+            return
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            first, self._interrupted_at = self._interrupted_at, now
+            # One Ctrl-C arrives twice when both the terminal and the launcher deliver it.
+            if first is not None and now - first > REPEAT_S:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                raise KeyboardInterrupt
+            self._interrupted_at = now if first is None else first
+        self._stop = True
