@@ -1,0 +1,7 @@
+"""What can be learned on: explicit models, laws, Gymnasium; built-in worlds."""
+
+from distq_mpi.environments.base import Environment
+from distq_mpi.environments.explicit import explicit_model
+from distq_mpi.environments.registry import is_law, make
+
+__all__ = ["Environment", "explicit_model", "is_law", "make"]

@@ -1,0 +1,54 @@
+"""What everything above knows of an environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A finite Markov decision process as plain functions over `params`.
+
+    The functions take arrays and scalars only and are compiled by the kernels; nobody changes
+    `params`. An explicit model's `params` are arrays (see `explicit.py`) that may be replaced by
+    equal ones elsewhere in memory, which is how a node holds a model once.
+    """
+
+    id: str
+    kind: str
+    """`explicit` (a table of transitions) or `law` (two functions)."""
+    n_states: int
+    n_actions: int
+    params: tuple[Any, ...]
+    """Last argument of every function below; never empty."""
+    law_step: Callable[..., Any]
+    """(state u8, action u8, bits u8, params) -> (next_state u8, reward f8, terminated bool);
+    reads bits 32 to 63 of the draw."""
+    law_start: Callable[..., Any]
+    """(bits u8, params) -> state u8; reads all 64 bits."""
+    outcomes: Callable[..., Any]
+    """(state i8, action i8, params) -> number of outcomes."""
+    outcome: Callable[..., Any]
+    """(state i8, action i8, i i8, params) -> (probability f8, next_state, reward f8, terminated)"""
+    start: Callable[..., Any]
+    """(i i8, params) -> (probability f8, state), for i < n_starts."""
+    n_starts: int
+    n_transitions: int
+    """Outcomes over all pairs: the work of one Bellman sweep."""
+    max_episode_steps: int
+    """Time limit, after which an episode is truncated; 0 = none."""
+    return_bound: float | None
+    """No episode's return, discounted or not, exceeds this; None = unknown."""
+    deterministic: bool
+    model_id: str
+    """SHA-256 (hex) of all that defines the process, the time limit included."""
+    grid: tuple[int, int] | None = None
+    """(rows, columns) where the states are the cells of a grid, row-major."""
+    marks: str = ""
+    """One character per state for drawing; "" = none."""
+    arrows: str = ""
+    """One character per action for drawing; "" = none."""
+    summary: str = ""
+    """One line for the user about what was built."""

@@ -1,0 +1,325 @@
+"""Laws: environments that are two plain functions, for any number of states."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import os
+import random
+import sys
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from distq_mpi.environments.arguments import call, suggestion
+from distq_mpi.environments.base import Environment
+from distq_mpi.environments.explicit import TOLERANCE
+from distq_mpi.errors import ModelError
+from distq_mpi.kernels.fingerprint import fingerprint, used_values
+
+u8, i8, f8 = np.uint64, np.int64, np.float64
+
+N_CHECKED = 1000
+"""Pseudo-random pairs looked at before a law is believed."""
+
+
+def sampled(outcome: Callable[..., Any], n_outcomes: int) -> Callable[..., Any]:
+    """Derive a sampling step from `outcome`.
+
+    It counts the cumulative probabilities a draw has passed, then asks for that outcome: no
+    branch depends on the draw, and model and simulation cannot disagree.
+    """
+
+    def step(state, action, bits, params):  # type: ignore[no-untyped-def]
+        u, passed, i = f8(bits >> u8(32)) * 2.0**-32, 0.0, 0
+        for k in range(n_outcomes - 1):
+            passed += outcome(i8(state), i8(action), k, params)[0]
+            i += u >= passed
+        _, new, reward, terminated = outcome(i8(state), i8(action), i, params)
+        return u8(new), f8(reward), bool(terminated)
+
+    return step
+
+
+def sampled_start(start: Callable[..., Any], n_starts: int) -> Callable[..., Any]:
+    """Derive the sampling of start states from `start`, in time proportional to `n_starts`."""
+
+    def first(bits, params):  # type: ignore[no-untyped-def]
+        u, passed, i = f8(bits >> u8(11)) * 2.0**-53, 0.0, 0
+        for k in range(n_starts - 1):
+            passed += start(k, params)[0]
+            i += u >= passed
+        return u8(start(i, params)[1])
+
+    return first
+
+
+def import_law(id: str) -> type:
+    """Import the law class named `module:Law`; the current directory is searched first.
+
+    Raises
+    ------
+    ModelError
+        If the module or the class is missing, or the module fails when imported.
+    """
+    module_name, _, name = id.partition(":")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the user's module may raise anything
+        missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and (module_name + ".").startswith(missing + "."):
+            raise ModelError(
+                f"env.id: {id}: there is no module {missing}, neither in {os.getcwd()} "
+                "nor among the installed packages"
+            ) from error
+        raise ModelError(
+            f"env.id: {id}: importing {module_name} failed: {type(error).__name__}: {error}"
+        ) from error
+    law = getattr(module, name, None)
+    if not isinstance(law, type):
+        classes = [k for k, v in vars(module).items() if isinstance(v, type)]
+        laws = [k for k in classes if hasattr(getattr(module, k), "outcome")]
+        raise ModelError(
+            f"env.id: {id}: {module.__file__} has no class {name}"
+            + (suggestion(name, classes) or (f"; it has {', '.join(laws)}" if laws else ""))
+        )
+    return law
+
+
+def law_environment(id: str, law_class: type, kwargs: Mapping[str, Any]) -> Environment:
+    """Construct a law with `kwargs`, look hard at it, and wrap it as an `Environment`.
+
+    Parameters
+    ----------
+    law_class : a class whose instances have `n_states`, `n_actions`, `n_outcomes`, `params` (a
+        tuple of int, float and bool) and the static functions `outcome(state, action, i, params)
+        -> (probability, next_state, reward, terminated)` and `start(i, params) -> (probability,
+        state)`; optionally `n_starts` (1), `max_episode_steps` (0 = no limit), `return_bound`
+        (None), `deterministic`, `grid`, `marks`, `arrows`.
+
+    Raises
+    ------
+    ModelError
+        If something is missing or of the wrong kind, a function cannot be compiled safely, or one
+        of the pairs looked at (first, last, 1000 pseudo-random) is not a distribution.
+    """
+    try:
+        law = call(id, law_class, kwargs)
+    except ModelError as error:
+        if str(error).startswith("env.kwargs"):
+            raise
+        raise ModelError(f"env.kwargs: {id}: {error}") from error
+    except Exception as error:  # the user's constructor may raise anything
+        raise ModelError(f"{id} could not be made: {type(error).__name__}: {error}") from error
+    n_states = _count(id, law, "n_states", None, 1)
+    n_actions = _count(id, law, "n_actions", None, 1)
+    n_outcomes = _count(id, law, "n_outcomes", None, 1)
+    n_starts = _count(id, law, "n_starts", 1, 1)
+    limit = _count(id, law, "max_episode_steps", 0, 0, 2**32 - 1)
+    params = _params(id, law)
+    outcome, start = _function(id, law, "outcome", 4), _function(id, law, "start", 2)
+    deterministic = bool(getattr(law, "deterministic", n_outcomes == 1))
+    with np.errstate(all="ignore"):  # as compiled code: integers wrap, nothing warns
+        _check_outcomes(id, outcome, params, n_states, n_actions, n_outcomes, deterministic)
+        _check_starts(id, start, params, n_states, n_starts)
+    grid, marks, arrows = _drawing(id, law, n_states, n_actions)
+
+    def outcomes(state, action, params):  # type: ignore[no-untyped-def]
+        return n_outcomes
+
+    return Environment(
+        id=id,
+        kind="law",
+        n_states=n_states,
+        n_actions=n_actions,
+        params=params,
+        law_step=sampled(outcome, n_outcomes),
+        law_start=sampled_start(start, n_starts),
+        outcomes=outcomes,
+        outcome=outcome,
+        start=start,
+        n_starts=n_starts,
+        n_transitions=n_states * n_actions * n_outcomes,
+        max_episode_steps=limit,
+        return_bound=_return_bound(id, law),
+        deterministic=deterministic,
+        model_id=fingerprint(
+            {
+                "outcome": outcome,
+                "start": start,
+                "params": params,
+                "sizes": (n_states, n_actions, n_outcomes, n_starts, limit),
+            }
+        ),
+        grid=grid,
+        marks=marks,
+        arrows=arrows,
+        summary=f"law {id}: {n_states:,} states x {n_actions:,} actions, "
+        f"{n_outcomes:,} outcome{'s' if n_outcomes > 1 else ''} each",
+    )
+
+
+def _count(
+    id: str, law: object, name: str, default: int | None, low: int, high: int = 2**62
+) -> int:
+    value = getattr(law, name, default)
+    if value is None:
+        raise ModelError(f"{id}: the law has no {name}")
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ModelError(f"{id}: {name} must be a whole number, not {value!r}")
+    if not low <= value <= high:
+        raise ModelError(f"{id}: {name} must be from {low} to {high}, not {value}")
+    return int(value)
+
+
+def _params(id: str, law: object) -> tuple[int | float | bool, ...]:
+    params = getattr(law, "params", None)
+    if not isinstance(params, tuple):
+        raise ModelError(f"{id}: params must be a tuple of int, float and bool, not {params!r}")
+    values: list[int | float | bool] = []
+    for i, item in enumerate(params):
+        value = item.item() if isinstance(item, np.generic) else item
+        if not isinstance(value, bool | int | float):
+            raise ModelError(f"{id}: params[{i}] must be an int, float or bool, not {item!r}")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ModelError(f"{id}: params[{i}] = {value} does not fit 64 bits")
+        values.append(value)
+    return tuple(values) or (0,)  # the compiled functions take a tuple with something in it
+
+
+def _return_bound(id: str, law: object) -> float | None:
+    bound = getattr(law, "return_bound", None)
+    if bound is None:
+        return None
+    if not isinstance(bound, int | float) or not math.isfinite(bound):
+        raise ModelError(f"{id}: return_bound must be a finite number or None, not {bound!r}")
+    return float(bound)
+
+
+def _function(id: str, law: object, name: str, n_arguments: int) -> types.FunctionType:
+    """Return a function of the law, once nothing in it can escape compilation or the cache."""
+    function = getattr(law, name, None)
+    if function is None:
+        raise ModelError(f"{id}: the law has no function {name}")
+    if isinstance(function, types.MethodType):
+        raise ModelError(f"{id}: {name} takes self; make it a @staticmethod")
+    if not isinstance(function, types.FunctionType):
+        raise ModelError(f"{id}: {name} must be a plain Python function, not {type(function)}")
+    if len(inspect.signature(function).parameters) != n_arguments:
+        wanted = "(state, action, i, params)" if name == "outcome" else "(i, params)"
+        raise ModelError(f"{id}: {name} must take {wanted}")
+    pending, seen = [function], {function}
+    while pending:
+        current = pending.pop()
+        for key, value in used_values(current).items():
+            root = value.__name__.partition(".")[0] if isinstance(value, types.ModuleType) else ""
+            if root and root != "numpy":
+                raise ModelError(
+                    f"{id}: {current.__name__} reads the module {key}; what hangs on a module can "
+                    "change unseen by the cache of compiled code: bind what is needed to a name "
+                    f"of its own (from {root} import ...)"
+                )
+            if isinstance(value, types.FunctionType) and value not in seen:
+                seen.add(value)
+                pending.append(value)
+    fingerprint({name: function})
+    return function
+
+
+def _check_outcomes(
+    id: str,
+    outcome: types.FunctionType,
+    params: tuple[Any, ...],
+    n_states: int,
+    n_actions: int,
+    n_outcomes: int,
+    deterministic: bool,
+) -> None:
+    draw = random.Random(n_states)
+    pairs = [(0, 0), (n_states - 1, n_actions - 1)]
+    pairs += [(draw.randrange(n_states), draw.randrange(n_actions)) for _ in range(N_CHECKED)]
+    for state, action in pairs:
+        total, largest = 0.0, 0.0
+        for i in range(n_outcomes):
+            where = f"{id}: outcome(state={state}, action={action}, i={i})"
+            try:
+                result = outcome(i8(state), i8(action), i, params)
+            except Exception as error:  # the user's function may raise anything
+                raise ModelError(f"{where} raised {type(error).__name__}: {error}") from error
+            if not isinstance(result, tuple) or len(result) != 4:
+                raise ModelError(
+                    f"{where} must return (probability, next_state, reward, terminated), "
+                    f"not {result!r}"
+                )
+            probability, new, reward, terminated = result
+            _check_probability(where, probability)
+            _check_state(where, "next_state", new, n_states)
+            if not _is_number(reward) or not math.isfinite(reward):
+                raise ModelError(f"{where}: reward {reward!r} must be a finite number")
+            if not isinstance(terminated, bool | np.bool_ | int | np.integer):
+                raise ModelError(f"{where}: terminated {terminated!r} must be a bool")
+            total, largest = total + float(probability), max(largest, float(probability))
+        where = f"{id}: state {state}, action {action}"
+        if abs(total - 1.0) > TOLERANCE:
+            raise ModelError(f"{where}: the probabilities sum to {total:.12g}, not 1")
+        if deterministic and largest != 1.0:
+            raise ModelError(
+                f"{where}: the law says deterministic, but no outcome has probability 1"
+            )
+
+
+def _check_starts(
+    id: str, start: types.FunctionType, params: tuple[Any, ...], n_states: int, n_starts: int
+) -> None:
+    total = 0.0
+    for i in range(n_starts):
+        where = f"{id}: start(i={i})"
+        try:
+            result = start(i, params)
+        except Exception as error:  # the user's function may raise anything
+            raise ModelError(f"{where} raised {type(error).__name__}: {error}") from error
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise ModelError(f"{where} must return (probability, state), not {result!r}")
+        _check_probability(where, result[0])
+        _check_state(where, "state", result[1], n_states)
+        total += float(result[0])
+    if abs(total - 1.0) > TOLERANCE:
+        raise ModelError(f"{id}: the start probabilities sum to {total:.12g}, not 1")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating)
+
+
+def _check_probability(where: str, value: Any) -> None:
+    if not _is_number(value) or not 0.0 <= value <= 1.0:
+        raise ModelError(f"{where}: probability {value!r} must be from 0 to 1")
+
+
+def _check_state(where: str, name: str, value: Any, n_states: int) -> None:
+    if not isinstance(value, int | np.integer):
+        raise ModelError(f"{where}: {name} {value!r} must be an integer (use // to divide)")
+    if not 0 <= value < n_states:
+        raise ModelError(f"{where}: {name} {value} is not in 0..{n_states - 1}")
+
+
+def _drawing(
+    id: str, law: object, n_states: int, n_actions: int
+) -> tuple[tuple[int, int] | None, str, str]:
+    grid, marks = getattr(law, "grid", None), getattr(law, "marks", "")
+    arrows = getattr(law, "arrows", "")
+    if grid is not None:
+        grid = tuple(int(side) for side in grid)
+        if len(grid) != 2 or grid[0] * grid[1] != n_states:
+            raise ModelError(f"{id}: grid must be (rows, columns) of {n_states} cells, not {grid}")
+    if len(marks) not in (0, n_states):
+        raise ModelError(f"{id}: marks has {len(marks)} characters for {n_states} states")
+    if len(arrows) not in (0, n_actions):
+        raise ModelError(f"{id}: arrows has {len(arrows)} characters for {n_actions} actions")
+    return grid, marks, arrows
