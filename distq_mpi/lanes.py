@@ -26,26 +26,31 @@ class Lanes:
 
     def __init__(self, first: int, n: int) -> None:
         self.first, self.n = first, n
-        for name, kind in FIELDS:
-            setattr(self, name, np.zeros(n, kind))
+        # One buffer, so that a commit is one copy; the widest fields first keep all aligned.
+        self._raw = np.zeros(n * LANE_DTYPE.itemsize, np.uint8)
+        views, offset = {}, 0
+        for name, kind in sorted(FIELDS, key=lambda field: -np.dtype(field[1]).itemsize):
+            size = n * np.dtype(kind).itemsize
+            views[name] = self._raw[offset : offset + size].view(kind)
+            offset += size
+        self._arrays = tuple(views[name] for name, _ in FIELDS)
 
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """The fields in the order the kernels take them."""
-        return tuple(getattr(self, name) for name, _ in FIELDS)
+        """The fields in the order the kernels take them, views of this object's memory."""
+        return self._arrays
 
     def copy_from(self, other: Lanes) -> None:
         """Become equal to `other`, in place."""
-        for mine, theirs in zip(self.arrays(), other.arrays(), strict=True):
-            mine[...] = theirs
+        self._raw[:] = other._raw
 
     def pack(self) -> np.ndarray:
         """A new structured array (n,) of LANE_DTYPE, as checkpoints hold it."""
         packed = np.zeros(self.n, LANE_DTYPE)
-        for name, _ in FIELDS:
-            packed[name] = getattr(self, name)
+        for (name, _), array in zip(FIELDS, self._arrays, strict=True):
+            packed[name] = array
         return packed
 
     def unpack(self, packed: np.ndarray) -> None:
         """Take all fields from a structured array (n,), in place."""
-        for name, _ in FIELDS:
-            getattr(self, name)[...] = packed[name]
+        for (name, _), array in zip(FIELDS, self._arrays, strict=True):
+            array[...] = packed[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from distq_mpi import __version__, checkpoint, environments
 from distq_mpi.architectures import ARCHITECTURES
 from distq_mpi.certificate import requests as certificate_requests
 from distq_mpi.certificate import solvable
-from distq_mpi.config import Config, from_toml, resolve, to_toml
+from distq_mpi.config import Config, resolve, to_toml
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.sharing import share
 from distq_mpi.errors import ConfigError, FileError
@@ -22,7 +23,9 @@ from distq_mpi.kernels.evaluation import evaluation_kernel
 from distq_mpi.kernels.fusing import CLOCK_LIMIT
 from distq_mpi.kernels.objects import LoadedKernel, load
 from distq_mpi.memory import check_memory
+from distq_mpi.files import publish
 from distq_mpi.monitor import Monitor, RunDirectory
+from distq_mpi.monitor.provenance import provenance
 from distq_mpi.stopping import EXACT_TARGETS
 from distq_mpi.table import Record
 
@@ -39,7 +42,7 @@ class Prepared:
     kernels: dict[str, LoadedKernel]
     exact: bool
     agents_from_ranks: bool
-    checkpoint: str | None
+    checkpoint: Path | None
     directory: RunDirectory | None
     monitor: Monitor | None
     started: float
@@ -51,8 +54,6 @@ def settle(config: Config, size: int) -> tuple[Config, Environment, str | None]:
     Local; reads no MPI. Raises ConfigError and ModelError for whatever cannot run as written.
     """
     environment = environments.make(config.env)
-    if environment.params == ():
-        raise AssertionError("an environment has params")
     discount = config.learn.discount
     reason = solvable(environment, discount)
     if not config.evaluate.exact:
@@ -90,10 +91,13 @@ def prepare(command: Any, transport: Transport) -> Prepared:
     environment: Environment | None = None
     directory: RunDirectory | None = None
     told: Any = None
+    refusals: list[str] = []
     with transport.same_outcome():
         if transport.rank == 0:
-            config, environment, reason, directory, path, from_ranks = _open(command, transport)
-            told = (config, reason is None, path, from_ranks)
+            opened = _open(command, transport)
+            config, environment, directory = opened.config, opened.environment, opened.directory
+            refusals = opened.refusals
+            told = (config, opened.reason is None, opened.checkpoint, opened.agents_from_ranks)
     config, exact, path, from_ranks = transport.broadcast(told)
     make = functools.partial(environments.make, config.env)
     environment = share(environment, make, transport)
@@ -103,36 +107,53 @@ def prepare(command: Any, transport: Transport) -> Prepared:
     monitor = None
     if directory is not None:
         monitor = Monitor(directory)
-        provenance = {
-            "mpi_library": transport.library, "hosts": transport.hosts, "ranks": transport.size,
-        }  # fmt: skip
-        monitor.start(_banner(config, environment, transport, exact, directory), provenance)
+        monitor.start(
+            _banner(config, environment, transport, exact),
+            provenance(transport.library, transport.hosts),
+        )
+        for refusal in refusals:
+            monitor.event("refused", refusal)
+        if path is not None:
+            monitor.event("resumed", path=str(path))
     return Prepared(
         config, environment, kernels, exact, from_ranks, path, directory, monitor, started
     )
 
 
-def _open(command: Any, transport: Transport) -> tuple[Any, ...]:
+@dataclass
+class _Opened:
+    config: Config
+    environment: Environment
+    reason: str | None
+    directory: RunDirectory
+    checkpoint: Path | None
+    agents_from_ranks: bool
+    refusals: list[str]
+
+
+def _open(command: Any, transport: Transport) -> _Opened:
     if command.name == "resume":
         return _open_resumed(command, transport)
     config, environment, reason = settle(command.config, transport.size)
     directory = RunDirectory.create(
         to_toml(config), config.env.id, config.run.dir, config.run.overwrite
     )
-    return config, environment, reason, directory, None, command.config.parallel.agents == 0
+    from_ranks = command.config.parallel.agents == 0
+    return _Opened(config, environment, reason, directory, None, from_ranks, [])
 
 
-def _open_resumed(command: Any, transport: Transport) -> tuple[Any, ...]:
+def _open_resumed(command: Any, transport: Transport) -> _Opened:
     directory = RunDirectory.open(command.directory)
-    stored = from_toml(directory.read_config())
-    config, environment, reason = settle(command.override(stored), transport.size)
+    directory.lock()
+    stored = command.override(directory.config_toml())
+    config, environment, reason = settle(stored, transport.size)
     path, refusals = checkpoint.newest_good(directory.checkpoints, environment.model_id)
-    for refusal in refusals:
-        directory.warn(refusal)
     if path is None:
-        raise FileError(f"{directory.checkpoints}: no good checkpoint to resume from")
-    directory.write_config(to_toml(config))
-    return config, environment, reason, directory, path, False
+        told = "".join(f"\n  {refusal}" for refusal in refusals)
+        raise FileError(f"{directory.checkpoints}: no good checkpoint to resume from{told}")
+    with publish(directory.config) as temporary:
+        temporary.write_text(to_toml(config), encoding="utf-8")
+    return _Opened(config, environment, reason, directory, path, False, refusals)
 
 
 def _requests(config: Config, environment: Environment, exact: bool) -> dict[str, Any]:
@@ -145,7 +166,7 @@ def _requests(config: Config, environment: Environment, exact: bool) -> dict[str
 
 
 def _banner(
-    config: Config, environment: Environment, transport: Transport, exact: bool, directory: Any
+    config: Config, environment: Environment, transport: Transport, exact: bool
 ) -> list[str]:
     parallel, size = config.parallel, transport.size
     hosts = len(set(transport.hosts))
@@ -153,6 +174,6 @@ def _banner(
     return [
         f"distq_mpi {__version__} - {size} rank{'s' * (size > 1)} on {hosts} host{'s' * (hosts > 1)}"
         f" - {parallel.architecture}, {parallel.agents} agents, {parallel.lanes} lanes,"
-        f" {parallel.fusion} - seed {config.run.seed} - {directory.path}",
+        f" {parallel.fusion} - seed {config.run.seed}",
         f"{environment.summary}; {truth}; {config.learn.dtype}",
     ]

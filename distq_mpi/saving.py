@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +10,6 @@ import numpy as np
 from distq_mpi import checkpoint
 from distq_mpi.architectures import Progress
 from distq_mpi.config import to_toml
-from distq_mpi.errors import DistqError
 from distq_mpi.table import SLICE_ROWS, table_sha256
 
 if TYPE_CHECKING:
@@ -26,10 +25,10 @@ class Saver:
         self.config, self.environment = config, environment
         self.directory, self.architecture = directory, architecture
         self.restored_steps = 0
-        self.newest: str | None = None
+        self.newest: Path | None = None
         self._written_round = -1
 
-    def write(self, transport: Transport) -> str | None:
+    def write(self, transport: Transport) -> Path | None:
         """Write a checkpoint of the last commit and prune old ones; COLLECTIVE.
 
         Returns its path on rank 0. Raises FileError on every rank where rank 0 could not write;
@@ -49,9 +48,9 @@ class Saver:
         self._written_round = progress.round
         return self.newest
 
-    def _write_rank_0(self, rows: Any, lanes: Any, progress: Progress) -> str:
+    def _write_rank_0(self, rows: Any, lanes: Any, progress: Progress) -> Path:
         folder = self.directory.checkpoints
-        path = os.path.join(folder, f"round-{progress.round:012d}.h5")
+        path: Path = folder / checkpoint.file_name(progress.round)
         checkpoint.write(
             path,
             rows=rows,
@@ -71,34 +70,28 @@ class Saver:
         checkpoint.prune(folder, self.config.checkpoint.keep)
         return path
 
-    def restore(self, path: str, transport: Transport) -> None:
+    def restore(self, path: Path, transport: Transport) -> None:
         """Take table, lanes and counters from a checkpoint; COLLECTIVE. Rank 0 reads.
 
         Raises FileError on every rank where the file cannot be trusted.
         """
-        header, lanes = None, None
+        header: Any = None
+        told: Any = None
         with transport.same_outcome():
             if transport.rank == 0:
-                header = checkpoint.read_header(path)
-                lanes = checkpoint.read_lanes(path)
-                self._check(header)
-        state = header.attributes["state"] if header is not None else None
-        state, lanes = transport.broadcast((state, lanes))
+                header = checkpoint.read_header(path, self.environment.model_id)
+                told = header.attributes["state"], checkpoint.read_lanes(header)
+        state, lanes = transport.broadcast(told)
         for start in range(0, self.environment.n_states, SLICE_ROWS):
             stop = min(start + SLICE_ROWS, self.environment.n_states)
             slices: Any = None
             with transport.same_outcome():
                 if transport.rank == 0:
-                    slices = checkpoint.read_rows(path, start, stop)
+                    slices = checkpoint.read_rows(header, start, stop)
             self.architecture.restore_rows(start, *transport.broadcast(slices))
         progress = Progress.from_json(state)
         self.architecture.restore(progress, lanes)
         self.restored_steps, self.newest, self._written_round = progress.steps, path, progress.round
-
-    def _check(self, header: Any) -> None:
-        shape = (header.n_states, header.n_actions)
-        if shape != (self.environment.n_states, self.environment.n_actions):
-            raise DistqError(f"{header.path}: a table of shape {shape}, not the environment's")
 
     def sha256(self) -> str:
         """`table_sha256` of the committed table. Local: every rank holds all of it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import shutil
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distq_mpi.files import publish
-from distq_mpi.monitor import draw_policy
+from distq_mpi.monitor.drawing import draw_policy
 from distq_mpi.partition import Partition
 from distq_mpi.stopping import Verdict
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from distq_mpi.trainer import Run
 
 NO_LIMIT_STEPS = 100_000
-DRAWN_CELLS = 40 * 40
+DRAWN_CELLS = 2048
 
 
 def finish(run: Run, ended: Verdict) -> int:
@@ -79,7 +78,7 @@ def _summary(
     steps = progress.steps - run.saver.restored_steps
     return {
         "status": ended.status,
-        "reason": ended.reason,
+        "stop_reason": ended.reason,
         "exit_code": ended.exit_code,
         "architecture": run.config.parallel.architecture,
         "reproducible": True,
@@ -109,14 +108,13 @@ def _summary(
         "certificate": asdict(certificate) if certificate else {"kind": "none"},
         "evaluation": evaluation,
         "recoveries": 0,
-        "checkpoint": run.saver.newest,
+        "checkpoint": str(run.saver.newest),
     }
 
 
 def _publish_result(run: Run) -> None:
-    source, target = run.saver.newest, os.path.join(run.prepared.directory.path, "result.h5")
-    with publish(target) as temporary:
-        shutil.copyfile(source, temporary)
+    with publish(run.prepared.directory.result) as temporary:
+        shutil.copyfile(run.saver.newest, temporary)
 
 
 def _next_commands(run: Run, ended: Verdict) -> list[str]:
@@ -132,7 +130,8 @@ def _next_commands(run: Run, ended: Verdict) -> list[str]:
 
 def _drawing(run: Run) -> str:
     environment = run.environment
-    if environment.grid is None or not environment.arrows or environment.n_states > DRAWN_CELLS:
+    if environment.grid is None or environment.n_states > DRAWN_CELLS:
         return ""
     greedy = run.architecture.base.values.argmax(axis=1)
-    return draw_policy(greedy, environment.grid, environment.arrows, environment.marks)
+    greedy[~run.architecture.visited().any(axis=1)] = -1
+    return draw_policy(greedy.tolist(), environment.grid, environment.arrows, environment.marks)

@@ -44,6 +44,7 @@ class Run:
         self.solver: Solver | None = None
         self.certificate: Certificate | None = None
         self._told_too_small = False
+        self._report_at = 0.0
 
     def start(self) -> Verdict | None:
         """Restore a checkpoint where there is one, solve the environment; COLLECTIVE.
@@ -75,11 +76,10 @@ class Run:
         progress = self.architecture.progress
         certificate = self._certify_if_due()
         ended = verdict(self.config.stop, progress, agreement, certificate)
-        if ended is None or ended.status == "diverged":
-            every = self.config.checkpoint.every_rounds
-            due = bool(every) and progress.round % every == 0
-            if (due or agreement.want_checkpoint) and ended is None:
-                self.checkpoint("asked" if agreement.want_checkpoint else "due")
+        every = self.config.checkpoint.every_rounds
+        due = bool(every) and progress.round % every == 0
+        if ended is None and (due or agreement.want_checkpoint):
+            self.checkpoint("asked" if agreement.want_checkpoint else "due")
         self._tell(certificate)
         return ended
 
@@ -89,7 +89,8 @@ class Run:
         path = self.saver.write(self.transport)
         self.times.io_s += time.perf_counter() - begin
         if self.monitor is not None:
-            self.monitor.event("checkpoint", path=path, why=why, round=self.architecture.progress.round)
+            number = self.architecture.progress.round
+            self.monitor.event("checkpoint", path=str(path), why=why, round=number)
 
     def certify(self, tight: bool) -> Certificate | None:
         """The certificate of the committed table, None where none is possible. COLLECTIVE."""
@@ -133,9 +134,12 @@ class Run:
 
     def _tell(self, certificate: Certificate | None) -> None:
         monitor = self.monitor
-        if monitor is None or not monitor.due(certificate is not None):
+        if monitor is None:
             return
         progress, times = self.architecture.progress, self.times
+        if certificate is None and times.wall_s < self._report_at:
+            return
+        self._report_at = times.wall_s + self.config.run.report_every_s
         busy = times.learn_s + times.exchange_s
         known = self.certificate
         monitor.report({

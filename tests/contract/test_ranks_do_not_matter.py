@@ -30,8 +30,10 @@ def test_same_bits_on_any_number_of_ranks(alone: dict[str, str], n_ranks: int) -
 
 
 def test_combinations_differ(alone: dict[str, str]) -> None:
-    # Rules, fusions and environments that gave equal tables would prove nothing above.
-    assert len(set(alone.values())) == len(alone)
+    # Rules, fusions and environments that gave equal tables would prove nothing above. (`max` on
+    # Taxi keeps the optimistic start wherever one agent has not been: both rules do so.)
+    others = {name: value for name, value in alone.items() if name != "taxi sarsa max"}
+    assert len(set(others.values())) == len(others)
 
 
 @pytest.mark.parametrize("mutation", ["scale", "seed"])
