@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gymnasium_loop import GymnasiumLoop
+from gymnasium_loop import ListTable, NumpyTable
 from textbook_c import TextbookC, missing
 
 from distq_mpi import environments
@@ -29,7 +29,7 @@ from distq_mpi.kernels.objects import load
 from distq_mpi.transport import Transport
 
 LANES = 64
-TARGETS = {"Gymnasium": 1000.0, "better C": 0.8}
+TARGETS = {"Gymnasium": 1000.0, "Gym., lists": 1000.0, "better C": 0.8}
 WORLDS = {
     "FrozenLake8x8-v1": 'id = "FrozenLake8x8-v1"',
     "Taxi-v4": 'id = "Taxi-v4"',
@@ -131,7 +131,10 @@ def pairings(name: str, step_size: str, transport: Transport, options: Any) -> l
 
     found = []
     if step_size == "rescaled_linear" and environment.kind == "explicit":
-        found.append(against("Gymnasium", GymnasiumLoop(environment.id, initial, learn).run))
+        found += [
+            against(label, loop(environment.id, initial, learn).run)
+            for label, loop in (("Gymnasium", NumpyTable), ("Gym., lists", ListTable))
+        ]
     if missing() is None:
         rivals = [
             against(f"C, {n} lane{'s' * (n > 1)}", TextbookC(environment, initial, learn, n).run)
