@@ -72,7 +72,8 @@ def compiled(function: Callable[..., Any], parts: dict[str, Any], done: dict[Any
     if function in done:
         return done[function]
     inner = _rebound(function, parts, done)
-    done[function] = numba.njit(error_model="numpy", **BARE)(inner)
+    # Without force LLVM leaves larger laws as calls: 2.5 x slower on a grid with walls.
+    done[function] = numba.njit(error_model="numpy", forceinline=True, **BARE)(inner)
     return done[function]
 
 
