@@ -24,16 +24,16 @@ from textbook_c import TextbookC, missing
 
 from distq_mpi import environments
 from distq_mpi.architectures.allreduce import Allreduce
-from distq_mpi.config import from_toml, resolve
+from distq_mpi.config import Config, EnvConfig, LearnConfig, ParallelConfig, StopConfig, resolve
 from distq_mpi.kernels.objects import load
 from distq_mpi.transport import Transport
 
 LANES = 64
 TARGETS = {"Gymnasium": 1000.0, "Gym., lists": 1000.0, "better C": 0.8}
 WORLDS = {
-    "FrozenLake8x8-v1": 'id = "FrozenLake8x8-v1"',
-    "Taxi-v4": 'id = "Taxi-v4"',
-    "grid": 'id = "grid"\nkwargs = {rows = 1000, columns = 1000, slip = 0.2}',
+    "FrozenLake8x8-v1": EnvConfig("FrozenLake8x8-v1"),
+    "Taxi-v4": EnvConfig("Taxi-v4"),
+    "grid": EnvConfig("grid", {"rows": 1000, "columns": 1000, "slip": 0.2}),
 }
 
 Slice = Callable[[int], float]
@@ -43,16 +43,16 @@ Slice = Callable[[int], float]
 class Product:
     """One agent of `LANES` lanes on this rank, as a run has it. `run` times whole rounds."""
 
-    def __init__(self, world: str, step_size: str, transport: Transport) -> None:
-        text = (
-            f'[env]\n{world}\n[learn]\nstep_size = "{step_size}"\n'
-            f"[parallel]\nagents = 1\nlanes = {LANES}\n"
+    def __init__(self, env: EnvConfig, step_size: Any, transport: Transport) -> None:
+        config = Config(
+            env=env,
+            learn=LearnConfig(step_size=step_size),
+            parallel=ParallelConfig(agents=1, lanes=LANES),
+            stop=StopConfig(wall_time_s=1e9),  # `run` alone decides how long
         )
-        config = from_toml(text)
-        self.environment = environments.make(config.env)
-        self.config = resolve(
-            config, self.environment.n_states, self.environment.n_actions, 1, solvable=False
-        )
+        self.environment = environments.make(env)
+        n_states, n_actions = self.environment.n_states, self.environment.n_actions
+        self.config = resolve(config, n_states, n_actions, 1, solvable=False)
         kernels = load(Allreduce.requests(self.config, self.environment), transport)
         self._learner = Allreduce(self.config, self.environment, kernels, transport)
         self.initial = self._learner.base.values.copy()
