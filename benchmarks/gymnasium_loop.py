@@ -36,12 +36,13 @@ class NumpyTable:
             else:
                 tied = np.flatnonzero(q[state] == q[state].max())
                 action = int(tied[0] if tied.size == 1 else tied[rng.integers(tied.size)])
-            next_state, reward, terminated, truncated, _ = env.step(action)
+            next_state, gained, terminated, truncated, _ = env.step(action)
+            reward = float(gained)
             visits[state, action] += 1
             alpha = 1.0 / (1.0 + (1.0 - discount) * visits[state, action])
             target = reward + (0.0 if terminated else discount * q[next_state].max())
             q[state, action] += alpha * (target - q[state, action])
-            self._gain += float(reward)
+            self._gain += reward
             state = int(next_state)
             if terminated or truncated:
                 self.n_episodes += 1
@@ -78,12 +79,13 @@ class ListTable:
                 action = row.index(best)
                 if row.count(best) > 1:
                     action = draw.choice([a for a, value in enumerate(row) if value == best])
-            next_state, reward, terminated, truncated, _ = env.step(action)
+            next_state, gained, terminated, truncated, _ = env.step(action)
+            reward = float(gained)
             visits[state][action] += 1
             alpha = 1.0 / (1.0 + (1.0 - discount) * visits[state][action])
             target = reward + (0.0 if terminated else discount * max(q[next_state]))
             row[action] += alpha * (target - row[action])
-            self._gain += float(reward)
+            self._gain += reward
             state = int(next_state)
             if terminated or truncated:
                 self.n_episodes += 1

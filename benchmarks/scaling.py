@@ -1,6 +1,6 @@
 """How a run scales: the same work on more ranks (strong), or work that grows with them (weak).
 
-    python benchmarks/scaling.py strong|weak --ranks 1,2,4 [--env.id Taxi-v4 ... any option of train]
+    python benchmarks/scaling.py strong|weak --ranks 1,2,4 [--env.id Taxi-v4 ... options of train]
 
 Every run is a real job with a run directory of its own under `--dir`; the figures come from its
 summary.json. docs/benchmarks.md says how to read them.
@@ -116,7 +116,8 @@ def run(launcher: str, n_ranks: int, folder: Path, options: dict[str, str], limi
         try:
             code = job.wait(limit_s)
         except subprocess.TimeoutExpired:
-            raise RuntimeError(f"{n_ranks} ranks: not done after {limit_s:g} s; see {log}") from None
+            told = f"{n_ranks} ranks: not done after {limit_s:g} s; see {log}"
+            raise RuntimeError(told) from None
         finally:
             end(job)
     if code not in (REACHED, MISSED):
@@ -124,7 +125,7 @@ def run(launcher: str, n_ranks: int, folder: Path, options: dict[str, str], limi
     # A launcher may say 0 for a job that was lost: only the program's own verdict counts.
     path = folder / "summary.json"
     if not path.exists():
-        raise RuntimeError(f"{n_ranks} ranks: no {path}, though the launcher says {code}; see {log}")
+        raise RuntimeError(f"{n_ranks} ranks: exit code {code}, but no {path}; see {log}")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -257,13 +258,12 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"error: {error}", file=sys.stderr)
                 return 1
             runs.append({"ranks": n_ranks, "options": chosen, "summary": summary})
-            print(
-                f"{n_ranks} ranks, repeat {repeat + 1}: {summary['steps_per_s'] / 1e6:.2f} M steps/s",
-                file=sys.stderr,
-            )
+            rate = summary["steps_per_s"] / 1e6
+            print(f"{n_ranks} ranks, repeat {repeat + 1}: {rate:.2f} M steps/s", file=sys.stderr)
     found = rows(runs)
     same, verdict = bits(options.mode, found)
-    print(f"{options.mode} scaling, medians of {options.repeats}; {platform.node()}, {n_cores()} cores")
+    where = f"{platform.node()}, {n_cores()} cores"
+    print(f"{options.mode} scaling, medians of {options.repeats}; {where}")
     print(table(found, TARGET in given))
     print(verdict)
     path = options.folder / "scaling.json"
