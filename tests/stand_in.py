@@ -118,8 +118,8 @@ def config(**changes: Any) -> types.SimpleNamespace:
     sections: dict[str, dict[str, Any]] = {
         "learn": dict(
             rule="q_learning", step_size="rescaled_linear", alpha=0.1, discount=0.9,
-            dtype="float64", initial="zeros", epsilon=0.3, epsilon_schedule="constant", epsilon_steps=0,
-            epsilon_final=0.3,
+            dtype="float64", initial="zeros", epsilon=0.3, epsilon_schedule="constant",
+            epsilon_steps=0, epsilon_final=0.3,
         ),
         "parallel": dict(
             agents=1, lanes=1, fusion="pooled", steps_per_round=1, kappa=1.0, force=False
