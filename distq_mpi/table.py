@@ -71,8 +71,9 @@ class Rows:
         self.q: np.ndarray = self.raw.view(record.dtype)
         self.clock_words: np.ndarray = self.raw.view(np.uint32)
         n_actions, offset = record.n_actions, record.clock_offset
-        self.values = self.q.reshape(n_rows, -1)[:, :n_actions]
-        self.clock = self.clock_words.reshape(n_rows, -1)[:, offset : offset + n_actions]
+        self.values = self.q.reshape(n_rows, record.stride)[:, :n_actions]
+        words = self.clock_words.reshape(n_rows, record.clock_stride)
+        self.clock = words[:, offset : offset + n_actions]
 
 
 def _aligned(size: int) -> np.ndarray:
