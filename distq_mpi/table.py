@@ -94,8 +94,8 @@ def initialise(rows: Rows, first_row: int, kind: str, bound: float | None, seed:
     """Write the initial values of rows [first_row, first_row + n) in place; clocks are zero. Local.
 
     kind : `zeros`; `optimistic`: `bound`, the environment's declared bound on the return (0 where
-    none is declared); `random`: uniform between 0 and that bound (1 where there is none), a
-    function of (seed, state, action), never of the rank.
+    none is declared); `random`: uniform between 0 and that bound (1 where there is none or it
+    is 0), a function of (seed, state, action), never of the rank.
     """
     if kind == "optimistic":
         rows.values[...] = bound or 0.0
