@@ -139,6 +139,8 @@ def run(
     return start(n_ranks, arguments, cwd, **extra).wait(limit_s)
 
 
-def distq(n_ranks: int, *arguments: str, cwd: Path | str, limit_s: float = 120, **extra: str) -> Ended:
+def distq(
+    n_ranks: int, *arguments: str, cwd: Path | str, limit_s: float = 120, **extra: str
+) -> Ended:
     """Run `python -m distq_mpi` with these arguments."""
     return run(n_ranks, ["-m", "distq_mpi", *arguments], cwd, limit_s, **extra)
