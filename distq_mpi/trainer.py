@@ -126,7 +126,7 @@ class Run:
         return stop, checkpoint, late
 
     def _certify_if_due(self) -> Certificate | None:
-        if not is_check_round(self.architecture.progress.round):
+        if not is_check_round(self.architecture.progress):
             return None
         certificate = self.certify(tight=False)
         self.certificate = certificate or self.certificate
