@@ -7,7 +7,7 @@ import numpy as np
 from distq_mpi.environments.arguments import real_number, time_limit, whole_number
 from distq_mpi.errors import ModelError
 
-u8, f8 = np.uint64, np.float64
+u8, i8 = np.uint64, np.int64
 
 DRAWN = 40
 """Largest side of a grid whose walls and pits are drawn."""
@@ -30,25 +30,26 @@ def open_outcome(state, action, i, params):  # type: ignore[no-untyped-def]
 
 
 def layout_draw(cell, seed):  # type: ignore[no-untyped-def]
-    """Return a number in [0, 1) that is fixed for (cell, seed): the finaliser of splitmix64."""
+    """Return a number in [0, 2^53) that is fixed for (cell, seed): half of splitmix64."""
     x = (u8(cell) + u8(1)) * u8(0x9E3779B97F4A7C15) + u8(seed) * u8(0xD1B54A32D192ED03)
     x = (x ^ (x >> u8(30))) * u8(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> u8(27))) * u8(0x94D049BB133111EB)
-    x = x ^ (x >> u8(31))
-    return f8(x >> u8(11)) * 2.0**-53
+    return i8((x ^ (x >> u8(32))) >> u8(11))
 
 
 def obstacle_outcome(state, action, i, params):  # type: ignore[no-untyped-def]
-    """Move as `open_outcome` does; walls stop the move, pits end the episode with reward 0."""
-    rows, columns, slip, step_reward, goal_reward, wall_density, pit_density, seed = params
+    """Move as `open_outcome` does; walls stop the move, pits end the episode with reward 0.
+
+    A cell whose draw is below `walls` is a wall, below `obstacles` a wall or a pit.
+    """
+    rows, columns, slip, step_reward, goal_reward, walls, obstacles, seed = params
     plain = (rows, columns, slip, step_reward, goal_reward)
     probability, cell, reward, goal = open_outcome(state, action, i, plain)
     draw = layout_draw(cell, seed)
-    free = goal | (cell == 0)
-    wall = (draw < wall_density) & (not free)
-    pit = (draw >= wall_density) & (draw < wall_density + pit_density) & (not free)
-    reward = 0.0 if pit else reward
-    return probability, state if wall else cell, reward, goal | pit
+    inner = (cell > 0) & (cell < rows * columns - 1)
+    wall = (draw < walls) & inner
+    pit = (draw >= walls) & (draw < obstacles) & inner
+    # Arithmetic, not if: the layout is as hard to predict for the processor as it is random.
+    return probability, cell + wall * (state - cell), (1 - pit) * reward, goal | pit
 
 
 def origin(i, params):  # type: ignore[no-untyped-def]
@@ -111,18 +112,14 @@ class Grid:
         self.grid = (rows, columns)
         self.params: tuple[int | float, ...] = (rows, columns, slip, step_reward, goal_reward)
         self.outcome = open_outcome
-        self.marks = ""
-        if wall_density > 0 or pit_density > 0:
-            self.params += (wall_density, pit_density, layout_seed)
+        walls = int(wall_density * 2**53)
+        obstacles = int((wall_density + pit_density) * 2**53)
+        if obstacles > 0:
+            self.params += (walls, obstacles, layout_seed)
             self.outcome = obstacle_outcome
+        self.marks = ""
         if max(rows, columns) <= DRAWN:
-            self.marks = "S" + "".join(
-                self._mark(cell, wall_density, pit_density, layout_seed)
-                for cell in range(1, self.n_states - 1)
-            ) + "G"
-
-    @staticmethod
-    def _mark(cell: int, wall_density: float, pit_density: float, seed: int) -> str:
-        with np.errstate(over="ignore"):
-            draw = layout_draw(cell, seed)
-        return "#" if draw < wall_density else "O" if draw < wall_density + pit_density else "."
+            with np.errstate(over="ignore"):
+                draws = [layout_draw(cell, layout_seed) for cell in range(1, self.n_states - 1)]
+            inner = ("#" if draw < walls else "O" if draw < obstacles else "." for draw in draws)
+            self.marks = f"S{''.join(inner)}G"

@@ -30,10 +30,10 @@ def read_model(path: str, max_episode_steps: int | None = None) -> Environment:
     """
     if not os.path.isfile(path):
         raise ModelError(f"env.id: there is no file {path}")
+    if not zipfile.is_zipfile(path):
+        raise ModelError(f"{path} is not an npz file of a model, or only a part of one")
     try:
         with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ModelError(f"{path} is a single array, not an npz file of a model")
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ModelError(f"{path} is not an npz file of a model: {error}") from error

@@ -27,7 +27,7 @@ from distq_mpi.kernels import Kernel, storing
 from distq_mpi.kernels.objects import target_machine
 
 # No wrapper for Python callers, no reference counts: the object must stand alone.
-BARE = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
+BARE: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
 
 
 @intrinsic
@@ -72,7 +72,8 @@ def compiled(function: Callable[..., Any], parts: dict[str, Any], done: dict[Any
     if function in done:
         return done[function]
     inner = _rebound(function, parts, done)
-    done[function] = numba.njit(error_model="numpy", **BARE)(inner)
+    # Without force LLVM leaves larger laws as calls: 2.5 x slower on a grid with walls.
+    done[function] = numba.njit(error_model="numpy", forceinline=True, **BARE)(inner)
     return done[function]
 
 
