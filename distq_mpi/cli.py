@@ -239,8 +239,8 @@ class _Merged:
     def _line(self, key: str, error: Any) -> str:
         message = str(error["msg"]).replace("Input should", "must")
         value = error["input"]
-        choices = str(error.get("ctx", {}).get("expected", ""))
-        hint = _suggest(str(value), [c.strip("' ") for c in choices.replace(" or ", ",").split(",")])
+        choices = str(error.get("ctx", {}).get("expected", "")).replace(" or ", ",")
+        hint = _suggest(str(value), [choice.strip("' ") for choice in choices.split(",")])
         return f"{self.origin.get(key, key)}: {value!r} {message[0].lower()}{message[1:]}{hint}"
 
     def _unknown(self, dotted: str, origin: str, word: str, known: Any) -> None:

@@ -19,12 +19,12 @@ from distq_mpi.config import Config, EnvConfig, resolve, to_toml
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.sharing import share
 from distq_mpi.errors import ConfigError, FileError
+from distq_mpi.files import publish
 from distq_mpi.fusion import FUSIONS
 from distq_mpi.kernels.evaluation import evaluation_kernel
 from distq_mpi.kernels.fusing import CLOCK_LIMIT
 from distq_mpi.kernels.objects import LoadedKernel, load
 from distq_mpi.memory import check_memory
-from distq_mpi.files import publish
 from distq_mpi.monitor import Monitor, RunDirectory
 from distq_mpi.monitor.provenance import provenance
 from distq_mpi.stopping import EXACT_TARGETS
@@ -186,8 +186,8 @@ def _banner(
     hosts = len(set(transport.hosts))
     truth = "exact optimum available" if exact else "no exact optimum"
     return [
-        f"distq_mpi {__version__} - {size} rank{'s' * (size > 1)} on {hosts} host{'s' * (hosts > 1)}"
-        f" - {parallel.architecture}, {parallel.agents} agents, {parallel.lanes} lanes,"
-        f" {parallel.fusion} - seed {config.run.seed}",
+        f"distq_mpi {__version__} - {size} rank{'s' * (size > 1)} on {hosts} "
+        f"host{'s' * (hosts > 1)} - {parallel.architecture}, {parallel.agents} agents, "
+        f"{parallel.lanes} lanes, {parallel.fusion} - seed {config.run.seed}",
         f"{environment.summary}; {truth}; {config.learn.dtype}",
     ]

@@ -27,7 +27,7 @@ from distq_mpi.kernels import Kernel, storing
 from distq_mpi.kernels.objects import target_machine
 
 # No wrapper for Python callers, no reference counts: the object must stand alone.
-BARE = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
+BARE: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
 
 
 @intrinsic
