@@ -28,7 +28,8 @@ class Lanes:
         self.first, self.n = first, n
         # One buffer, so that a commit is one copy; the widest fields first keep all aligned.
         self._raw = np.zeros(n * LANE_DTYPE.itemsize, np.uint8)
-        views, offset = {}, 0
+        views: dict[str, np.ndarray] = {}
+        offset = 0
         for name, kind in sorted(FIELDS, key=lambda field: -np.dtype(field[1]).itemsize):
             size = n * np.dtype(kind).itemsize
             views[name] = self._raw[offset : offset + size].view(kind)

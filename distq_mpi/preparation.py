@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +15,16 @@ from distq_mpi import __version__, checkpoint, environments
 from distq_mpi.architectures import ARCHITECTURES
 from distq_mpi.certificate import requests as certificate_requests
 from distq_mpi.certificate import solvable
-from distq_mpi.config import Config, resolve, to_toml
+from distq_mpi.config import Config, EnvConfig, resolve, to_toml
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.sharing import share
 from distq_mpi.errors import ConfigError, FileError
+from distq_mpi.files import publish
 from distq_mpi.fusion import FUSIONS
 from distq_mpi.kernels.evaluation import evaluation_kernel
 from distq_mpi.kernels.fusing import CLOCK_LIMIT
 from distq_mpi.kernels.objects import LoadedKernel, load
 from distq_mpi.memory import check_memory
-from distq_mpi.files import publish
 from distq_mpi.monitor import Monitor, RunDirectory
 from distq_mpi.monitor.provenance import provenance
 from distq_mpi.stopping import EXACT_TARGETS
@@ -48,12 +49,25 @@ class Prepared:
     started: float
 
 
+def build(env: EnvConfig) -> Environment:
+    """Make the environment of an `[env]` configuration, under its time limit. Local."""
+    environment = environments.make(env)
+    if not env.max_episode_steps:
+        return environment
+    text = f"{environment.model_id} limit {env.max_episode_steps}"
+    return replace(
+        environment,
+        max_episode_steps=env.max_episode_steps,
+        model_id=hashlib.sha256(text.encode()).hexdigest(),
+    )
+
+
 def settle(config: Config, size: int) -> tuple[Config, Environment, str | None]:
     """Return the resolved configuration, the environment, and why it cannot be solved (or None).
 
     Local; reads no MPI. Raises ConfigError and ModelError for whatever cannot run as written.
     """
-    environment = environments.make(config.env)
+    environment = build(config.env)
     discount = config.learn.discount
     reason = solvable(environment, discount)
     if not config.evaluate.exact:
@@ -99,7 +113,7 @@ def prepare(command: Any, transport: Transport) -> Prepared:
             refusals = opened.refusals
             told = (config, opened.reason is None, opened.checkpoint, opened.agents_from_ranks)
     config, exact, path, from_ranks = transport.broadcast(told)
-    make = functools.partial(environments.make, config.env)
+    make = functools.partial(build, config.env)
     environment = share(environment, make, transport)
     requests = _requests(config, environment, exact) if transport.leads_node else None
     kernels = load(requests, transport)
@@ -172,8 +186,8 @@ def _banner(
     hosts = len(set(transport.hosts))
     truth = "exact optimum available" if exact else "no exact optimum"
     return [
-        f"distq_mpi {__version__} - {size} rank{'s' * (size > 1)} on {hosts} host{'s' * (hosts > 1)}"
-        f" - {parallel.architecture}, {parallel.agents} agents, {parallel.lanes} lanes,"
-        f" {parallel.fusion} - seed {config.run.seed}",
+        f"distq_mpi {__version__} - {size} rank{'s' * (size > 1)} on {hosts} "
+        f"host{'s' * (hosts > 1)} - {parallel.architecture}, {parallel.agents} agents, "
+        f"{parallel.lanes} lanes, {parallel.fusion} - seed {config.run.seed}",
         f"{environment.summary}; {truth}; {config.learn.dtype}",
     ]

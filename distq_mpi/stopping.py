@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 TARGETS = ("policy_gap", "policy_loss", "policy_loss_bound", "mean_return")
 EXACT_TARGETS = ("policy_gap", "policy_loss", "policy_loss_bound")
+CHECK_GROWTH = 1.25
 EXIT_CODES = {"converged": 0, "finished": 0, "interrupted": 75, "diverged": 3, "failed": 1}
 
 
@@ -21,35 +21,24 @@ class Verdict:
     exit_code: int
 
 
-def check_rounds() -> Iterator[int]:
-    """The rounds after which the certificate is computed: 1, 2, 3, ..., growing by 1.25 x."""
-    number = 1
-    while True:
-        yield number
-        number = max(number + 1, math.ceil(number * 1.25))
+def is_check_round(progress: Any) -> bool:
+    """Whether the certificate is due after a committed round: a function of its steps alone.
+
+    Checks fall where the steps pass the next power of `CHECK_GROWTH`. (By the number of rounds
+    they would be too rare: rounds grow longer as agents agree.)
+    """
+    before = progress.steps - progress.round_steps
+    return progress.steps > 0 and _power(progress.steps) > _power(before)
 
 
-def is_check_round(number: int) -> bool:
-    """Whether the certificate is due after round `number`: a function of the number alone."""
-    return number in _CHECKS
-
-
-class _Checks:
-    """The check rounds, extended as far as asked."""
-
-    def __init__(self) -> None:
-        self._rounds = check_rounds()
-        self._known: set[int] = set()
-        self._largest = 0
-
-    def __contains__(self, number: int) -> bool:
-        while self._largest < number:
-            self._largest = next(self._rounds)
-            self._known.add(self._largest)
-        return number in self._known
-
-
-_CHECKS = _Checks()
+def _power(n_steps: int) -> int:
+    """The largest k with CHECK_GROWTH^k <= n_steps; -1 below 1."""
+    if n_steps < 1:
+        return -1
+    k = max(0, int(math.log(n_steps) / math.log(CHECK_GROWTH)) - 1)
+    while CHECK_GROWTH ** (k + 1) <= n_steps:
+        k += 1
+    return k
 
 
 def verdict(stop: Any, progress: Any, agreement: Any, certificate: Any) -> Verdict | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import shutil
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,8 +34,11 @@ def finish(run: Run, ended: Verdict) -> int:
         if run.monitor is not None:
             summary = _summary(run, ended, certificate, evaluation, int(peak[0]))
             if ended.status in ("converged", "finished"):
-                _publish_result(run)
-            run.monitor.finish(summary, _next_commands(run, ended), _drawing(run))
+                with publish(run.monitor.directory.result) as temporary:
+                    shutil.copyfile(str(run.saver.newest), temporary)
+            run.monitor.finish(
+                summary, _next_commands(run, ended, run.monitor.directory.path), _drawing(run)
+            )
     run.transport.close()
     return ended.exit_code
 
@@ -112,19 +116,14 @@ def _summary(
     }
 
 
-def _publish_result(run: Run) -> None:
-    with publish(run.prepared.directory.result) as temporary:
-        shutil.copyfile(run.saver.newest, temporary)
-
-
-def _next_commands(run: Run, ended: Verdict) -> list[str]:
-    path = run.prepared.directory.path
+def _next_commands(run: Run, ended: Verdict, path: Path) -> list[str]:
     more = {
         "interrupted": f"python -m distq_mpi resume {path}",
         "diverged": f"python -m distq_mpi train --config {path}/config.toml --run.dir '' "
         "--learn.step_size rescaled_linear",
     }
-    default = f"python -m distq_mpi resume {path} --stop.steps {2 * run.architecture.progress.steps}"
+    more_steps = 2 * run.architecture.progress.steps
+    default = f"python -m distq_mpi resume {path} --stop.steps {more_steps}"
     return [more.get(ended.status, default), f"python -m distq_mpi info {run.saver.newest}"]
 
 

@@ -71,8 +71,9 @@ class Rows:
         self.q: np.ndarray = self.raw.view(record.dtype)
         self.clock_words: np.ndarray = self.raw.view(np.uint32)
         n_actions, offset = record.n_actions, record.clock_offset
-        self.values = self.q.reshape(n_rows, -1)[:, :n_actions]
-        self.clock = self.clock_words.reshape(n_rows, -1)[:, offset : offset + n_actions]
+        self.values = self.q.reshape(n_rows, record.stride)[:, :n_actions]
+        words = self.clock_words.reshape(n_rows, record.clock_stride)
+        self.clock = words[:, offset : offset + n_actions]
 
 
 def _aligned(size: int) -> np.ndarray:
@@ -93,8 +94,8 @@ def initialise(rows: Rows, first_row: int, kind: str, bound: float | None, seed:
     """Write the initial values of rows [first_row, first_row + n) in place; clocks are zero. Local.
 
     kind : `zeros`; `optimistic`: `bound`, the environment's declared bound on the return (0 where
-    none is declared); `random`: uniform between 0 and that bound (1 where there is none), a
-    function of (seed, state, action), never of the rank.
+    none is declared); `random`: uniform between 0 and that bound (1 where there is none or it
+    is 0), a function of (seed, state, action), never of the rank.
     """
     if kind == "optimistic":
         rows.values[...] = bound or 0.0

@@ -80,7 +80,7 @@ class Run:
         due = bool(every) and progress.round % every == 0
         if ended is None and (due or agreement.want_checkpoint):
             self.checkpoint("asked" if agreement.want_checkpoint else "due")
-        self._tell(certificate)
+        self._tell(certificate, ended)
         return ended
 
     def checkpoint(self, why: str) -> None:
@@ -126,23 +126,26 @@ class Run:
         return stop, checkpoint, late
 
     def _certify_if_due(self) -> Certificate | None:
-        if not is_check_round(self.architecture.progress.round):
+        if not is_check_round(self.architecture.progress):
             return None
         certificate = self.certify(tight=False)
         self.certificate = certificate or self.certificate
         return certificate
 
-    def _tell(self, certificate: Certificate | None) -> None:
+    def _tell(self, certificate: Certificate | None, ended: Verdict | None) -> None:
+        """Every certificate goes into the metrics; the terminal gets a line now and then."""
         monitor = self.monitor
         if monitor is None:
             return
         progress, times = self.architecture.progress, self.times
-        if certificate is None and times.wall_s < self._report_at:
+        show = times.wall_s >= self._report_at or ended is not None
+        if certificate is None and not show:
             return
-        self._report_at = times.wall_s + self.config.run.report_every_s
+        if show:
+            self._report_at = times.wall_s + self.config.run.report_every_s
         busy = times.learn_s + times.exchange_s
         known = self.certificate
-        monitor.report({
+        row = {
             "wall_time_s": times.wall_s,
             "steps": progress.steps,
             "steps_per_s": (progress.steps - self.saver.restored_steps) / busy if busy else None,
@@ -157,7 +160,8 @@ class Run:
             "steps_per_round": progress.period,
             "learn_time_s": times.learn_s,
             "exchange_time_s": times.exchange_s,
-        })  # fmt: skip
+        }
+        monitor.report(row, show)
         wasted = self.transport.size > 1 and times.exchange_s > 2 * times.learn_s and busy > 1.0
         if wasted and not self._told_too_small:
             self._told_too_small = True

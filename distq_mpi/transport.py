@@ -34,7 +34,7 @@ class Transport:
     def __init__(self, comm: MPI.Intracomm) -> None:
         self._comm = comm.Dup()
         self.rank, self.size = self._comm.rank, self._comm.size
-        self._node = self._comm.Split_type(MPI.COMM_TYPE_SHARED, self.rank)
+        self._node: Any = self._comm.Split_type(MPI.COMM_TYPE_SHARED, self.rank)
         self.node_rank, self.node_size = self._node.rank, self._node.size
         leads = 0 if self.node_rank == 0 else MPI.UNDEFINED
         self._leaders = self._comm.Split(leads, self.rank)
@@ -151,7 +151,7 @@ class Transport:
         """
         shapes = self.broadcast(arrays and [(a.shape, a.dtype) for a in arrays])
         sizes = [-(-int(np.prod(s, dtype=np.int64)) * t.itemsize // 64) * 64 for s, t in shapes]
-        buffer = self._node_buffer(sum(sizes))
+        buffer, one_copy = self._node_buffer(sum(sizes))
         shared, offset = [], 0
         for (shape, dtype), size in zip(shapes, sizes, strict=True):
             count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
@@ -162,23 +162,24 @@ class Transport:
         if self.leads_node:
             for start in range(0, buffer.size, 1 << 30):
                 self._leaders.Bcast([buffer[start : start + (1 << 30)], MPI.BYTE], root=0)
-        if not self._windows or self._windows[-1] is None:
+        if not one_copy:
             self._node.Bcast([buffer, MPI.BYTE], root=0)
         self._node.Barrier()
         return tuple(shared)
 
-    def _node_buffer(self, size: int) -> np.ndarray:
+    def _node_buffer(self, size: int) -> tuple[np.ndarray, bool]:
+        """Bytes for the ranks of this host, and whether they are the same memory."""
         roomy = True
         if self.leads_node:
             with contextlib.suppress(OSError):
                 stat = os.statvfs("/dev/shm")
                 roomy = stat.f_bavail * stat.f_frsize > size + SHM_RESERVE
         if not self.broadcast_on_node(roomy) or self.node_size == 1:
-            self._windows.append(None)
-            return np.zeros(size, np.uint8)
+            return np.zeros(size, np.uint8), False
         window = MPI.Win.Allocate_shared(size if self.leads_node else 0, 1, comm=self._node)
         self._windows.append(window)
-        return np.frombuffer(window.Shared_query(0)[0], np.uint8)
+        memory: Any = window.Shared_query(0)[0]
+        return np.frombuffer(memory, np.uint8), True
 
     @contextlib.contextmanager
     def same_outcome(self) -> Iterator[None]:
@@ -198,8 +199,7 @@ class Transport:
     def close(self) -> None:
         """Free what the transport owns."""
         for window in self._windows:
-            if window is not None:
-                window.Free()
+            window.Free()
         for comm in (self._leaders, self._node, self._comm):
             if comm != MPI.COMM_NULL:
                 comm.Free()

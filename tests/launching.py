@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,17 +44,28 @@ def launcher() -> str:
     return found
 
 
+def is_open_mpi() -> bool:
+    """Whether the launcher is Open MPI's."""
+    shown = subprocess.run([launcher(), "--version"], capture_output=True, text=True, timeout=30)
+    return "Open MPI" in shown.stdout or "mpirun (Open" in shown.stdout
+
+
 def environment(**extra: str) -> dict[str, str]:
     """The environment of a job."""
     return {**os.environ, **OPEN_MPI, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **extra}
 
 
 class Job:
-    """A job in a session of its own; `end` kills whatever is left of that session."""
+    """A job whose processes carry a mark in their environment; `end` kills all that are left.
+
+    Neither a process group nor a session holds them together: launchers make new ones.
+    """
 
     def __init__(self, command: list[str], cwd: Path | str, **extra: str) -> None:
+        self.mark = f"DISTQ_TEST_JOB={uuid.uuid4().hex}"
+        name, value = self.mark.split("=")
         self.process = subprocess.Popen(
-            command, cwd=cwd, env=environment(**extra), stdout=subprocess.PIPE,
+            command, cwd=cwd, env=environment(**extra, **{name: value}), stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, start_new_session=True,
         )  # fmt: skip
         self._segments = set(glob.glob("/dev/shm/*"))
@@ -72,19 +84,18 @@ class Job:
 
     def ranks(self) -> list[int]:
         """Process ids of the Python ranks, in no particular order."""
-        return [pid for pid in self._session() if "distq_mpi" in _command(pid)
-                and "mpirun" not in _command(pid).split("\0")[0] and _is_python(pid)]  # fmt: skip
+        return [pid for pid in self._processes() if _is_python(pid)]
 
     def end(self) -> None:
-        """Kill the session and remove the shared segments it left."""
+        """Kill what is left of the job and remove the shared segments it left."""
         for _ in range(3):
-            for pid in self._session():
+            for pid in self._processes():
                 try:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     continue
             time.sleep(0.02)
-            if not self._session():
+            if not self._processes():
                 break
         for path in set(glob.glob("/dev/shm/*")) - self._segments:
             if os.path.basename(path).startswith(("sm_segment", "mpich", "vader")):
@@ -93,27 +104,24 @@ class Job:
                 except OSError:
                     continue
 
-    def _session(self) -> list[int]:
+    def _processes(self) -> list[int]:
         found = []
         for entry in os.listdir("/proc"):
             if entry.isdigit() and int(entry) != os.getpid():
                 try:
-                    if os.getsid(int(entry)) == self.process.pid:
-                        found.append(int(entry))
-                except (ProcessLookupError, PermissionError):
+                    marked = self.mark.encode() in Path(f"/proc/{entry}/environ").read_bytes()
+                except OSError:
                     continue
+                if marked:
+                    found.append(int(entry))
         return found
 
 
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return ""
-
-
 def _is_python(pid: int) -> bool:
-    return "python" in os.path.basename(_command(pid).split("\0")[0])
+    try:
+        return "python" in os.path.basename(os.readlink(f"/proc/{pid}/exe"))
+    except OSError:
+        return False
 
 
 def start(n_ranks: int, arguments: list[str], cwd: Path | str, **extra: str) -> Job:
@@ -131,6 +139,8 @@ def run(
     return start(n_ranks, arguments, cwd, **extra).wait(limit_s)
 
 
-def distq(n_ranks: int, *arguments: str, cwd: Path | str, limit_s: float = 120, **extra: str) -> Ended:
+def distq(
+    n_ranks: int, *arguments: str, cwd: Path | str, limit_s: float = 120, **extra: str
+) -> Ended:
     """Run `python -m distq_mpi` with these arguments."""
     return run(n_ranks, ["-m", "distq_mpi", *arguments], cwd, limit_s, **extra)

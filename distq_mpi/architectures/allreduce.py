@@ -39,10 +39,10 @@ def memory_bytes(config: Any, n_states: int, n_actions: int, size: int) -> dict[
     record = Record(n_actions, np.dtype(config.learn.dtype))
     n_pairs, n_agents = n_states * n_actions, config.parallel.agents
     table = n_states * record.row_bytes
-    sums = n_pairs * 8 * (2 + FUSIONS[config.parallel.fusion].extra) if n_agents > 1 else n_pairs * 8
+    parts = 2 + FUSIONS[config.parallel.fusion].extra if n_agents > 1 else 1
     lanes = -(-config.parallel.lanes // min(n_agents, size)) * LANE_DTYPE.itemsize * 2
-    return {"replica": table, "base": 2 * table, "contributions": sums, "visits": n_pairs * 8,
-            "lanes": lanes}  # fmt: skip
+    return {"replica": table, "base": 2 * table, "contributions": n_pairs * 8 * parts,
+            "visits": n_pairs * 8, "lanes": lanes}  # fmt: skip
 
 
 class Hosted:

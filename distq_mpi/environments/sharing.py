@@ -30,5 +30,5 @@ def share(environment: Environment | None, make: Any, transport: Transport) -> E
             environment = make()
     if shared.kind == "law":
         return environment or replace(shared, params=scalars)
-    arrays = transport.share_on_node(environment.params if transport.rank == 0 else None)
-    return replace(environment or shared, params=arrays)
+    told = environment.params if transport.rank == 0 and environment is not None else None
+    return replace(environment or shared, params=transport.share_on_node(told))

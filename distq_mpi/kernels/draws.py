@@ -40,7 +40,7 @@ def rotate(x, k):
 
 
 def threefry(c0, c1, k0, k1):
-    """Return the two words of Threefry-2x64-13 for counter (c0, c1) and key (k0, k1); all uint64."""
+    """Return the two words of Threefry-2x64-13; counter (c0, c1), key (k0, k1), all uint64."""
     k2 = PARITY ^ k0 ^ k1
     x0 = c0 + k0
     x1 = c1 + k1

@@ -76,7 +76,7 @@ def advance_pooled(clock, n, squares, lifetime, n_agents):
 
 
 def advance_count(clock, n, squares, lifetime, n_agents):
-    """An average contracts like one visitor: clock + rint(sum k^2 / sum k), half up, in integers."""
+    """An average contracts like one visitor: clock + sum k^2 / sum k, rounded half up."""
     return clock + (2 * squares + n) // (2 * n)
 
 

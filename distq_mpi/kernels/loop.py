@@ -46,7 +46,7 @@ def learn(q, clock, state, action, next_state, reward, terminated, age, gain, dr
     chooses the next action with the table as it was before that update, and makes the next one.
 
     q : table (n,) float64 or float32, `STRIDE` values per state; changed in place.
-    clock : the same buffer as uint32; the count of (s, a) is at s * CLOCK_STRIDE + CLOCK_OFFSET + a.
+    clock : the same buffer as uint32, the count of (s, a) at s * CLOCK_STRIDE + CLOCK_OFFSET + a.
     state, action, next_state : uint64 (L,); reward, gain : float64 (L,); terminated : bool (L,);
         age : uint32 (L,); changed in place.
     draws : uint64 (2 * BATCH,), scratch.
@@ -66,7 +66,8 @@ def learn(q, clock, state, action, next_state, reward, terminated, age, gain, dr
         now = first_step + u8(step)
         for batch in range(0, n_lanes, BATCH):
             for i in range(BATCH):
-                draws[i], draws[BATCH + i] = threefry(now, first_lane + u8(batch + i), seed, TRANSITION)
+                number = first_lane + u8(batch + i)
+                draws[i], draws[BATCH + i] = threefry(now, number, seed, TRANSITION)
             size = min(BATCH, n_lanes - batch)
             for group in range(0, size, GROUP):
                 stop = min(group + GROUP, size)

@@ -58,8 +58,8 @@ class Monitor:
         if self._console:
             self._console.banner([*lines, f"run directory {self.directory.path}"])
 
-    def report(self, row: dict[str, Any]) -> None:
-        """Append one row of numbers to `metrics.jsonl` and print it.
+    def report(self, row: dict[str, Any], show: bool = True) -> None:
+        """Append one row of numbers to `metrics.jsonl` and, unless told not to, print it.
 
         The terminal shows `wall_time_s`, `steps`, `steps_per_s`, `round`, `episodes`,
         `mean_return`, `td_rms`, `policy_gap` and `steps_per_round`; the file takes every key.
@@ -67,7 +67,7 @@ class Monitor:
         row = plain(row)
         self._metrics.append(row)
         self._beat()
-        if self._console:
+        if self._console and show:
             self._console.report(row)
 
     def event(self, kind: str, message: str = "", **fields: Any) -> None:

@@ -1,7 +1,8 @@
 """Learn a few rounds of every combination on the ranks of this job; print one hash per line.
 
-`mpirun -n P python combinations.py [--mutate scale|seed]`: a mutation lets the number of ranks
-into the fixed-point scale, or the rank into the seed; the hashes must then depend on P.
+`mpirun -n P python combinations.py [--mutate scale|seed|sampler]`: a mutation lets the number of
+ranks into the fixed-point scale, or the rank into the seed; the hashes must then depend on P. Or it
+tampers with the sampler of transitions; the hashes must then be others.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
+import numpy as np
+
 from distq_mpi import environments
 from distq_mpi.architectures import Allreduce
-from distq_mpi.config import from_dict
+from distq_mpi.config import Config, from_dict
+from distq_mpi.environments import explicit
 from distq_mpi.environments.sharing import share
 from distq_mpi.fusion import FixedPoint
 from distq_mpi.kernels.objects import load
@@ -65,16 +70,22 @@ def combinations() -> dict[str, dict[str, Any]]:
     return found
 
 
+real_step = explicit.law_step
+
+
+def tampered_step(state, action, bits, params):  # type: ignore[no-untyped-def]
+    """The transition that another draw would have given."""
+    return real_step(state, action, bits ^ (np.uint64(1) << np.uint64(63)), params)
+
+
 def learn(sections: dict[str, Any], transport: Transport) -> str:
     """The hash after `ROUNDS` rounds. COLLECTIVE."""
-    sections = {**sections, "parallel": {"agents": AGENTS, "force": True, **sections["parallel"]}} \
-        if "parallel" in sections else {**sections, "parallel": {"agents": AGENTS}}
-    told = None
-    environment = None
+    parallel = {"agents": AGENTS, "force": True, **sections.get("parallel", {})}
+    sections = {**sections, "parallel": parallel}
+    config, environment = None, None
     if transport.rank == 0:
         config, environment, _ = settle(from_dict(sections), transport.size)
-        told = config
-    config = transport.broadcast(told)
+    config = transport.broadcast(config)
     environment = share(environment, lambda: environments.make(config.env), transport)
     requests = Allreduce.requests(config, environment) if transport.leads_node else None
     architecture = Allreduce(config, environment, load(requests, transport), transport)
@@ -91,7 +102,7 @@ def learn(sections: dict[str, Any], transport: Transport) -> str:
 def main() -> None:
     """Print {name: hash} as JSON on rank 0."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--mutate", choices=("scale", "seed"))
+    parser.add_argument("--mutate", choices=("scale", "seed", "sampler"))
     parser.add_argument("--only", default="")
     options = parser.parse_args()
     transport = Transport.connect()
@@ -100,15 +111,22 @@ def main() -> None:
         if options.only not in name:
             continue
         if options.mutate == "seed":
-            sections = {**sections, "run": {"seed": transport.rank}}
-            told = transport.rank
-            with mock.patch.object(
-                Allreduce, "_epsilon", lambda self, told=told: (told + 1) << 28
-            ):
+            broadcast = Transport.broadcast
+
+            def seeded(self: Transport, value: Any, broadcast: Any = broadcast) -> Any:
+                value = broadcast(self, value)
+                if isinstance(value, Config):
+                    value = replace(value, run=replace(value.run, seed=self.rank))
+                return value
+
+            with mock.patch.object(Transport, "broadcast", seeded):
                 hashes[name] = learn(sections, transport)
         elif options.mutate == "scale":
             scale = property(lambda self: 2.0 ** (20 - self.exponent - transport.size))
             with mock.patch.object(FixedPoint, "scale", scale):
+                hashes[name] = learn(sections, transport)
+        elif options.mutate == "sampler":
+            with mock.patch.object(explicit, "law_step", tampered_step):
                 hashes[name] = learn(sections, transport)
         else:
             hashes[name] = learn(sections, transport)

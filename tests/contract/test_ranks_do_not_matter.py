@@ -40,3 +40,8 @@ def test_combinations_differ(alone: dict[str, str]) -> None:
 def test_a_mutation_is_seen(mutation: str) -> None:
     only = ("--mutate", mutation, "--only", "lake q_learning pooled")
     assert hashes(1, *only) != hashes(2, *only)
+
+
+def test_tampering_with_the_sampler_is_seen(alone: dict[str, str]) -> None:
+    only = ("--mutate", "sampler", "--only", "lake q_learning pooled")
+    assert not set(hashes(2, *only).values()) & set(alone.values())

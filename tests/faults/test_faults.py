@@ -7,15 +7,15 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.launching import Job, distq, launcher, run, start
+from tests.launching import Job, distq, is_open_mpi, run, start
 
+FAULTY = str(Path(__file__).with_name("faulty.py"))
 LONG = ("--parallel.agents", "4", "--stop.rounds", "4000", "--evaluate.exact", "false")
 
 
@@ -81,10 +81,11 @@ def test_a_signal_to_a_rank_saves_and_exits_75(name: str, tmp_path: Path) -> Non
     assert json.loads((path / "run.json").read_text())["state"] == "interrupted"
 
 
-def test_usr2_to_the_launcher(tmp_path: Path) -> None:
+def test_a_signal_to_the_launcher(tmp_path: Path) -> None:
+    """Open MPI's forwards USR2 to the ranks; MPICH's forwards INT and dies of USR2."""
     path = tmp_path / "run"
     job = begin(2, path, *ENDLESS)
-    os.kill(job.process.pid, signal.SIGUSR2)
+    os.kill(job.process.pid, signal.SIGUSR2 if is_open_mpi() else signal.SIGINT)
     assert job.wait(60).code == 75
     resumed = distq(2, "resume", str(path), "--stop.wall_time_s", "1", cwd=tmp_path)
     assert resumed.code == 0, resumed.err
@@ -111,8 +112,7 @@ def test_control_files_ask(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_an_exception_on_one_rank_ends_the_job(rank: int, tmp_path: Path) -> None:
-    script = str(Path(__file__).with_name("raising.py"))
-    ended = run(3, [script, "train"], tmp_path, limit_s=60, FAULT_RANK=str(rank))
+    ended = run(3, [FAULTY, "train"], tmp_path, limit_s=60, FAULT="raise", FAULT_RANK=str(rank))
     assert ended.code != 0
     assert ended.err.count("ZeroDivisionError: a fault on one rank") == 1
 
@@ -122,12 +122,12 @@ def test_file_size_limit_is_one_message_and_loses_nothing(tmp_path: Path) -> Non
     garnet = ("--env.id", "garnet", "--env.kwargs.states", "2000", "--env.kwargs.actions", "4",
               "--env.kwargs.branching", "3", "--evaluate.exact", "false")  # fmt: skip
     options = ("train", "--run.dir", str(path), *garnet, "--parallel.agents", "2")
-    assert distq(2, *options, "--stop.rounds", "5", cwd=tmp_path).code == 0
+    assert distq(2, *options, "--stop.rounds", "4", cwd=tmp_path).code == 0
     good = sorted((path / "checkpoints").iterdir())
-    command = [launcher(), "-n", "2", sys.executable, "-m", "distq_mpi", "resume", str(path),
-               "--stop.rounds", "10"]  # fmt: skip
-    limited = ["bash", "-c", 'ulimit -f 100; exec "$@"', "limited", *command]
-    ended = Job(limited, tmp_path).wait(60)
+    ended = run(
+        2, [FAULTY, "resume", str(path), "--stop.rounds", "10"], tmp_path, limit_s=60,
+        FAULT="fsize", FAULT_RANK="0",
+    )  # fmt: skip
     assert ended.code == 1, (ended.code, ended.err)
     assert "checkpoints" in ended.err and "Traceback" not in ended.err
     assert ended.err.count("error:") == 1

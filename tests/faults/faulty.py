@@ -1,8 +1,9 @@
-"""The program with a fault built in: rank 1 raises in round 5 (`commit`) or stalls the disk."""
+"""The program with a fault built in, in round 5 of rank FAULT_RANK: `raise` or `fsize`."""
 
 from __future__ import annotations
 
 import os
+import resource
 import sys
 
 from distq_mpi.__main__ import main
@@ -13,7 +14,10 @@ real_commit = Allreduce.commit
 
 def commit(self: Allreduce) -> None:
     if self.transport.rank == int(os.environ["FAULT_RANK"]) and self.pending.round == 5:
-        raise ZeroDivisionError("a fault on one rank")
+        if os.environ["FAULT"] == "raise":
+            raise ZeroDivisionError("a fault on one rank")
+        # From here on no file can grow beyond 100 kB, as on a disk that has no more.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     real_commit(self)
 
 

@@ -1,0 +1,249 @@
+"""The configuration: every key with its meaning, its limits and its default.
+
+Frozen dataclasses, one per section; a key's description is the text that `--help` prints. Nothing
+heavy is imported here: every rank unpickles a `Config`, one rank alone reads and checks it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le
+
+from distq_mpi.errors import ConfigError
+
+FLOAT64_PAIRS = 1 << 22
+LANES_PER_AGENT = 64
+DEFAULT_GAP = 1e-3
+DEFAULT_STEPS = 10_000_000
+
+Value = bool | int | float | str
+Probability = Annotated[float, Ge(0), Le(1)]
+Count = Annotated[int, Ge(0)]
+Positive = Annotated[int, Ge(1)]
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """What is learned on."""
+
+    id: str = "FrozenLake8x8-v1"
+    """Gymnasium id, built-in name, module:Law, or a model file (.npz)."""
+    kwargs: dict[str, Value] = field(default_factory=dict)
+    """Arguments of the environment: --env.kwargs.NAME VALUE."""
+    max_episode_steps: Count = 0
+    """Time limit in steps; 0 = the environment's own."""
+
+
+@dataclass(frozen=True)
+class LearnConfig:
+    """How one transition is learned from."""
+
+    rule: Literal["q_learning", "sarsa"] = "q_learning"
+    """What a transition bootstraps from."""
+    discount: Probability = 0.99
+    """Gamma, the weight of the future."""
+    step_size: Literal["rescaled_linear", "constant"] = "rescaled_linear"
+    """rescaled_linear: 1 / (1 + (1 - discount) visits); constant: alpha."""
+    alpha: Annotated[float, Gt(0), Le(1)] = 0.1
+    """Step size of constant."""
+    exploration: Literal["epsilon_greedy"] = "epsilon_greedy"
+    """Behaviour while learning."""
+    epsilon: Probability = 0.3
+    """Share of random actions (at the start)."""
+    epsilon_final: Probability = 0.05
+    """Share of random actions at the end."""
+    epsilon_steps: Count = 0
+    """Steps, summed over all lanes, in which epsilon reaches epsilon_final."""
+    epsilon_schedule: Literal["constant", "linear", "exponential"] = "constant"
+    """How epsilon goes there."""
+    initial: Literal["optimistic", "zeros", "random"] = "optimistic"
+    """First values; optimistic: the environment's declared bound on the return, else 0."""
+    dtype: Literal["auto", "float64", "float32"] = "auto"
+    """Type of the table; auto: float64 up to 2^22 state-action pairs."""
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """Who learns where, and how it comes together."""
+
+    architecture: Literal["allreduce"] = "allreduce"
+    """How what was learned is exchanged."""
+    agents: Count = 0
+    """Learners, the unit of fusion; 0 = one per rank; fixes the bits."""
+    lanes: Count = 0
+    """Environments in all; 0 = 64 per agent; fixes the bits."""
+    steps_per_round: Literal["auto"] | Positive = "auto"
+    """Steps of every lane between fusions."""
+    kappa: Annotated[float, Gt(0)] = 1.0
+    """Drift that steps_per_round = auto allows; 2 for slow networks."""
+    fusion: Literal["pooled", "count", "mean", "max"] = "pooled"
+    """How the agents' tables become one."""
+    force: bool = False
+    """Allow max on a stochastic environment."""
+    memory_bytes: Count = 0
+    """What one rank may use; 0 = all of its host's memory."""
+
+
+@dataclass(frozen=True)
+class StopConfig:
+    """When to end; the first rule that holds ends the run.
+
+    With no rule at all: policy_gap 1e-3 where the environment can be solved, else 1e7 steps.
+    """
+
+    steps: Positive | None = None
+    """Steps, summed over all lanes."""
+    rounds: Positive | None = None
+    """Rounds."""
+    episodes: Positive | None = None
+    """Finished episodes."""
+    wall_time_s: Annotated[float, Gt(0)] | None = None
+    """Seconds since the start."""
+    policy_gap: Annotated[float, Ge(0)] | None = None
+    """(optimal_value - policy_value) / value range, exact, at most this."""
+    policy_loss: Annotated[float, Ge(0)] | None = None
+    """Largest exact loss over reachable states at most this."""
+    policy_loss_bound: Annotated[float, Ge(0)] | None = None
+    """Bound on the loss that needs no V* at most this; loose for sampled tables."""
+    mean_return: float | None = None
+    """Mean return of the last 100 or more episodes at least this."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the state is written to disk."""
+
+    every_rounds: Count = 1000
+    """Rounds between checkpoints; 0 = when asked and at the end."""
+    keep: Positive = 3
+    """Newest checkpoints kept."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The run itself."""
+
+    dir: str = ""
+    """Run directory; empty = runs/<env>-<NNNN>."""
+    seed: Annotated[int, Ge(0), Le(2**63 - 1)] = 0
+    """Seed of every random number."""
+    overwrite: bool = False
+    """Replace the run in run.dir."""
+    report_every_s: Annotated[float, Gt(0)] = 1.0
+    """Seconds between reports."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How the result is judged."""
+
+    episodes: Count = 100
+    """Greedy episodes played at the end; 0 = none."""
+    exact: bool = True
+    """Compute exact values and bounds where affordable."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run."""
+
+    env: EnvConfig = field(default_factory=EnvConfig)
+    learn: LearnConfig = field(default_factory=LearnConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+SECTIONS: dict[str, type[Any]] = {
+    "env": EnvConfig,
+    "learn": LearnConfig,
+    "parallel": ParallelConfig,
+    "stop": StopConfig,
+    "checkpoint": CheckpointConfig,
+    "run": RunConfig,
+    "evaluate": EvaluateConfig,
+}
+
+
+def to_dict(config: Config) -> dict[str, dict[str, Any]]:
+    """Sections and keys without those that are off (None)."""
+    return {
+        section: {key: value for key, value in values.items() if value is not None}
+        for section, values in asdict(config).items()
+    }
+
+
+def from_dict(sections: dict[str, dict[str, Any]]) -> Config:
+    """The inverse of `to_dict`; keys left out take their defaults. Types are not checked here."""
+    return Config(**{name: SECTIONS[name](**values) for name, values in sections.items()})
+
+
+def to_toml(config: Config) -> str:
+    """The configuration as TOML that is valid input again."""
+    import tomli_w
+
+    return tomli_w.dumps(to_dict(config))
+
+
+def check(config: Config) -> list[str]:
+    """Mistakes between keys, each naming the key, the value and the limit. Local."""
+    learn, parallel, mistakes = config.learn, config.parallel, []
+    if learn.discount == 1 and learn.step_size == "rescaled_linear":
+        mistakes.append(
+            "learn.discount: at 1 the step size rescaled_linear never falls; take a discount "
+            "below 1, or step_size constant (polynomial will be the rule for it)"
+        )
+    if learn.epsilon_schedule != "constant" and learn.epsilon_steps == 0:
+        mistakes.append(
+            f"learn.epsilon_steps: 0 steps for the schedule {learn.epsilon_schedule}; at least 1"
+        )
+    if learn.epsilon_schedule == "exponential" and not (learn.epsilon and learn.epsilon_final):
+        mistakes.append("learn.epsilon_final: an exponential schedule cannot start or end at 0")
+    if parallel.lanes and parallel.lanes < parallel.agents:
+        mistakes.append(
+            f"parallel.lanes: {parallel.lanes} lanes for {parallel.agents} agents; "
+            "every agent needs one"
+        )
+    for section in fields(config):
+        values = getattr(config, section.name)
+        for key in fields(values):
+            value = getattr(values, key.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                mistakes.append(f"{section.name}.{key.name}: {value} is not a finite number")
+    return mistakes
+
+
+def resolve(config: Config, n_states: int, n_actions: int, size: int, *, solvable: bool) -> Config:
+    """Replace what depends on the environment and the ranks by what it stands for. Local.
+
+    A resolved configuration resolves to itself, on any number of ranks.
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer lanes than agents.
+    """
+    agents = config.parallel.agents or size
+    lanes = config.parallel.lanes or LANES_PER_AGENT * agents
+    if lanes < agents:
+        raise ConfigError(
+            f"parallel.lanes: {lanes} lanes for {agents} agents (one per rank); "
+            "every agent needs one"
+        )
+    dtype = config.learn.dtype
+    if dtype == "auto":
+        dtype = "float64" if n_states * n_actions <= FLOAT64_PAIRS else "float32"
+    stop = config.stop
+    if all(value is None for value in asdict(stop).values()):
+        stop = StopConfig(policy_gap=DEFAULT_GAP) if solvable else StopConfig(steps=DEFAULT_STEPS)
+    return replace(
+        config,
+        learn=replace(config.learn, dtype=dtype),
+        parallel=replace(config.parallel, agents=agents, lanes=lanes),
+        stop=stop,
+    )

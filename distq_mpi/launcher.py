@@ -1,0 +1,31 @@
+"""What the launcher's environment says about this process, without starting MPI."""
+
+from __future__ import annotations
+
+import os
+
+RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
+SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
+
+
+def launched_rank() -> int:
+    """Rank of this process; 0 without a launcher."""
+    return _first(RANKS) or 0
+
+
+def launched_size() -> int | None:
+    """Ranks the launcher started; None without a launcher.
+
+    SLURM_NTASKS alone says nothing: a batch script has it, too, without being a task.
+    """
+    if "SLURM_PROCID" not in os.environ or "SLURM_STEP_ID" not in os.environ:
+        return _first(SIZES[:2])
+    return _first(SIZES)
+
+
+def _first(names: tuple[str, ...]) -> int | None:
+    for name in names:
+        value = os.environ.get(name, "")
+        if value.isdigit():
+            return int(value)
+    return None

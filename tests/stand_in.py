@@ -1,0 +1,173 @@
+"""What unit tests put in the place of ranks, configurations and compiled kernels."""
+
+from __future__ import annotations
+
+import threading
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from distq_mpi.environments.base import Environment
+from distq_mpi.environments.explicit import explicit_model
+from distq_mpi.kernels import Kernel
+from distq_mpi.kernels.objects import LoadedKernel, load
+
+
+class Alone:
+    """The transport of a job of one rank: every collective is the identity."""
+
+    rank, size = 0, 1
+    leads_node = True
+
+    def broadcast_on_node(self, value: Any) -> Any:
+        """The value itself."""
+        return value
+
+    def sum_int(self, array: np.ndarray) -> None:
+        """Nothing to add."""
+
+    max_int = max_float = broadcast_array = sum_int
+
+    def sum_to_owners(self, array: np.ndarray, partition: Any) -> np.ndarray:
+        """The whole array is this rank's block."""
+        return array
+
+    def allgather_rows(self, array: np.ndarray, partition: Any) -> None:
+        """Nothing to gather."""
+
+    def gather_rows(self, block: np.ndarray, partition: Any) -> np.ndarray:
+        """The block is everything."""
+        return block
+
+
+class Thread(Alone):
+    """One of several ranks that are threads of this process; made by `together`."""
+
+    def __init__(self, rank: int, size: int, barrier: threading.Barrier, board: list[Any]) -> None:
+        self.rank, self.size = rank, size
+        self._barrier, self._board = barrier, board
+
+    def _all(self, mine: np.ndarray) -> list[np.ndarray]:
+        self._barrier.wait()
+        self._board[self.rank] = mine.copy()
+        self._barrier.wait()
+        return list(self._board)
+
+    def sum_int(self, array: np.ndarray) -> None:
+        """Sum over ranks, in place."""
+        array[...] = np.sum(self._all(array), axis=0)
+
+    def max_int(self, array: np.ndarray) -> None:
+        """Maximum over ranks, in place."""
+        array[...] = np.max(self._all(array), axis=0)
+
+    max_float = max_int
+
+    def broadcast_array(self, array: np.ndarray) -> None:
+        """Rank 0's array, in place."""
+        array[...] = self._all(array)[0]
+
+    def sum_to_owners(self, array: np.ndarray, partition: Any) -> np.ndarray:
+        """The sum over ranks of this rank's block."""
+        width = array.size // partition.n
+        start, stop = partition.block(self.rank)
+        total: np.ndarray = np.sum(self._all(array), axis=0)
+        return total[start * width : stop * width]
+
+    def allgather_rows(self, array: np.ndarray, partition: Any) -> None:
+        """Every rank's block, in place."""
+        rows = array.reshape(partition.n, -1)
+        for rank, theirs in enumerate(self._all(rows)):
+            start, stop = partition.block(rank)
+            rows[start:stop] = theirs[start:stop]
+
+    def gather_rows(self, block: np.ndarray, partition: Any) -> np.ndarray | None:  # type: ignore[override]
+        """All blocks on rank 0, None elsewhere."""
+        blocks = self._all(block)
+        return np.concatenate(blocks) if self.rank == 0 else None
+
+
+def together(size: int, work: Callable[[Any], Any]) -> list[Any]:
+    """Run `work(transport)` on `size` ranks; return what each returned, raise what one raised."""
+    barrier, board = threading.Barrier(size, timeout=120), [None] * size
+    results: list[Any] = [None] * size
+    errors: list[BaseException] = []
+
+    def run(rank: int) -> None:
+        try:
+            results[rank] = work(Thread(rank, size, barrier, board))
+        except BaseException as error:
+            errors.append(error)
+            barrier.abort()
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    causes = [e for e in errors if not isinstance(e, threading.BrokenBarrierError)]
+    if errors:
+        raise (causes or errors)[0]
+    return results
+
+
+def config(**changes: Any) -> types.SimpleNamespace:
+    """A resolved configuration as the kernels and architectures read it; `changes` by key."""
+    sections: dict[str, dict[str, Any]] = {
+        "learn": dict(
+            rule="q_learning", step_size="rescaled_linear", alpha=0.1, discount=0.9,
+            dtype="float64", initial="zeros", epsilon=0.3, epsilon_schedule="constant",
+            epsilon_steps=0, epsilon_final=0.3,
+        ),
+        "parallel": dict(
+            agents=1, lanes=1, fusion="pooled", steps_per_round=1, kappa=1.0, force=False
+        ),
+        "stop": dict(steps=None),
+        "run": dict(seed=1),
+    }  # fmt: skip
+    for key, value in changes.items():
+        section = next(section for section in sections.values() if key in section)
+        section[key] = value
+    return types.SimpleNamespace(
+        **{name: types.SimpleNamespace(**section) for name, section in sections.items()}
+    )
+
+
+def one_state(max_episode_steps: int = 0) -> Environment:
+    """One state, one action, reward 1 for ever: the value is 1 / (1 - discount)."""
+    return explicit_model(
+        "one-state", 1, 1, [0, 1], [0], [1.0], [1.0], max_episode_steps=max_episode_steps
+    )
+
+
+def random_model(n_states: int, n_actions: int, seed: int = 0, limit: int = 7) -> Environment:
+    """A random model with three outcomes a pair, some of them ends, and random starts."""
+    rng = np.random.default_rng(seed)
+    n = n_states * n_actions * 3
+    chances = rng.dirichlet(np.ones(3), n_states * n_actions).reshape(-1)
+    return explicit_model(
+        "random", n_states, n_actions, np.arange(0, n + 1, 3), rng.integers(0, n_states, n),
+        chances, rng.normal(size=n), rng.random(n) < 0.1, rng.dirichlet(np.ones(n_states)),
+        max_episode_steps=limit,
+    )  # fmt: skip
+
+
+def plain(function: Callable[..., Any], parts: Mapping[str, Any]) -> Callable[..., Any]:
+    """A template as the ordinary Python function it is, its free names bound to `parts`."""
+    bound = types.FunctionType(
+        function.__code__, {**function.__globals__, **parts}, function.__name__,
+        function.__defaults__, function.__closure__,
+    )  # fmt: skip
+
+    def call(*arguments: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return bound(*arguments)
+
+    return call
+
+
+def compiled(requests: dict[str, Kernel]) -> dict[str, LoadedKernel]:
+    """The requests, compiled or from the cache."""
+    return load(requests, Alone())

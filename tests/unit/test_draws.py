@@ -1,0 +1,94 @@
+"""The generator against its published answers, and the purposes of its bits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from distq_mpi.kernels import Kernel, draws
+from distq_mpi.kernels.draws import rotate, threefry
+from tests.stand_in import compiled
+
+u8 = np.uint64
+ONES = 0xFFFFFFFFFFFFFFFF
+
+# Random123, kat_vectors: threefry 2 x 64, 13 rounds: counter, key, first word.
+KNOWN = [
+    ((0, 0), (0, 0), 0xF167B032C3B480BD),
+    ((ONES, ONES), (ONES, ONES), 0xCCDEC5C917A874B1),
+    (
+        (0x243F6A8885A308D3, 0x13198A2E03707344),
+        (0xA4093822299F31D0, 0x082EFA98EC4E6C89),
+        0xC3AAC71561042993,
+    ),
+]
+
+
+def reference(c0: int, c1: int, k0: int, k1: int, rounds: int = 13) -> tuple[int, int]:
+    """Threefry-2x64 as the paper writes it, in Python integers."""
+    rotations = (16, 42, 12, 31, 16, 32, 24, 21)
+    key = (k0, k1, 0x1BD11BDAA9FC1A22 ^ k0 ^ k1)
+    x0, x1 = (c0 + k0) & ONES, (c1 + k1) & ONES
+    for r in range(rounds):
+        x0 = (x0 + x1) & ONES
+        x1 = ((x1 << rotations[r % 8]) | (x1 >> (64 - rotations[r % 8]))) & ONES ^ x0
+        if r % 4 == 3:
+            j = r // 4 + 1
+            x0 = (x0 + key[j % 3]) & ONES
+            x1 = (x1 + key[(j + 1) % 3] + j) & ONES
+    return x0, x1
+
+
+def scalars(*numbers: int) -> tuple[np.uint64, ...]:
+    return tuple(u8(n) for n in numbers)
+
+
+@pytest.mark.parametrize(("counter", "key", "first"), KNOWN)
+def test_known_answers(counter: tuple[int, int], key: tuple[int, int], first: int) -> None:
+    assert reference(*counter, *key)[0] == first
+    with np.errstate(over="ignore"):
+        words = threefry(*scalars(*counter, *key))
+    assert tuple(int(w) for w in words) == reference(*counter, *key)
+
+
+def test_arrays_and_compiled_code_give_the_reference() -> None:
+    rng = np.random.default_rng(5)
+    numbers = rng.integers(0, 2**64, (4, 200), dtype=np.uint64)
+    expected = np.array(
+        [reference(*(int(x) for x in column)) for column in numbers.T], np.uint64
+    ).T
+    assert np.array_equal(np.array(threefry(*numbers)), expected)
+    found = np.zeros((2, 200), np.uint64)
+    request = Kernel(fill, {}, (numbers, found))
+    compiled({"fill": request})["fill"](numbers, found)
+    assert np.array_equal(found, expected)
+
+
+def fill(numbers, found):  # type: ignore[no-untyped-def]
+    for i in range(found.shape[1]):
+        found[0, i], found[1, i] = threefry(
+            numbers[0, i], numbers[1, i], numbers[2, i], numbers[3, i]
+        )
+
+
+def test_rotate_moves_the_top_bits_to_the_bottom() -> None:
+    assert int(rotate(u8(1 << 63), 1)) == 1
+    assert int(rotate(u8(0x0123456789ABCDEF), 16)) == 0x456789ABCDEF0123
+
+
+def test_purposes_differ() -> None:
+    names = ("TRANSITION", "RESET", "INITIAL", "ROUNDING", "EVALUATION", "EVALUATION_RESET")
+    assert len({int(getattr(draws, name)) for name in names}) == len(names)
+
+
+@pytest.mark.parametrize("changed", ["step", "lane", "seed", "purpose"])
+def test_neighbouring_counters_and_keys_are_unrelated(changed: str) -> None:
+    n = 4096
+    arguments = {name: np.full(n, 7, np.uint64) for name in ("step", "lane", "seed", "purpose")}
+    arguments[changed] = np.arange(n, dtype=np.uint64)
+    for word in threefry(*arguments.values()):
+        bits = (word[:, None] >> np.arange(64, dtype=np.uint64)) & u8(1)
+        # 64 frequencies of 4096 coins: standard deviation 1/128, so 6 of them.
+        assert np.abs(bits.mean(axis=0) - 0.5).max() < 6 / 128
+        flips = (bits[1:] != bits[:-1]).mean()
+        assert abs(flips - 0.5) < 6 * 0.5 / np.sqrt(64 * (n - 1))

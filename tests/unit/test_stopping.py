@@ -1,0 +1,73 @@
+"""When a run ends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distq_mpi.architectures import Agreement, Progress
+from distq_mpi.certificate import Certificate
+from distq_mpi.config import StopConfig
+from distq_mpi.stopping import CHECK_GROWTH, is_check_round, verdict
+
+QUIET = Agreement(0, 0, 0, 0, 0, 0, 0.0, 0.0, False, False, False)
+PROGRESS = Progress(round=7, steps=1000, episodes=20, mean_return=0.5, round_steps=100)
+
+
+@given(st.lists(st.integers(1, 10_000), min_size=1, max_size=50))
+def test_checks_are_never_farther_apart_than_they_must(rounds: list[int]) -> None:
+    steps, checked = 0, 1
+    for n in rounds:
+        steps += n
+        due = is_check_round(Progress(steps=steps, round_steps=n))
+        # Never later than a factor of 1.25^2 after the last, whatever the rounds.
+        assert due or steps < checked * CHECK_GROWTH**2
+        checked = steps if due else checked
+
+
+def test_check_rounds_become_rare() -> None:
+    due = sum(is_check_round(Progress(steps=64 * n, round_steps=64)) for n in range(1, 100_000))
+    assert 40 < due < 80
+
+
+@pytest.mark.parametrize(
+    ("stop", "status", "code"),
+    [
+        (StopConfig(steps=1000), "finished", 0),
+        (StopConfig(steps=1001), None, None),
+        (StopConfig(rounds=7), "finished", 0),
+        (StopConfig(episodes=20), "finished", 0),
+        (StopConfig(mean_return=0.5), "converged", 0),
+        (StopConfig(mean_return=0.51), None, None),
+        (StopConfig(policy_gap=0.01), "converged", 0),
+        (StopConfig(policy_gap=0.009), None, None),
+        (StopConfig(policy_gap=0.009, steps=1000), "finished", 3),
+        (StopConfig(policy_loss=0.2), "converged", 0),
+        (StopConfig(policy_loss_bound=2.9), None, None),
+        (StopConfig(policy_loss_bound=3.0), "converged", 0),
+    ],
+)
+def test_rules(stop: StopConfig, status: str | None, code: int | None) -> None:
+    certificate = Certificate(policy_gap=0.01, policy_loss=0.2, policy_loss_bound=3.0)
+    found = verdict(stop, PROGRESS, QUIET, certificate)
+    assert (found and found.status, found and found.exit_code) == (status, code)
+
+
+def test_no_certificate_no_verdict() -> None:
+    assert verdict(StopConfig(policy_gap=1.0), PROGRESS, QUIET, None) is None
+
+
+def test_wishes() -> None:
+    stop = StopConfig(wall_time_s=1.0)
+    asked = verdict(stop, PROGRESS, replace(QUIET, want_stop=True), None)
+    late = verdict(stop, PROGRESS, replace(QUIET, want_time=True), None)
+    assert asked is not None and (asked.status, asked.exit_code) == ("interrupted", 75)
+    assert late is not None and (late.status, late.exit_code) == ("finished", 0)
+
+
+def test_numbers_that_are_not_finite_end_the_run() -> None:
+    found = verdict(StopConfig(), PROGRESS, replace(QUIET, non_finite=1), None)
+    assert found is not None and (found.status, found.exit_code) == ("diverged", 3)
