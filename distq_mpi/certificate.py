@@ -127,7 +127,8 @@ class Solver:
 
         q : flat float32 or float64, `stride` values per state. visited : (S, A), 0 where never
         learned from. tight : evaluate the policy to 1e-10 of the value range, not 1e-7 (or a
-        hundredth of the loss at the start), and find its return. exact : False leaves out what needs V*.
+        hundredth of the loss at the start), and find its return. exact : False leaves out what
+        needs V*.
         """
         told = self._certify(q, stride, visited, tight, exact) if self._plans else None
         return self.transport.broadcast(told)
@@ -189,7 +190,7 @@ class Solver:
         if self.discount < 1:
             certificate = self._bounded(certificate, found)
             masses = float(found[POLICY_MASS]), -float(found[POLICY_LEAST])
-            v = self._policy_values(values, policy, masses, tight)
+            v = self._policy_values(values, policy, masses, tight, known)
             certificate = self._compared(certificate, v, optimal)
         else:
             certificate = self._compared_undiscounted(certificate, policy, optimal)
@@ -215,6 +216,7 @@ class Solver:
         policy: np.ndarray,
         masses: tuple[float, float],
         tight: bool,
+        known: bool,
     ) -> np.ndarray:
         """A lower bound on the policy's values, close to them.
 
@@ -225,8 +227,9 @@ class Solver:
         values.v[:] = start
 
         def enough(width: float) -> float:
-            limit = (TIGHT if tight else LOOSE) * (self.value_range or values.range)
-            if tight or self.optimal_value is None:
+            scale = self.value_range if known and self.value_range else values.range
+            limit = (TIGHT if tight else LOOSE) * scale
+            if tight or not known or self.optimal_value is None:
                 return limit
             loss = self.optimal_value - self.planner.expectation(values.v)
             return max(limit, LOOSE_SHARE * (loss - width))

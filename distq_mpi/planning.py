@@ -36,7 +36,9 @@ MAX_BLOCKS = 64
 WORK_LIMIT = 3e8
 """Backed-up transitions after which an undiscounted problem counts as unsolvable."""
 FIRST_SWEEPS, MOST_SWEEPS = 4, 64
-"""Sweeps of one kind between two checks of the bounds."""
+"""Sweeps of one kind between two checks of the bounds; more where they are short."""
+CHECK_WORK = 100_000
+"""Backed-up transitions that are worth a check: more than it costs by itself."""
 SOLVED = 1e-12
 """Error of V*, as a share of the value range."""
 TIES = 1e-12
@@ -116,6 +118,8 @@ class Planner:
         self.first, self.last = self.rows.block(transport.rank)
         mine = share.block(transport.rank) if transport.rank < n_solvers else (n_blocks, n_blocks)
         self._cuts = np.array(blocks.starts[mine[0] : mine[1] + 1], np.int64)
+        per_policy = max(1, environment.n_transitions // environment.n_actions)
+        self._most_sweeps = max(MOST_SWEEPS, CHECK_WORK // per_policy // 2 * 2)
         self.every = np.full(n_states, -1, np.int32)
         self.chances = np.zeros(environment.n_starts)
         self.firsts = np.zeros(environment.n_starts, np.int64)
@@ -208,7 +212,7 @@ class Planner:
                 values.shift((lower + upper) / 2)
                 return values
             values.shift(lower)
-            n_sweeps = FIRST_SWEEPS if changed else min(2 * n_sweeps, MOST_SWEEPS)
+            n_sweeps = FIRST_SWEEPS if changed else min(2 * n_sweeps, self._most_sweeps)
             if changed:
                 self.relax(values, self.every, policy, discount, 2)
             self.relax(values, policy, policy, discount, n_sweeps)
@@ -275,7 +279,7 @@ class Planner:
             values.shift((upper - lower) / 2)
             self.relax(values, policy, greedy, discount, n_sweeps)
             self.smooth(values, policy, discount, n_sweeps)
-            n_sweeps = min(2 * n_sweeps, MOST_SWEEPS)
+            n_sweeps = min(2 * n_sweeps, self._most_sweeps)
 
     def horizon(self, policy: np.ndarray, mask: np.ndarray, n_steps: int) -> np.ndarray | None:
         """The undiscounted values of a policy over `n_steps` steps; None if that is too much work.
@@ -311,14 +315,14 @@ class Planner:
             if budget <= 0:
                 return None
             self.relax(steps, policy, greedy, 1.0, n_sweeps, (0.0, 1.0))
-            budget, n_sweeps = budget - n_sweeps, min(2 * n_sweeps, MOST_SWEEPS)
+            budget, n_sweeps = budget - n_sweeps, min(2 * n_sweeps, self._most_sweeps)
         longest = (steps.size + 1.0) / (1.0 - max(rise, 0.0))
         accuracy, n_sweeps = max(1e-12, 64 * np.finfo(float).eps * longest), FIRST_SWEEPS
         while max(self.backup(values, policy, greedy, 1.0)[:2]) * longest > accuracy * values.size:
             if budget <= 0:
                 return None
             self.relax(values, policy, greedy, 1.0, n_sweeps)
-            budget, n_sweeps = budget - n_sweeps, min(2 * n_sweeps, MOST_SWEEPS)
+            budget, n_sweeps = budget - n_sweeps, min(2 * n_sweeps, self._most_sweeps)
         return values.v
 
     def settle(

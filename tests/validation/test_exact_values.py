@@ -11,15 +11,14 @@ import pytest
 
 from distq_mpi import environments
 from distq_mpi.certificate import Solver, requests
-from distq_mpi.kernels.objects import load
-from tests.ranks import OneRank
+from tests.stand_in import Alone, compiled
 
 
 @functools.cache
 def solved(id: str, discount: float, **kwargs: Any) -> Solver:
     environment = environments.make(SimpleNamespace(id=id, kwargs=kwargs))
-    kernels = load(requests(environment, np.dtype(np.float64)), OneRank())
-    solver = Solver(environment, discount, kernels, OneRank())
+    kernels = compiled(requests(environment, np.dtype(np.float64)))
+    solver = Solver(environment, discount, kernels, Alone())
     solver.solve()
     return solver
 
