@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 MAX_PERIOD = 512
+LONE_PERIOD = 512
 LENGTH_UNIT = 1024.0
 
 
@@ -39,6 +40,7 @@ def next_period(period: int, n_visits: int, length: int, n_agents: int, kappa: f
 
 
 def lone_period(n_pairs: int, n_lanes: int) -> int:
-    """Steps per lane of every round of a single agent: nothing drifts apart, so only the passes
-    over the table that end a round count; they are kept below an eighth of the steps."""
-    return max(MAX_PERIOD, -(-8 * n_pairs // n_lanes))
+    """Steps per lane of every round of a single agent: nothing drifts apart, so only what ends a
+    round counts: the calls of a small table, the passes over a large one. The passes are kept
+    below an eighth of the steps."""
+    return max(LONE_PERIOD, -(-8 * n_pairs // n_lanes))

@@ -124,6 +124,12 @@ def export(kernel: Kernel, described: list[Any], path: str) -> None:
         text = str(error).strip()
         raise ModelError(f"kernel {kernel.template.__name__} does not compile: {text}") from error
     module = llvm.parse_assembly(dispatcher.inspect_llvm(signature))
+    # numba keeps what a kernel can raise as pickled constants; those never raised are gone by now.
+    if any(v.name.startswith(".const.pickle") for v in module.global_variables):
+        raise ModelError(
+            f"kernel {kernel.template.__name__} can raise an exception: a law must not raise, "
+            "assert, index a tuple with a variable or step a range by one"
+        )
     missing = _unresolved(module)
     if missing:
         raise ModelError(

@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 from importlib.metadata import version
+from importlib.resources import files
 from typing import Any, Protocol
 
 import llvmlite.binding as llvm
@@ -63,11 +64,17 @@ def cache_folder() -> str:
     raise FileError(f"no folder for compiled kernels is writable; tried {fallback} last")
 
 
+def _compiler() -> str:
+    """Hash of the module that compiles: its options and refusals are in every file it writes."""
+    source = files("distq_mpi.kernels").joinpath("compiler.py").read_bytes()
+    return hashlib.sha256(source).hexdigest()
+
+
 def _key(kernel: Kernel, described: list[Any]) -> str:
     machine = (llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
     versions = (sys.version, version("numba"), version("llvmlite"), version("numpy"))
     sources = fingerprint({**kernel.parts, "template": kernel.template})
-    text = json.dumps([sources, described, machine, versions])
+    text = json.dumps([sources, described, machine, versions, _compiler()])
     return f"{kernel.template.__name__}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 
 
