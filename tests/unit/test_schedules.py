@@ -18,6 +18,7 @@ from distq_mpi.architectures.schedules import (
     lone_period,
     next_period,
 )
+from distq_mpi.fusion import FixedPoint
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,6 @@ def test_a_lone_agent_steps_eight_times_over_the_table(n_pairs: int, n_lanes: in
     assert period * n_lanes >= 8 * n_pairs
     assert period == LONE_PERIOD or (period - 1) * n_lanes < 8 * n_pairs
 
-from distq_mpi.fusion import FixedPoint
 
 
 def learn(schedule: str, **changes: float) -> SimpleNamespace:
