@@ -94,3 +94,16 @@ def test_v10_taxi_returns() -> None:
 )
 def test_v11_taxi(discount: float, value: float) -> None:
     assert solved("Taxi-v4", discount).optimal_value == pytest.approx(value, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("id", "n_reachable"),
+    [
+        ("FrozenLake-v1", 11),  # 16 cells, 4 holes and the goal end the episode
+        ("FrozenLake8x8-v1", 53),  # 64 cells, 10 holes and the goal
+        ("CliffWalking-v1", 37),  # 48 cells, 10 of cliff send back to the start, the goal ends
+        ("Taxi-v4", 400),  # 5 x 5 cells x (4 places + aboard) x 4 destinations, less delivered ones
+    ],
+)
+def test_reachable_states(id: str, n_reachable: int) -> None:
+    assert solved(id, 0.9).n_reachable == n_reachable
