@@ -92,6 +92,8 @@ def test_defaults_by_hand() -> None:
     once = resolve(Config(), 64, 4, 3, solvable=True)
     assert (once.parallel.agents, once.parallel.lanes, once.learn.dtype) == (3, 192, "float64")
     assert to_dict(once)["stop"] == {"policy_gap": 1e-3}
+    five = resolve(from_dict({"parallel": {"agents": 5}}), 64, 4, 3, solvable=True)
+    assert five.parallel.lanes == 320  # by agents, never by ranks
     assert to_dict(resolve(Config(), 64, 4, 1, solvable=False))["stop"] == {"steps": 10_000_000}
 
 
