@@ -57,7 +57,8 @@ def _model(
     ended = column == n_states
     return explicit_model(
         "test", n_states, n_actions, np.searchsorted(row, np.arange(n_states * n_actions + 1)),
-        np.where(ended, n_states - 1, column), entries[row, column], r.reshape(-1)[row], ended, start, **more,
+        np.where(ended, n_states - 1, column), entries[row, column], r.reshape(-1)[row], ended,
+        start, **more,
     )  # fmt: skip
 
 
