@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 MAX_PERIOD = 512
+LONE_PERIOD = 2048
 LENGTH_UNIT = 1024.0
 
 
@@ -42,4 +43,4 @@ def lone_period(n_pairs: int, n_lanes: int) -> int:
     """Steps per lane of every round of a single agent: nothing drifts apart, so only what ends a
     round counts: the calls of a small table, the passes over a large one. The passes are kept
     below an eighth of the steps."""
-    return max(4 * MAX_PERIOD, -(-8 * n_pairs // n_lanes))
+    return max(LONE_PERIOD, -(-8 * n_pairs // n_lanes))

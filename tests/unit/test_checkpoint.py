@@ -180,7 +180,9 @@ def test_every_flipped_bit_is_seen_or_harmless(tmp_path):
         )
     }
     harmless = 0
-    for offset in range(len(good)):
+    # All bytes of the data; of HDF5's own, which are many and slow to misread, every fifth.
+    offsets = sorted(must_be_seen | set(range(0, len(good), 5)))
+    for offset in offsets:
         bad = bytearray(good)
         bad[offset] ^= 1 << (offset % 8)
         path.write_bytes(bad)
@@ -192,7 +194,7 @@ def test_every_flipped_bit_is_seen_or_harmless(tmp_path):
             assert offset not in must_be_seen
             assert got == want, f"byte {offset} changes what is read and is not seen"
             harmless += 1
-    assert harmless < 0.5 * len(good)
+    assert harmless < 0.5 * len(offsets)
 
 
 def test_every_flip_in_a_text_of_the_header_is_seen(tmp_path):
