@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
 
-from distq_mpi.errors import ConfigError, DistqError
+from distq_mpi.errors import DistqError
 from distq_mpi.launcher import launched_rank, launched_size
 
 WITHOUT_MPI = {"--help", "-h", "--version", "--dry-run"}
@@ -19,17 +18,11 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if WITHOUT_MPI.isdisjoint(argv) and (not argv or argv[0] != "info"):
         return _run_on_all_ranks(argv)
-    if launched_rank() != 0:
-        return 0
-    return _guarded(_run_alone, argv)
-
-
-def _guarded(action: Any, *arguments: Any) -> Any:
-    """Run an action of this rank alone; a mistake is printed and gives its exit code."""
     try:
-        return action(*arguments)
+        return _run_without_mpi(argv)
     except DistqError as error:
-        _print_error(error)
+        if launched_rank() == 0:
+            _print_error(error)
         return error.exit_code
 
 
@@ -39,20 +32,25 @@ def _print_error(error: DistqError) -> None:
     sys.stderr.flush()
 
 
-def _run_alone(argv: list[str]) -> int:
-    from distq_mpi.cli import parse, show_help
-
+def _run_without_mpi(argv: list[str]) -> int:
+    """The first rank works; the others read the line, too, to leave with the same code. Local."""
+    first = launched_rank() == 0
     if not {"--help", "-h", "--version"}.isdisjoint(argv):
-        show_help(argv)
+        if first:
+            from distq_mpi.usage import show
+
+            show(argv)
         return 0
+    from distq_mpi.cli import parse
+
     command = parse(argv)
+    if not first:
+        return 0
     if command.name == "info":
         from distq_mpi.checkpoint import describe
 
         print(describe(command.file))
         return 0
-    if command.name != "train":
-        raise ConfigError(f"--dry-run: {command.name} has none")
     from distq_mpi.dry_run import dry_run
 
     print(dry_run(command, command.ranks or launched_size() or 1))
@@ -73,8 +71,9 @@ def _run_on_all_ranks(argv: list[str]) -> int:
                 from distq_mpi.cli import parse
 
                 command = parse(argv)
-        command = transport.broadcast(command)
         from distq_mpi.trainer import run
+
+        # Rank 0 alone has the command: to unpickle it the others would import its parser.
 
         return run(command, transport)
     except DistqError as error:

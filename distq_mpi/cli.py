@@ -1,72 +1,36 @@
-"""The command line. The only door to cyclopts and pydantic; imported by one rank.
+"""The command line, read by rank 0 for all.
 
-cyclopts prints the help from the signatures below and from the docstrings of `config.py`.
 What the user wrote, in a file and on the line, is merged first and checked as one, so that all
-mistakes are told at once, each with its key, its value, its limit and where it stands.
+mistakes are told at once, each with its key, its value, its limit and where it stands. 
+`keys.py` knows the limits; `usage.py` prints them as help.
 """
 
 from __future__ import annotations
 
-import difflib
+import json
+import re
 import tomllib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import App, Parameter
-from pydantic import TypeAdapter, ValidationError
-
-from distq_mpi import __version__
-from distq_mpi.config import SECTIONS, Config, check
+from distq_mpi.config import SECTIONS, Config, check, from_dict
 from distq_mpi.errors import ConfigError
-
-COMMANDS = ("train", "resume", "info")
-RESUMABLE = ("stop.", "checkpoint.", "run.report_every_s", "evaluate.episodes")
-SWITCHES = ("--dry-run", "--run.overwrite", "--parallel.force")
-SYNONYMS = {"learn.gamma": "learn.discount", "learn.lr": "learn.alpha", "env.name": "env.id"}
-
-app = App(
-    name="python -m distq_mpi",
-    version=__version__,
-    help="Learn one Q-table with as many MPI ranks as there are: "
-    "`mpirun -n 64 python -m distq_mpi train --env.id Taxi-v4`. Default command: train.",
-    default_parameter=Parameter(name_transform=lambda name: name, negative=()),
+from distq_mpi.keys import (
+    OPTIONS,
+    SCHEMAS,
+    choices,
+    closest,
+    did_you_mean,
+    is_argument,
+    kinds,
+    limits,
+    validate,
+    words,
 )
 
-
-@app.command
-def train(
-    *,
-    config_file: Annotated[str, Parameter(name="--config")] = "",
-    dry_run: Annotated[bool, Parameter(name="--dry-run")] = False,
-    ranks: Annotated[int, Parameter(name="--ranks")] = 1,
-    config: Annotated[Config, Parameter(name="*")] = Config(),  # noqa: B008
-) -> None:
-    """Learn a Q-table.
-
-    Parameters
-    ----------
-    config_file
-        TOML file with the same sections and keys; what stands on the line wins.
-    dry_run
-        Print the resolved configuration and the memory each rank will need, and end.
-    ranks
-        Number of ranks a dry run speaks of.
-    """
-
-
-@app.command
-def resume(directory: str, /) -> None:
-    """Go on with a run from its newest good checkpoint, on any number of ranks.
-
-    Takes stop.*, checkpoint.*, run.report_every_s and evaluate.episodes; all else is as it was,
-    so that the bits are those of a run that was never interrupted.
-    """
-
-
-@app.command
-def info(file: str, /) -> None:
-    """Show what a checkpoint or result file holds, and whether it is whole."""
+OPERANDS = {"train": "no operand", "resume": "one run directory", "info": "one file"}
+FREE_ON_RESUME = ("stop.", "checkpoint.", "run.report_every_s", "evaluate.episodes")
 
 
 @dataclass(frozen=True)
@@ -86,90 +50,94 @@ class Command:
     config: Config = field(default_factory=Config)
     directory: str = ""
     file: str = ""
-    overrides: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, str] = field(default_factory=dict)
     dry_run: bool = False
     ranks: int | None = None
 
     def override(self, stored: str) -> Config:
         """The configuration of an interrupted run, TOML text, with this command's overrides."""
         merged = _Merged()
-        merged.add_toml(stored, "config.toml")
-        for key, text in self.overrides.items():
-            merged.put(key, text)
+        merged.add_toml(stored, str(Path(self.directory, "config.toml")))
+        merged.add_line(self.overrides)
         return merged.checked()
 
 
 def parse(argv: list[str]) -> Command:
     """Return the checked command. Local.
 
-    Raises ConfigError with one line per mistake. Help and version are `show_help`'s.
+    Raises ConfigError with one line per mistake. Help and version are `usage.show`'s.
     """
-    words = list(argv)
-    name = words.pop(0) if words and not words[0].startswith("-") else "train"
-    if name not in COMMANDS:
-        raise ConfigError(f"unknown command {name!r}{_suggest(name, COMMANDS)}")
-    operands, options = _split(words)
-    wanted = {"train": 0, "resume": 1, "info": 1}[name]
-    if len(operands) != wanted:
-        what = {"train": "no operand", "resume": "one run directory", "info": "one file"}[name]
-        raise ConfigError(f"{name} takes {what}, not {' '.join(operands) or 'none'}")
+    rest = list(argv)
+    name = rest.pop(0) if rest and not rest[0].startswith("-") else "train"
+    if name not in OPERANDS:
+        raise ConfigError(f"unknown command {name!r}{did_you_mean(closest(name, OPERANDS))}")
+    merged = _Merged()
+    operands, options = _split(rest, merged.mistakes)
+    if len(operands) != (name != "train"):
+        found = " ".join(operands) or "none"
+        merged.mistakes.append(f"{name} takes {OPERANDS[name]}, not {found}")
     if name == "info":
-        if options:
-            raise ConfigError(f"info takes no option, not --{next(iter(options))}")
+        merged.mistakes += [f"--{key}: info takes no option" for key in options]
+        merged.checked()
         return Command(name, file=operands[0])
     if name == "resume":
-        return _parse_resume(operands[0], options)
-    merged = _Merged()
-    dry_run = options.pop("dry-run", "false") == "true"
+        _refuse_what_changes_bits(options, merged)
+        merged.add_line(options)
+        merged.checked()
+        return Command(name, directory=operands[0], overrides=options)
+    dry_run = options.pop("dry-run", None) is not None
     ranks = options.pop("ranks", None)
-    if ranks is not None and not (ranks.isdigit() and int(ranks) > 0):
-        merged.mistakes.append(f"--ranks: {ranks!r} must be a number from 1")
-        ranks = None
+    if ranks is not None and not (dry_run and ranks.isdecimal() and int(ranks) > 0):
+        merged.mistakes.append(f"--ranks: {ranks} must be an integer >= 1, beside --dry-run")
     path = options.pop("config", None)
     if path is not None:
         merged.add_file(path)
-    for key, text in options.items():
-        merged.put(key, text)
-    return Command(
-        name, merged.checked(), dry_run=dry_run, ranks=None if ranks is None else int(ranks)
-    )
+    merged.add_line(options)
+    config = merged.checked()
+    return Command(name, config, dry_run=dry_run, ranks=None if ranks is None else int(ranks))
 
 
-def show_help(argv: list[str]) -> None:
-    """Print help or version. Local."""
-    if "--version" in argv:
-        print(__version__)
-        return
-    names = [word for word in argv if word in COMMANDS]
-    app([*names[:1], "--help"], exit_on_error=False, result_action="return_value")
+def _refuse_what_changes_bits(options: dict[str, str], merged: _Merged) -> None:
+    for key in list(options):
+        if key in OPTIONS:
+            why = "resume has none; it reads config.toml of the run"
+        elif key == "run.dir":
+            why = "cannot change on resume, it is the directory given"
+        elif key.startswith(FREE_ON_RESUME):
+            continue
+        elif key in SCHEMAS or is_argument(key):
+            why = (
+                "cannot change on resume, it would change the bits; "
+                "free are stop.*, checkpoint.*, run.report_every_s and evaluate.episodes"
+            )
+        else:
+            continue
+        merged.mistakes.append(f"--{key}: {why}")
+        del options[key]
 
 
-def _parse_resume(directory: str, options: dict[str, str]) -> Command:
-    refused = [key for key in options if not key.startswith(RESUMABLE)]
-    mistakes = [
-        f"--{key}: cannot change on resume, it would change the bits; "
-        "free are stop.*, checkpoint.*, run.report_every_s and evaluate.episodes"
-        for key in refused
-    ]
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
-    return Command("resume", directory=directory, overrides=options)
-
-
-def _split(words: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Operands, and option -> text; an option without a value is a switch."""
+def _split(rest: list[str], mistakes: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Operands, and option -> text; a key that is true or false may stand without a value."""
     operands: list[str] = []
     options: dict[str, str] = {}
-    while words:
-        word = words.pop(0)
+    while rest:
+        word = rest.pop(0)
         if not word.startswith("--"):
             operands.append(word)
             continue
         key, equals, text = word[2:].partition("=")
-        if not equals:
-            switch = word in SWITCHES and words[:1] not in (["true"], ["false"])
-            follows = bool(words) and not words[0].startswith("--") and not switch
-            text = words.pop(0) if follows else "true"
+        if key == "dry-run":
+            if equals:
+                mistakes.append(f"--dry-run takes no value, not {text}")
+        elif not equals:
+            switch = "boolean" in kinds(key)
+            if rest and (rest[0] in ("true", "false") or not switch) and rest[0][:2] != "--":
+                text = rest.pop(0)
+            elif switch:
+                text = "true"
+            elif key in (*OPTIONS, *SCHEMAS) or is_argument(key):
+                mistakes.append(f"--{key}: needs a value")
+                continue
         options[key] = text
     return operands, options
 
@@ -185,94 +153,97 @@ class _Merged:
     def add_file(self, path: str) -> None:
         try:
             text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise ConfigError(f"--config {path}: cannot be read: {reason}") from None
+            self.mistakes.append(f"--config {path}: cannot be read: {reason}")
+            return
         self.add_toml(text, path)
 
     def add_toml(self, text: str, path: str) -> None:
         try:
             sections = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{path}: not TOML: {error}") from None
+            self.mistakes.append(f"{path}: not TOML: {error}")
+            return
         for section, keys in sections.items():
-            if not isinstance(keys, dict):
-                self._unknown(section, f" in {path}", section, SECTIONS)
-                continue
-            for key, value in keys.items():
-                if section == "env" and key == "kwargs" and isinstance(value, dict):
-                    for name, item in value.items():
-                        self.put(f"env.kwargs.{name}", item, f" in {path}")
-                else:
-                    self.put(f"{section}.{key}", value, f" in {path}")
+            if section not in SECTIONS:
+                known = words() | {name: f"[{name}]" for name in SECTIONS}
+                hint = did_you_mean(known.get(section) or known.get(closest(section, known)))
+                self.mistakes.append(f"{section} in {path}: unknown section{hint}")
+            elif not isinstance(keys, dict):
+                self.mistakes.append(f"{section} in {path}: must be a section, [{section}]")
+            else:
+                for key, value in keys.items():
+                    self._put(f"{section}.{key}", value, f"{section}.{key} in {path}")
 
-    def put(self, dotted: str, value: Any, origin: str = "") -> None:
-        section, _, key = dotted.partition(".")
-        shown = f"{dotted}{origin}" if origin else f"--{dotted}"
-        if section not in SECTIONS or not key:
-            self._unknown(dotted, origin, dotted, _known())
-            return
-        self.origin[dotted] = shown
-        if section == "env" and key.startswith("kwargs."):
-            name = key.removeprefix("kwargs.")
+    def add_line(self, options: dict[str, str]) -> None:
+        for key, text in options.items():
+            self._put(key, _value(key, text), f"--{key}")
+
+    def _put(self, key: str, value: Any, origin: str) -> None:
+        section, _, name = key.partition(".")
+        if key == "env.kwargs" and isinstance(value, dict):
+            for argument, item in value.items():
+                self._put(f"{key}.{argument}", item, origin.replace(key, f"{key}.{argument}", 1))
+        elif key == "env.kwargs":
+            self.mistakes.append(f"{origin}: one argument each: env.kwargs.NAME")
+        elif is_argument(key):
+            self.origin[key] = origin
             kwargs = self.values.setdefault("env", {}).setdefault("kwargs", {})
-            kwargs[name] = value if origin else _literal(value)
-            return
-        if key not in {f.name for f in fields(SECTIONS[section])}:
-            self._unknown(dotted, origin, dotted, _known())
-            return
-        self.values.setdefault(section, {})[key] = value if origin else _number(value)
+            kwargs[key.removeprefix("env.kwargs.")] = value
+        elif key not in SCHEMAS:
+            known = words()
+            leaf = name.rpartition(".")[2] or section
+            hint = did_you_mean(known.get(leaf) or known.get(closest(key, known)))
+            self.mistakes.append(f"{origin}: unknown key{hint}")
+        else:
+            self.origin[key] = origin
+            if isinstance(value, float) and value.is_integer() and "integer" in kinds(key):
+                value = int(value)
+            self.values.setdefault(section, {})[name] = value
 
     def checked(self) -> Config:
-        config = Config()
-        try:
-            config = TypeAdapter(Config).validate_python(self.values)
-        except ValidationError as error:
-            told = {".".join(str(part) for part in e["loc"][:2]): e for e in error.errors()}
-            self.mistakes += [self._line(key, e) for key, e in told.items()]
-        else:
-            self.mistakes += check(config)
-        if self.mistakes:
-            raise ConfigError("\n".join(dict.fromkeys(self.mistakes)))
+        """The configuration, or ConfigError with all mistakes."""
+        config, bad = validate(self.values)
+        if config is None:
+            config = from_dict(self._without(bad))
+        for key, value in bad.items():
+            shown = json.dumps(value, default=str)
+            hint = did_you_mean(closest(str(value), choices(key)))
+            self.mistakes.append(f"{self.origin[key]}: {shown} must be {limits(key)}{hint}")
+        # What a default in the place of a bad value would be blamed for is no mistake.
+        crossed = [m for m in check(config) if bad.keys().isdisjoint(re.findall(r"[\w.]+", m))]
+        if self.mistakes or crossed:
+            raise ConfigError("\n".join(dict.fromkeys(self.mistakes + crossed)))
         return config
 
-    def _line(self, key: str, error: Any) -> str:
-        message = str(error["msg"]).replace("Input should", "must")
-        value = error["input"]
-        choices = str(error.get("ctx", {}).get("expected", "")).replace(" or ", ",")
-        hint = _suggest(str(value), [choice.strip("' ") for choice in choices.split(",")])
-        return f"{self.origin.get(key, key)}: {value!r} {message[0].lower()}{message[1:]}{hint}"
-
-    def _unknown(self, dotted: str, origin: str, word: str, known: Any) -> None:
-        shown = f"{dotted}{origin}" if origin else f"--{dotted}"
-        hint = _suggest(word, [*SYNONYMS, *known])
-        for other, ours in SYNONYMS.items():
-            hint = hint.replace(other, ours)
-        self.mistakes.append(f"{shown}: unknown key{hint}")
+    def _without(self, bad: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        return {
+            section: {key: value for key, value in keys.items() if f"{section}.{key}" not in bad}
+            for section, keys in self.values.items()
+        }
 
 
-def _known() -> list[str]:
-    return [f"{name}.{f.name}" for name, kind in SECTIONS.items() for f in fields(kind)]
-
-
-def _suggest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), 1, 0.6)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _literal(text: str) -> Any:
-    """The TOML value that the text is, else the text itself."""
-    try:
-        return tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
+def _value(key: str, text: str) -> Any:
+    """The value that a text from the line means for a key; a wrong one stays text."""
+    if is_argument(key):
+        try:
+            value = tomllib.loads(f"x = {text}")["x"]
+        except tomllib.TOMLDecodeError:
+            return text
+        return value if isinstance(value, bool | int | float | str) else text
+    taken = kinds(key)
+    if "null" in taken and text == "none":
+        return None
+    if "boolean" in taken and text in ("true", "false"):
+        return text == "true"
+    if not taken & {"integer", "number"}:
         return text
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text
 
-
-def _number(text: str) -> Any:
-    """Text from the line as pydantic takes it; 1e6 is a whole number."""
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return int(number) if number.is_integer() and abs(number) < 2**53 and "e" in text else text
 

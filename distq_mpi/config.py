@@ -6,7 +6,6 @@ heavy is imported here: every rank unpickles a `Config`, one rank alone reads an
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
@@ -150,6 +149,13 @@ class EvaluateConfig:
 class Config:
     """Everything that decides a run."""
 
+    __pydantic_config__ = {
+        "extra": "forbid",
+        "strict": True,
+        "allow_inf_nan": False,
+        "use_attribute_docstrings": True,
+    }
+
     env: EnvConfig = field(default_factory=EnvConfig)
     learn: LearnConfig = field(default_factory=LearnConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -179,7 +185,21 @@ def to_dict(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def from_dict(sections: dict[str, dict[str, Any]]) -> Config:
-    """The inverse of `to_dict`; keys left out take their defaults. Types are not checked here."""
+    """The inverse of `to_dict`; keys left out take their defaults. Types are not checked here.
+
+    Raises ConfigError for a section or key that does not exist.
+    """
+    known = {f"{name}.{key.name}" for name, kind in SECTIONS.items() for key in fields(kind)}
+    unknown = [name for name in sections if name not in SECTIONS]
+    unknown += [
+        f"{name}.{key}"
+        for name, values in sections.items()
+        if name in SECTIONS
+        for key in values
+        if f"{name}.{key}" not in known
+    ]
+    if unknown:
+        raise ConfigError("\n".join(f"{name}: unknown in this version" for name in unknown))
     return Config(**{name: SECTIONS[name](**values) for name, values in sections.items()})
 
 
@@ -195,26 +215,24 @@ def check(config: Config) -> list[str]:
     learn, parallel, mistakes = config.learn, config.parallel, []
     if learn.discount == 1 and learn.step_size == "rescaled_linear":
         mistakes.append(
-            "learn.discount: at 1 the step size rescaled_linear never falls; take a discount "
-            "below 1, or step_size constant (polynomial will be the rule for it)"
+            "learn.discount: 1 must be < 1 with learn.step_size rescaled_linear, which never falls "
+            "at 1; take learn.step_size constant (polynomial will be the rule for it)"
         )
     if learn.epsilon_schedule != "constant" and learn.epsilon_steps == 0:
         mistakes.append(
-            f"learn.epsilon_steps: 0 steps for the schedule {learn.epsilon_schedule}; at least 1"
+            "learn.epsilon_steps: 0 must be >= 1 with learn.epsilon_schedule "
+            f"{learn.epsilon_schedule}"
         )
     if learn.epsilon_schedule == "exponential" and not (learn.epsilon and learn.epsilon_final):
-        mistakes.append("learn.epsilon_final: an exponential schedule cannot start or end at 0")
+        mistakes.append(
+            f"learn.epsilon {learn.epsilon} and learn.epsilon_final {learn.epsilon_final} must be "
+            "> 0 with learn.epsilon_schedule exponential; take linear to reach 0"
+        )
     if parallel.lanes and parallel.lanes < parallel.agents:
         mistakes.append(
-            f"parallel.lanes: {parallel.lanes} lanes for {parallel.agents} agents; "
+            f"parallel.lanes: {parallel.lanes} must be >= parallel.agents {parallel.agents}; "
             "every agent needs one"
         )
-    for section in fields(config):
-        values = getattr(config, section.name)
-        for key in fields(values):
-            value = getattr(values, key.name)
-            if isinstance(value, float) and not math.isfinite(value):
-                mistakes.append(f"{section.name}.{key.name}: {value} is not a finite number")
     return mistakes
 
 

@@ -25,6 +25,10 @@ class Alone:
         """The value itself."""
         return value
 
+    def broadcast(self, value: Any) -> Any:
+        """The value itself."""
+        return value
+
     def sum_int(self, array: np.ndarray) -> None:
         """Nothing to add."""
 
@@ -50,10 +54,17 @@ class Thread(Alone):
         self._barrier, self._board = barrier, board
 
     def _all(self, mine: np.ndarray) -> list[np.ndarray]:
+        return self._exchange(mine.copy())
+
+    def _exchange(self, mine: Any) -> list[Any]:
         self._barrier.wait()
-        self._board[self.rank] = mine.copy()
+        self._board[self.rank] = mine
         self._barrier.wait()
         return list(self._board)
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value."""
+        return self._exchange(value)[0]
 
     def sum_int(self, array: np.ndarray) -> None:
         """Sum over ranks, in place."""

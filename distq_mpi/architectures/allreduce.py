@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distq_mpi.architectures.progress import HEADER, Agreement, Progress, add_agent
+from distq_mpi.architectures.progress import HEADER, WISHES, Agreement, Progress, add_agent
 from distq_mpi.architectures.schedules import (
     LENGTH_UNIT,
     epsilon_at,
@@ -185,13 +185,7 @@ class Allreduce:
             self._call("learn", k)
             self._call("adopt" if self._lone else "contribute", k)
             add_agent(self.header, agent.found, agent.totals, LENGTH_UNIT)
-        self.pending = replace(
-            self.progress,
-            round=self.progress.round + 1,
-            lane_steps=self.progress.lane_steps + n_steps,
-            steps=self.progress.steps + n_steps * self.n_lanes,
-            round_steps=n_steps * self.n_lanes,
-        )
+        self._n_steps = n_steps
 
     def exchange(self, wishes: tuple[bool, bool, bool]) -> Agreement | None:
         """MOVE, FUSE, SHARE, AGREE. COLLECTIVE. None: a contribution did not fit its bound; roll
@@ -199,7 +193,7 @@ class Allreduce:
 
         wishes : this rank wants to (stop, checkpoint, stop for the wall time).
         """
-        self.header[10:13] = wishes
+        self.header[WISHES] = wishes
         if self._lone:
             self.transport.sum_int(self.header)
             self._share_lone()
@@ -217,7 +211,7 @@ class Allreduce:
             self._reduce_maximum()
         self.control[:] = (
             self.owned[0], self.owned[1] - self.owned[0], self.n_agents, self.config.run.seed,
-            self.pending.round,
+            self.progress.round + 1,
         )  # fmt: skip
         if self.whole:
             self._call("fuse", 0)
@@ -286,7 +280,7 @@ class Allreduce:
         return FixedPoint(self.n_agents, self.progress.exponent, self.progress.peak)
 
     def _agree(self, agreement: Agreement) -> Agreement:
-        progress = self.pending.with_episodes(agreement.episodes, agreement.return_sum)
+        progress = self.progress
         scale = self._scale().after(agreement.large)
         period = self.period or progress.period
         if not self.period and not self._lone:
@@ -294,10 +288,7 @@ class Allreduce:
                 progress.period, agreement.visits, agreement.length, self.n_agents,
                 self.config.parallel.kappa,
             )  # fmt: skip
-        self.pending = replace(
-            progress, period=period, exponent=scale.exponent, peak=scale.peak,
-            square_sum=agreement.square_sum,
-        )  # fmt: skip
+        self.pending = progress.after(self._n_steps, self.n_lanes, agreement, period, scale)
         return agreement
 
     def _share_lone(self) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from distq_mpi.fusion import join_float, split_float
+from distq_mpi.fusion import FixedPoint, join_float, split_float
 
 WINDOW_EPISODES = 100
 
@@ -45,16 +45,31 @@ class Progress:
         """Root mean square TD error of the last round, reward units."""
         return (self.square_sum / self.round_steps) ** 0.5 if self.round_steps else None
 
-    def with_episodes(self, n: int, return_sum: float) -> Progress:
-        """Add finished episodes; close the window once it holds enough."""
-        n_window, total = self.window_episodes + n, self.window_return + return_sum
-        mean = self.mean_return
+    def after(
+        self, n_steps: int, n_lanes: int, agreement: Agreement, period: int, scale: FixedPoint
+    ) -> Progress:
+        """After one more round of `n_steps` steps of every lane; period, scale : of the next one.
+
+        The window of episodes closes once it holds enough.
+        """
+        n_window = self.window_episodes + agreement.episodes
+        total, mean = self.window_return + agreement.return_sum, self.mean_return
         if n_window >= WINDOW_EPISODES:
             mean, n_window, total = total / n_window, 0, 0.0
-        return replace(
-            self, episodes=self.episodes + n, window_episodes=n_window, window_return=total,
+        return Progress(
+            round=self.round + 1,
+            lane_steps=self.lane_steps + n_steps,
+            steps=self.steps + n_steps * n_lanes,
+            episodes=self.episodes + agreement.episodes,
+            period=period,
+            exponent=scale.exponent,
+            peak=scale.peak,
+            window_episodes=n_window,
+            window_return=total,
             mean_return=mean,
-        )  # fmt: skip
+            square_sum=agreement.square_sum,
+            round_steps=n_steps * n_lanes,
+        )
 
     def to_json(self) -> str:
         """As checkpoints hold it."""
@@ -66,12 +81,14 @@ class Progress:
         return cls(**json.loads(text))
 
 
-# The agreed vector: int64 numbers that ride in front of the contributions and are summed.
+# The agreed vector: int64 numbers that ride in front of the contributions and are summed. The last
+# three are what ranks, not agents, have to say.
 FIELDS = (
     "overflows", "large", "non_finite", "length", "visits", "episodes", "return_whole",
     "return_fraction", "square_whole", "square_fraction", "want_stop", "want_checkpoint",
     "want_time",
 )  # fmt: skip
+WISHES = slice(FIELDS.index("want_stop"), len(FIELDS))
 HEADER = 16
 
 
@@ -94,12 +111,14 @@ class Agreement:
     @classmethod
     def read(cls, header: np.ndarray) -> Agreement:
         """From the summed vector, int64 (HEADER,)."""
-        n = dict(zip(FIELDS, (int(x) for x in header), strict=False))
+        (
+            overflows, large, non_finite, length, visits, episodes, return_whole, return_fraction,
+            square_whole, square_fraction, want_stop, want_checkpoint, want_time, *_,
+        ) = header.tolist()  # fmt: skip
         return cls(
-            n["overflows"], n["large"], n["non_finite"], n["length"], n["visits"], n["episodes"],
-            join_float(n["return_whole"], n["return_fraction"]),
-            join_float(n["square_whole"], n["square_fraction"]),
-            n["want_stop"] > 0, n["want_checkpoint"] > 0, n["want_time"] > 0,
+            overflows, large, non_finite, length, visits, episodes,
+            join_float(return_whole, return_fraction), join_float(square_whole, square_fraction),
+            want_stop > 0, want_checkpoint > 0, want_time > 0,
         )  # fmt: skip
 
 
@@ -116,5 +135,4 @@ def add_agent(header: np.ndarray, found: np.ndarray, totals: np.ndarray, unit: f
         overflows, large, non_finite, min(length * unit, 2.0**52), visits, episodes,
         *split_float(returns), *split_float(squares),
     )  # fmt: skip
-    for k, number in enumerate(numbers):
-        header[k] += round(number)
+    header[: len(numbers)] += np.array([round(number) for number in numbers])

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 MAX_PERIOD = 512
-LONE_PERIOD = 2048
+LONE_PERIOD = 512
 LENGTH_UNIT = 1024.0
 
 

@@ -1,132 +1,141 @@
-"""The configuration and the command line."""
+"""The configuration: round trips, limits between keys, what depends on environment and ranks."""
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import fields
-from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from distq_mpi.cli import parse, show_help
+from distq_mpi.cli import parse
 from distq_mpi.config import SECTIONS, Config, check, from_dict, resolve, to_dict, to_toml
 from distq_mpi.errors import ConfigError
-from distq_mpi.launcher import RANKS, SIZES, launched_rank, launched_size
+from distq_mpi.keys import SCHEMAS, kinds
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+values = st.booleans() | st.integers(-(2**63), 2**63 - 1) | finite | st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=9
+)  # fmt: skip
 
 
-def mistakes(*argv: str) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        parse(list(argv))
-    return str(caught.value).splitlines()
+@st.composite
+def sections(draw: st.DrawFn) -> dict[str, dict[str, Any]]:
+    """A configuration as a user may write it, without mistakes."""
+    epsilon = draw(st.floats(0.01, 1))
+    schedule = draw(st.sampled_from(["constant", "linear", "exponential"]))
+    agents = draw(st.integers(0, 70))
+    stop = {
+        "steps": st.integers(1, 2**62),
+        "wall_time_s": st.floats(1e-3, 1e9),
+        "policy_gap": st.floats(0, 1),
+        "mean_return": finite,
+    }
+    return {
+        "env": {"id": draw(st.text(max_size=5)), "kwargs": draw(st.dictionaries(
+            st.text("abc_", min_size=1), values, max_size=3))},
+        "learn": {"discount": draw(st.floats(0, 0.999)), "epsilon": epsilon,
+                  "epsilon_schedule": schedule, "epsilon_steps": draw(st.integers(1, 10**12)),
+                  "rule": draw(st.sampled_from(["q_learning", "sarsa"]))},
+        "parallel": {"agents": agents, "lanes": draw(st.just(0) | st.integers(70, 9999)),
+                     "steps_per_round": draw(st.just("auto") | st.integers(1, 512))},
+        "stop": draw(st.fixed_dictionaries({}, optional=stop)),
+        "run": {"seed": draw(st.integers(0, 2**63 - 1)), "overwrite": draw(st.booleans())},
+    }  # fmt: skip
 
 
-def test_defaults_are_fine() -> None:
-    assert parse([]).config == parse(["train"]).config == Config()
-    assert check(Config()) == []
+@given(sections())
+@settings(derandomize=True, deadline=None)
+def test_toml_round_trip(written: dict[str, dict[str, Any]]) -> None:
+    config = from_dict(written)
+    text = to_toml(config)
+    read = from_dict(tomllib.loads(text))
+    assert read == config and to_toml(read) == text
+    for name, value in config.env.kwargs.items():
+        assert type(read.env.kwargs[name]) is type(value)
 
 
-def test_toml_round_trip() -> None:
-    kwargs = {"rows": 3, "slip": 0.2}
-    config = from_dict({"env": {"id": "grid", "kwargs": kwargs}, "stop": {"steps": 9}})
-    assert from_dict(tomllib.loads(to_toml(config))) == config
-    assert "policy_gap" not in to_toml(config)
+@given(sections(), st.integers(1, 70), st.integers(1, 70), st.booleans(),
+       st.integers(1, 10**8))  # fmt: skip
+@settings(derandomize=True, deadline=None)
+def test_resolved_is_valid_and_resolves_to_itself(
+    written: dict[str, dict[str, Any]], size: int, other: int, solvable: bool, n_states: int
+) -> None:
+    once = resolve(from_dict(written), n_states, 3, size, solvable=solvable)
+    assert check(once) == []
+    assert resolve(once, n_states, 3, other, solvable=solvable) == once
+    assert once.parallel.agents == (written["parallel"]["agents"] or size)
+    assert once.parallel.lanes >= once.parallel.agents
+    assert any(value is not None for value in vars(once.stop).values())
 
 
-def test_resolved_configuration_resolves_to_itself() -> None:
+@given(sections())
+@settings(derandomize=True, deadline=None, max_examples=40)
+def test_resolved_file_is_what_the_command_line_reads(
+    tmp_path_factory: pytest.TempPathFactory, written: dict[str, dict[str, Any]]
+) -> None:
+    once = resolve(from_dict(written), 64, 4, 3, solvable=True)
+    file = tmp_path_factory.mktemp("resolved") / "config.toml"
+    file.write_text(to_toml(once), encoding="utf-8", newline="")
+    assert parse(["--config", str(file)]).config == once
+
+
+def test_what_is_off_is_left_out() -> None:
+    assert tomllib.loads(to_toml(Config()))["stop"] == {}
+    assert set(to_dict(Config())) == set(SECTIONS)
+
+
+def test_defaults_by_hand() -> None:
     once = resolve(Config(), 64, 4, 3, solvable=True)
     assert (once.parallel.agents, once.parallel.lanes, once.learn.dtype) == (3, 192, "float64")
-    assert once.stop.policy_gap == 1e-3
-    assert resolve(once, 64, 4, 64, solvable=True) == once
-    assert resolve(Config(), 1 << 21, 4, 1, solvable=False).learn.dtype == "float32"
-    assert resolve(Config(), 64, 4, 1, solvable=False).stop.steps == 10_000_000
+    assert to_dict(once)["stop"] == {"policy_gap": 1e-3}
+    assert to_dict(resolve(Config(), 64, 4, 1, solvable=False))["stop"] == {"steps": 10_000_000}
 
 
-def test_flags_win_over_the_file(tmp_path: Path) -> None:
-    file = tmp_path / "c.toml"
-    file.write_text(
-        '[learn]\ndiscount = 0.5\nepsilon = 0.1\n[env]\nid = "grid"\n[env.kwargs]\nrows = 4\n'
-    )
-    command = parse(["train", "--config", str(file), "--learn.discount", "0.9", "--stop.steps=1e6",
-                     "--env.kwargs.columns", "7", "--env.kwargs.map", "8x8"])  # fmt: skip
-    config = command.config
-    assert (config.learn.discount, config.learn.epsilon, config.stop.steps) == (0.9, 0.1, 10**6)
-    assert config.env.kwargs == {"rows": 4, "columns": 7, "map": "8x8"}
+@pytest.mark.parametrize(("n_states", "dtype"), [(1 << 20, "float64"), ((1 << 20) + 1, "float32")])
+def test_type_of_the_table_turns_at_four_million_pairs(n_states: int, dtype: str) -> None:
+    assert resolve(Config(), n_states, 4, 1, solvable=False).learn.dtype == dtype
 
 
-def test_switches_take_no_value_or_a_truth() -> None:
-    assert parse(["--run.overwrite", "--stop.steps", "5"]).config.run.overwrite
-    assert not parse(["--run.overwrite", "false"]).config.run.overwrite
-    assert not parse(["--evaluate.exact", "false"]).config.evaluate.exact
-    assert parse(["--dry-run", "--ranks", "4"]).ranks == 4
+def test_fewer_lanes_than_ranks() -> None:
+    with pytest.raises(ConfigError, match="5 lanes for 6 agents"):
+        resolve(from_dict({"parallel": {"lanes": 5}}), 64, 4, 6, solvable=True)
+    assert resolve(from_dict({"parallel": {"lanes": 5}}), 64, 4, 5, solvable=True)
 
 
-def test_negative_values_are_values() -> None:
-    assert parse(["--stop.mean_return", "-110.5"]).config.stop.mean_return == -110.5
-
-
-def test_all_mistakes_at_once_with_their_place(tmp_path: Path) -> None:
-    file = tmp_path / "c.toml"
-    file.write_text("[learn]\nepsilon = 7\n[lern]\nx = 1\n[stop]\nsteps = 2.5\n")
-    lines = mistakes("--config", str(file), "--learn.gama", "1", "--parallel.fusion", "poled")
-    text = "\n".join(lines)
-    assert f"learn.epsilon in {file}: 7" in text and "less than or equal to 1" in text
-    assert "lern" in text and "stop.steps" in text
-    assert "--learn.gama: unknown key; did you mean learn.discount?" in text
-    assert "did you mean pooled?" in text
-    assert len(lines) == 5
+def test_keys_of_another_version_are_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_dict({"learn": {"alpha": 0.2, "lambda": 1}, "privacy": {}})
+    told = str(caught.value)
+    assert "learn.lambda" in told and "privacy" in told and "alpha" not in told
 
 
 @pytest.mark.parametrize(
-    ("argv", "wanted"),
+    ("written", "wanted"),
     [
-        (["trian"], "did you mean train?"),
-        (["train", "here"], "no operand"),
-        (["resume"], "one run directory"),
-        (["info"], "one file"),
-        (["info", "x.h5", "--learn.alpha", "1"], "no option"),
-        (["resume", "x", "--learn.alpha", "1"], "would change the bits"),
-        (["--learn.discount", "1"], "polynomial"),
-        (["--learn.epsilon_schedule", "linear"], "epsilon_steps"),
-        (["--parallel.agents", "8", "--parallel.lanes", "4"], "every agent needs one"),
-        (["--learn.discount", "nan"], "learn.discount"),
-        (["--stop.mean_return", "inf"], "finite"),
-        (["--parallel.steps_per_round", "0"], "steps_per_round"),
-        (["--run.seed", "-1"], "run.seed"),
-        (["--learn.step_size", "linear"], "learn.step_size"),
-        (["--config", "nothing.toml"], "cannot be read"),
+        ({"discount": 1.0}, "polynomial"),
+        ({"epsilon_schedule": "linear"}, "learn.epsilon_steps"),
+        ({"epsilon_schedule": "exponential", "epsilon_steps": 9, "epsilon_final": 0.0}, "linear"),
     ],
 )
-def test_mistake(argv: list[str], wanted: str) -> None:
-    assert wanted in "\n".join(mistakes(*argv))
+def test_mistakes_between_keys(written: dict[str, Any], wanted: str) -> None:
+    (mistake,) = check(from_dict({"learn": written}))
+    assert wanted in mistake
 
 
-def test_broken_toml(tmp_path: Path) -> None:
-    (tmp_path / "c.toml").write_text("[learn\n")
-    assert "not TOML" in mistakes("--config", str(tmp_path / "c.toml"))[0]
+def test_undiscounted_constant_is_fine() -> None:
+    assert check(from_dict({"learn": {"discount": 1.0, "step_size": "constant"}})) == []
 
 
-def test_resume_overrides_what_does_not_change_the_bits() -> None:
-    stored = to_toml(resolve(Config(), 64, 4, 2, solvable=True))
-    config = parse(["resume", "here", "--stop.policy_gap", "1e-5"]).override(stored)
-    assert config.stop.policy_gap == 1e-5
-    assert to_dict(config)["parallel"] == tomllib.loads(stored)["parallel"]
-
-
-def test_help_names_every_key(capsys: pytest.CaptureFixture[str]) -> None:
-    show_help(["train", "--help"])
-    shown = capsys.readouterr().out
-    for section, kind in SECTIONS.items():
-        for key in fields(kind):
-            assert f"--{section}.{key.name}" in shown
-
-
-def test_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*RANKS, *SIZES, "SLURM_STEP_ID"):
-        monkeypatch.delenv(name, raising=False)
-    assert (launched_rank(), launched_size()) == (0, None)
-    monkeypatch.setenv("SLURM_NTASKS", "8")
-    monkeypatch.setenv("SLURM_PROCID", "0")
-    assert launched_size() is None  # a batch script, not a task
-    monkeypatch.setenv("PMI_RANK", "3")
-    monkeypatch.setenv("PMI_SIZE", "4")
-    assert (launched_rank(), launched_size()) == (3, 4)
+def test_every_key_is_described_and_its_default_is_within_its_limits() -> None:
+    assert set(SCHEMAS) == {
+        f"{section}.{key.name}" for section, kind in SECTIONS.items() for key in fields(kind)
+    }
+    for key, schema in SCHEMAS.items():
+        assert schema["description"].endswith("."), key
+        default = schema.get("default")
+        if kinds(key) & {"integer", "number"} and isinstance(default, int | float):
+            assert schema.get("minimum", -math.inf) <= default <= schema.get("maximum", math.inf)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distq_mpi.architectures.progress import Progress
+from distq_mpi.architectures.progress import Agreement, Progress
 from distq_mpi.architectures.schedules import (
     LENGTH_UNIT,
     LONE_PERIOD,
@@ -18,6 +18,7 @@ from distq_mpi.architectures.schedules import (
     lone_period,
     next_period,
 )
+from distq_mpi.fusion import FixedPoint
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,7 @@ def test_a_lone_agent_steps_eight_times_over_the_table(n_pairs: int, n_lanes: in
     assert period == LONE_PERIOD or (period - 1) * n_lanes < 8 * n_pairs
 
 
+
 def learn(schedule: str, **changes: float) -> SimpleNamespace:
     settings = {"epsilon": 0.8, "epsilon_final": 0.2, "epsilon_steps": 1000, **changes}
     return SimpleNamespace(epsilon_schedule=schedule, **settings)
@@ -109,12 +111,17 @@ def test_epsilon_as_a_threshold() -> None:
 
 
 def test_a_window_of_episodes_closes_at_a_hundred() -> None:
-    progress = Progress().with_episodes(60, 30.0)
+    def after(progress: Progress, episodes: int, returns: float) -> Progress:
+        agreed = Agreement(0, 0, 0, 0, 0, episodes, returns, 0.0, False, False, False)
+        return progress.after(2, 64, agreed, 4, FixedPoint(1))
+
+    progress = after(Progress(), 60, 30.0)
+    assert (progress.round, progress.steps, progress.lane_steps, progress.period) == (1, 128, 2, 4)
     assert progress.mean_return is None and progress.episodes == 60
-    progress = progress.with_episodes(60, 90.0)
+    progress = after(progress, 60, 90.0)
     assert progress.mean_return == 1.0
     assert (progress.window_episodes, progress.window_return) == (0, 0.0)
-    progress = progress.with_episodes(99, -1.0)
+    progress = after(progress, 99, -1.0)
     assert progress.mean_return == 1.0 and progress.episodes == 219
 
 

@@ -1,0 +1,272 @@
+"""How good a table is: exact values, the value of its greedy policy, and bounds.
+
+Certificates speak of reachable states: those that an episode can be in under any policy. That set
+is closed, so the bounds are valid on it; outside it nothing is ever visited.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distq_mpi.kernels import Kernel
+from distq_mpi.kernels.sweeps import (
+    DISTANCE,
+    PAIR_FALL,
+    PAIR_RISE,
+    POLICY_LEAST,
+    POLICY_MASS,
+    STATE_FALL,
+    STATE_RISE,
+    planning_kernels,
+)
+from distq_mpi.planning import Planner, Values, beyond
+
+if TYPE_CHECKING:
+    from distq_mpi.environments.base import Environment
+    from distq_mpi.transport import Transport
+
+TRANSITION_LIMIT = 50_000_000
+UNDISCOUNTED_LIMIT = 5_000_000
+"""Transitions of an environment beyond which it is not solved; undiscounted takes more sweeps."""
+
+TIGHT, LOOSE = 1e-10, 1e-7
+"""Errors of a policy's values, as shares of the value range."""
+LOOSE_SHARE = 1e-2
+"""Error that is good enough on the way, as a share of the loss at the start."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is known of a table; a None is not known. In units of reward; over reachable states.
+
+    `q_error_bound` and `policy_loss_bound` need no V*: the largest |TQ - Q| / (1 - discount), and
+    the span of TV - V and T_policy V - V for V = max Q over (1 - discount). They are loose for a
+    sampled table. `policy_loss` is never below the truth but for rounding.
+    """
+
+    kind: str = "exact"
+    q_error_bound: float | None = None
+    policy_loss_bound: float | None = None
+    uncertified_pairs: int | None = None
+    """Pairs of reachable states that were never learned from."""
+    q_error: float | None = None
+    policy_gap: float | None = None
+    """(optimal_value - policy_value) / (largest - smallest V*)."""
+    policy_loss: float | None = None
+    policy_loss_mean: float | None = None
+    policy_value: float | None = None
+    """Discounted, over the start distribution; so is `optimal_value`."""
+    optimal_value: float | None = None
+    policy_return: float | None = None
+    """Undiscounted, under the time limit; only in tight certificates; so is `optimal_return`."""
+    optimal_return: float | None = None
+
+
+def solvable(environment: Environment, discount: float) -> str | None:
+    """Return None where exact values are affordable, else the reason why they are not. Local."""
+    limit = TRANSITION_LIMIT if discount < 1 else UNDISCOUNTED_LIMIT
+    if environment.n_transitions <= limit:
+        return None
+    return (
+        f"{environment.id} has {environment.n_transitions:,} transitions, and exact values "
+        f"{'' if discount < 1 else 'at learn.discount = 1 '}are computed up to {limit:,}"
+    )
+
+
+def requests(environment: Environment, q_dtype: Any) -> dict[str, Kernel]:
+    """Return the kernels a `Solver` needs; q_dtype : float32 or float64, of its tables. Local."""
+    return planning_kernels(environment, q_dtype)
+
+
+class Solver:
+    """Solves an environment and certifies tables for it.
+
+    Constructing it and its methods are COLLECTIVE; results are the same on every rank and for
+    every number of ranks, bit for bit.
+
+    Attributes: `n_reachable`; after `solve`: `optimal_value`, `value_range`, `optimal_return`
+    (None where not known), and, on rank 0, `values` float64 (S,): V*, 0 where not reachable.
+    """
+
+    def __init__(
+        self,
+        environment: Environment,
+        discount: float,
+        kernels: dict[str, Any],
+        transport: Transport,
+    ) -> None:
+        self.environment, self.discount = environment, discount
+        self.transport = transport
+        self.planner = Planner(environment, kernels, transport)
+        self.n_reachable: int = transport.broadcast(self.planner.n_reachable)
+        self.values: np.ndarray | None = None
+        self.optimal_value: float | None = None
+        self.value_range: float | None = None
+        self.optimal_return: float | None = None
+
+    def solve(self) -> None:
+        """Find V*, to within 1e-12 of the value range or what float64 can give.
+
+        At discount 1 it stays unknown where a policy that never ends would be optimal or infinite.
+        """
+        told = self.transport.broadcast(self._solve() if self._plans else None)
+        self.optimal_value, self.value_range, self.optimal_return = told
+
+    def certify(
+        self,
+        q: np.ndarray,
+        stride: int,
+        visited: np.ndarray | None = None,
+        tight: bool = False,
+        exact: bool = True,
+    ) -> Certificate:
+        """Return the certificate of a table.
+
+        q : flat float32 or float64, `stride` values per state. visited : (S, A), 0 where never
+        learned from. tight : evaluate the policy to 1e-10 of the value range, not 1e-7 (or a
+        hundredth of the loss at the start), and find its return. exact : False leaves out what
+        needs V*.
+        """
+        told = self._certify(q, stride, visited, tight, exact) if self._plans else None
+        return self.transport.broadcast(told)
+
+    @property
+    def _plans(self) -> bool:
+        return not self.planner.alone or self.transport.rank == 0
+
+    def _solve(self) -> tuple[float | None, float | None, float | None]:
+        planner = self.planner
+        if self.discount < 1:
+            solution = planner.optimise(self.discount)
+            policy = planner.greedy(solution.v, self.discount)
+        else:
+            found = planner.optimise_undiscounted()
+            if found is None:
+                return None, None, None
+            solution, policy = found
+        self.values = solution.v
+        return planner.expectation(solution.v), solution.range, self._return(policy)
+
+    def _return(self, policy: np.ndarray) -> float | None:
+        mask, _ = self.planner.reach(policy)
+        n_steps = self.environment.max_episode_steps
+        if n_steps:
+            v = self.planner.horizon(policy, mask, n_steps)
+        else:
+            v = self.planner.undiscounted(policy, mask)
+        return None if v is None else self.planner.expectation(v)
+
+    def _certify(
+        self, q: np.ndarray, stride: int, visited: np.ndarray | None, tight: bool, exact: bool
+    ) -> Certificate:
+        planner, params = self.planner, self.environment.params
+        n_states, mask = self.environment.n_states, planner.mask
+        optimal = self.values if exact else None
+        pairs = None
+        if visited is not None:
+            pairs = int(np.count_nonzero(visited[mask.view(np.bool_)] == 0))
+        certificate = Certificate(uncertified_pairs=pairs)
+        if optimal is not None:
+            certificate = replace(
+                certificate, optimal_value=self.optimal_value, optimal_return=self.optimal_return
+            )
+        values, policy, found = np.zeros(n_states), np.full(n_states, -1, np.int32), np.zeros(7)
+        known = optimal is not None
+        control = np.array([stride, planner.first, planner.last, known], np.int64)
+        planner.call("greedy", q, values, policy, mask, control, found)
+        if found[0] > 0:
+            return replace(certificate, kind="none")
+        rates = np.array([self.discount, 0.0, 1.0, 0.0])
+        compared = values if optimal is None else optimal
+        planner.call(
+            "residual", q, values, compared, policy, mask, control, rates, params, found
+        )
+        planner.most_of(found)
+        if optimal is not None:
+            certificate = replace(certificate, q_error=float(found[DISTANCE]))
+        if self.discount < 1:
+            certificate = self._bounded(certificate, found)
+            masses = float(found[POLICY_MASS]), -float(found[POLICY_LEAST])
+            v = self._policy_values(values, policy, masses, tight, known)
+            certificate = self._compared(certificate, v, optimal)
+        else:
+            certificate = self._compared_undiscounted(certificate, policy, optimal)
+        return replace(certificate, policy_return=self._return(policy)) if tight else certificate
+
+    def _bounded(self, certificate: Certificate, found: np.ndarray) -> Certificate:
+        """Bounds from residuals: V* <= V + rise (1 + k + ...), V_policy >= V - fall (1 + ...)."""
+        planner, discount = self.planner, self.discount
+        rise, fall = float(found[STATE_RISE]), float(found[STATE_FALL])
+        above = rise + beyond(rise, planner.most if rise > 0 else planner.least, discount)
+        most, least = float(found[POLICY_MASS]), -float(found[POLICY_LEAST])
+        below = fall + beyond(fall, most if fall > 0 else least, discount)
+        error = float(max(found[PAIR_RISE], found[PAIR_FALL]))
+        return replace(
+            certificate,
+            q_error_bound=error + beyond(error, planner.most, discount),
+            policy_loss_bound=max(0.0, above + below),
+        )
+
+    def _policy_values(
+        self,
+        start: np.ndarray,
+        policy: np.ndarray,
+        masses: tuple[float, float],
+        tight: bool,
+        known: bool,
+    ) -> np.ndarray:
+        """A lower bound on the policy's values, close to them.
+
+        It starts from the table's own values, never from an earlier call's: a certificate, and so
+        the end of a run, must be a function of the table alone.
+        """
+        values = Values(self.environment.n_states, self.planner.mask)
+        values.v[:] = start
+
+        def enough(width: float) -> float:
+            scale = self.value_range if known and self.value_range else values.range
+            limit = (TIGHT if tight else LOOSE) * scale
+            if tight or not known or self.optimal_value is None:
+                return limit
+            loss = self.optimal_value - self.planner.expectation(values.v)
+            return max(limit, LOOSE_SHARE * (loss - width))
+
+        self.planner.evaluate(values, policy, masses, self.discount, enough)
+        return values.v
+
+    def _compared(
+        self, certificate: Certificate, v: np.ndarray, optimal: np.ndarray | None
+    ) -> Certificate:
+        certificate = self._compared_at_start(certificate, v, optimal)
+        if optimal is None:
+            return certificate
+        inside = self.planner.mask.view(np.bool_)
+        losses = np.maximum(optimal[inside] - v[inside], 0.0)
+        return replace(
+            certificate, policy_loss=float(losses.max()), policy_loss_mean=float(losses.mean())
+        )
+
+    def _compared_at_start(
+        self, certificate: Certificate, v: np.ndarray, optimal: np.ndarray | None
+    ) -> Certificate:
+        value = self.planner.expectation(v)
+        certificate = replace(certificate, policy_value=value)
+        if optimal is None or self.optimal_value is None:
+            return certificate
+        gap = max(0.0, self.optimal_value - value)
+        return replace(
+            certificate, policy_gap=gap / self.value_range if self.value_range else 0.0
+        )
+
+    def _compared_undiscounted(
+        self, certificate: Certificate, policy: np.ndarray, optimal: np.ndarray | None
+    ) -> Certificate:
+        """As `_compared`; only at the start where the policy is proper there, but not elsewhere."""
+        v = self.planner.undiscounted(policy, self.planner.mask)
+        if v is not None:
+            return self._compared(certificate, v, optimal)
+        v = self.planner.undiscounted(policy, self.planner.reach(policy)[0])
+        return certificate if v is None else self._compared_at_start(certificate, v, optimal)

@@ -1,0 +1,83 @@
+"""Help and version. The only door to cyclopts; read by the rank that prints."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import Annotated, Any
+
+from cyclopts import App, Group, Parameter
+
+from distq_mpi import __version__
+from distq_mpi.cli import OPERANDS
+from distq_mpi.config import SECTIONS
+from distq_mpi.keys import SCHEMAS, kinds, limits
+
+TYPES = {"boolean": bool, "integer": int, "number": float}
+
+
+def show(argv: list[str]) -> None:
+    """Print the version, or the help of the command that the first word names. Local."""
+    if "--version" in argv:
+        print(__version__)
+        return
+    app = App(
+        name="python -m distq_mpi",
+        help="Learn one Q-table with as many MPI ranks as there are: "
+        "mpirun -n 64 python -m distq_mpi --env.id Taxi-v4",
+        help_format="plaintext",
+    )
+    app.default(train)
+    for command in (train, resume, info):
+        app.command(command)
+    names = [word for word in argv[:1] if word in OPERANDS]
+    app([*names, "--help"], exit_on_error=False, result_action="return_value")
+
+
+def train(**_: Any) -> None:
+    """Learn a Q-table (the default command)."""
+
+
+def resume(directory: str, /) -> None:
+    """Go on with a run from its newest good checkpoint, on any number of ranks.
+
+    Takes stop.*, checkpoint.*, run.report_every_s and evaluate.episodes; all else is as it was,
+    so that the bits are those of a run that was never interrupted.
+    """
+
+
+def info(file: str, /) -> None:
+    """Show what a checkpoint or result file holds, and whether it is whole."""
+
+
+def _option(name: str, kind: type, text: str, panel: Group, default: Any = None) -> Any:
+    shown = (lambda _: json.dumps(default)) if default not in (None, "", {}) else False
+    how = Parameter(name=f"--{name}", help=text, group=panel, negative=(), show_default=shown)
+    return inspect.Parameter(
+        name.replace(".", "_").replace("-", "_"),
+        inspect.Parameter.KEYWORD_ONLY,
+        annotation=Annotated[kind, how],
+        default=default,
+    )
+
+
+def _signature() -> inspect.Signature:
+    """What cyclopts reads the options of `train` from: one parameter per key."""
+    panel = Group("Options", sort_key=0)
+    options = [
+        _option("config", str, "TOML file with the keys below; the line wins.", panel),
+        _option("dry-run", bool, "Print the resolved configuration and the memory.", panel),
+        _option("ranks", int, "Ranks a dry run speaks of.", panel),
+    ]
+    for place, (section, owner) in enumerate(SECTIONS.items(), 1):
+        about = str(inspect.getdoc(owner)).splitlines()[0]
+        panel = Group(f"{section}: {about}", sort_key=place)
+        for key, schema in SCHEMAS.items():
+            if key.startswith(f"{section}."):
+                text = f"{schema['description']} [{limits(key)}]"
+                kind = next((t for name, t in TYPES.items() if name in kinds(key)), str)
+                options.append(_option(key, kind, text, panel, schema.get("default")))
+    return inspect.Signature(options)
+
+
+train.__signature__ = _signature()  # type: ignore[attr-defined]

@@ -1,0 +1,385 @@
+"""Certificates against dense linear algebra, by hand, and on several ranks."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import asdict
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distq_mpi import environments, planning
+from distq_mpi.certificate import Certificate, Solver, requests, solvable
+from distq_mpi.environments import Environment, explicit_model
+from tests.stand_in import Alone, compiled, plain, together
+
+
+def make(id: str, **kwargs: Any) -> Environment:
+    return environments.make(SimpleNamespace(id=id, kwargs=kwargs))
+
+
+@functools.cache
+def _explicit_kernels(n_actions: int, dtype: str) -> dict[str, Any]:
+    one = _model(np.zeros((1, n_actions, 1)) + 1.0, np.zeros((1, n_actions)))
+    return compiled(requests(one, np.dtype(dtype)))
+
+
+def kernels(environment: Environment, dtype: str = "float64") -> dict[str, Any]:
+    if environment.kind == "explicit":  # the model is data: one compilation serves all
+        return _explicit_kernels(environment.n_actions, dtype)
+    return compiled(requests(environment, np.dtype(dtype)))
+
+
+def solver(environment: Environment, discount: float, dtype: str = "float64") -> Solver:
+    return Solver(environment, discount, kernels(environment, dtype), Alone())
+
+
+def solved(environment: Environment, discount: float, dtype: str = "float64") -> Solver:
+    this = solver(environment, discount, dtype)
+    this.solve()
+    return this
+
+
+def _model(
+    p: np.ndarray,
+    r: np.ndarray,
+    end: np.ndarray | None = None,
+    start: np.ndarray | None = None,
+    **more: Any,
+) -> Environment:
+    """p (S, A, S), probability of going on to a state; the rest of each row ends. r (S, A)."""
+    n_states, n_actions = r.shape
+    end = np.zeros_like(r) if end is None else end
+    entries = np.concatenate([p, end[..., None]], axis=2).reshape(n_states * n_actions, -1)
+    row, column = np.nonzero(entries)
+    ended = column == n_states
+    return explicit_model(
+        "test", n_states, n_actions, np.searchsorted(row, np.arange(n_states * n_actions + 1)),
+        np.where(ended, 0, column), entries[row, column], r.reshape(-1)[row], ended, start, **more,
+    )  # fmt: skip
+
+
+class Dense:
+    """A random model, and everything about it by dense linear algebra over reachable states."""
+
+    def __init__(self, rng: np.random.Generator, n_actions: int) -> None:
+        n_states = int(rng.integers(1, 9))
+        self.discount = float(rng.choice([0.0, 0.5, 0.9, 0.99]))
+        shape = (n_states, n_actions, n_states)
+        p = rng.random(shape) * (rng.random(shape) < rng.choice([0.2, 0.5, 1.0]))
+        p[..., 0] += p.sum(axis=2) == 0
+        p /= p.sum(axis=2, keepdims=True)
+        going_on = np.where(rng.random(shape[:2]) < rng.choice([0, 0.3]), rng.random(shape[:2]), 1)
+        p *= going_on[..., None]
+        self.p, self.r = p, rng.normal(size=shape[:2]) * 10.0 ** rng.integers(-3, 3)
+        self.start = np.zeros(n_states)
+        self.start[: rng.integers(1, n_states + 1)] = 1.0
+        self.start /= self.start.sum()
+        self.environment = _model(p, self.r, 1 - going_on, self.start)
+        links = p.max(axis=1) > 0
+        self.reachable = self.start > 0
+        for _ in range(n_states):
+            self.reachable = self.reachable | links[self.reachable].any(axis=0)
+        policy = np.zeros(n_states, int)
+        while True:  # policy iteration, exact up to the linear solver
+            self.v = self.values(policy)
+            self.q = self.r + self.discount * p @ self.v
+            better = self.q.argmax(axis=1)
+            best = self.q[np.arange(n_states), better]
+            keep = self.q[np.arange(n_states), policy] >= best - 1e-13 * (1 + abs(self.v).max())
+            if keep.all():
+                break
+            policy = np.where(keep, policy, better)
+
+    def values(self, policy: np.ndarray) -> np.ndarray:
+        n = np.arange(len(policy))
+        a = np.eye(len(policy)) - self.discount * self.p[n, policy]
+        return np.linalg.solve(a, self.r[n, policy])
+
+    def table(self, rng: np.random.Generator) -> np.ndarray:
+        noise = 10.0 ** rng.uniform(-6, 1) * (abs(self.q).max() + 1e-9)
+        q = self.q + noise * rng.normal(size=self.q.shape)
+        return q + rng.choice([0.0, 1.0]) * rng.normal() * noise * 10
+
+
+@pytest.mark.parametrize(("n_actions", "n_models"), [(3, 800), (1, 200)])
+def test_against_dense_algebra(n_actions: int, n_models: int) -> None:
+    rng = np.random.default_rng(n_actions)
+    tightness = []
+    for _ in range(n_models):
+        dense = Dense(rng, n_actions)
+        q, inside = dense.table(rng), dense.reachable
+        scale = 1e-9 * (abs(dense.v).max() + abs(q).max()) / (1 - dense.discount)
+        this = solved(dense.environment, dense.discount)
+        assert this.n_reachable == inside.sum()
+        assert this.values is not None
+        np.testing.assert_allclose(this.values[inside], dense.v[inside], atol=scale, rtol=0)
+        assert this.value_range == pytest.approx(np.ptp(dense.v[inside]), abs=scale)
+        found = this.certify(q.ravel(), n_actions, tight=True)
+        achieved = dense.values(q.argmax(axis=1))
+        losses = (dense.v - achieved)[inside]
+        assert found.kind == "exact"
+        assert found.q_error == pytest.approx(abs(q - dense.q)[inside].max(), abs=scale)
+        assert found.policy_value == pytest.approx(dense.start @ achieved, abs=scale)
+        assert found.optimal_value == pytest.approx(dense.start @ dense.v, abs=scale)
+        assert found.policy_loss == pytest.approx(max(losses.max(), 0), abs=scale)
+        assert found.policy_loss_mean == pytest.approx(losses.mean(), abs=scale)
+        # The bounds hold for the truth of the oracle, not only for what is reported.
+        assert found.q_error_bound is not None and found.policy_loss_bound is not None
+        assert abs(q - dense.q)[inside].max() <= found.q_error_bound + scale
+        assert losses.max() <= found.policy_loss_bound + scale
+        assert found.policy_loss_bound <= 2 * found.q_error_bound + scale
+        if losses.max() > 1e-3 * found.q_error_bound:
+            tightness.append(found.policy_loss_bound / losses.max())
+        # On the way a policy is never called better than it is, nor much worse.
+        loose = this.certify(q.ravel(), n_actions)
+        assert loose.policy_loss is not None and loose.policy_gap is not None
+        assert loose.policy_loss >= losses.max() - scale
+        gap = (found.policy_gap or 0.0) * (this.value_range or 0.0)
+        spare = 1e-7 * (this.value_range or 0.0) + scale
+        assert loose.policy_gap * (this.value_range or 0.0) <= 1.02 * gap + spare
+    if n_actions > 1:
+        assert len(tightness) > 100 and 1.0 < np.median(tightness) < 100
+
+
+def test_a_common_offset_costs_nothing() -> None:
+    environment = make("garnet", states=40, actions=3, branching=3)
+    this = solved(environment, 0.99)
+    assert this.values is not None
+    rows = [
+        [environment.outcome(s, a, i, environment.params) for i in range(3)]
+        for s in range(40)
+        for a in range(3)
+    ]
+    q = np.array([sum(p * (r + 0.99 * this.values[t]) for p, t, r, _ in row) for row in rows])
+    found = this.certify(q + 7.0, 3, tight=True)
+    assert found.q_error == pytest.approx(7, abs=1e-8)
+    assert found.q_error_bound == pytest.approx(7, abs=1e-6)  # 0.07 / (1 - 0.99)
+    assert found.policy_loss_bound == pytest.approx(0, abs=1e-8)
+
+
+# Two states: 0 stays for 1 or moves to 1 for 0; 1 stays for 2 or ends for 10. Discount 1/2.
+HAND = _model(
+    np.array([[[1.0, 0], [0, 1]], [[0, 1], [0, 0]]]),
+    np.array([[1.0, 0], [2, 10]]),
+    np.array([[0.0, 0], [0, 1]]),
+    np.array([1.0, 0]),
+)
+
+
+def test_by_hand() -> None:
+    # V* = (5, 10): Q*(0) = (1 + 5/2, 5), Q*(1) = (2 + 5, 10).
+    this = solved(HAND, 0.5)
+    assert this.values == pytest.approx([5, 10], abs=1e-11)
+    q = np.array([4.0, 3, 9, 9])  # greedy 0, 0: values 2 and 4
+    found = this.certify(q, 2, np.array([[1, 0], [0, 7]]), tight=True)
+    expected = Certificate(
+        kind="exact",
+        q_error_bound=5.0,  # TQ = (3, 4.5; 6.5, 10), largest |TQ - Q| = 2.5
+        # V = (4, 9), TV = (4.5, 10): rise 1; T_policy V = (3, 6.5): fall 2.5; both for ever
+        policy_loss_bound=7.0,
+        uncertified_pairs=2,
+        q_error=2.0,
+        policy_gap=0.6,
+        policy_loss=6.0,
+        policy_loss_mean=4.5,
+        policy_value=2.0,
+        optimal_value=5.0,
+        policy_return=None,  # a reward for ever
+        optimal_return=10.0,
+    )
+    for name, value in asdict(expected).items():
+        assert getattr(found, name) == pytest.approx(value, abs=1e-9), name
+
+
+def test_lowest_index_strides_and_float32() -> None:
+    this = solved(HAND, 0.5, "float32")
+    padded = np.array([5, 5, np.nan, 9, 9, np.nan], np.float32)
+    found = this.certify(padded, 3, tight=True)
+    assert found.policy_value == pytest.approx(2.0, abs=1e-9)  # the tie goes to action 0
+    assert found.uncertified_pairs is None
+
+
+def test_values_that_are_not_finite_certify_nothing() -> None:
+    this = solved(HAND, 0.5)
+    for bad in (np.nan, np.inf, -np.inf):
+        found = this.certify(np.array([1.0, bad, 0, 0]), 2)
+        assert found.kind == "none"
+        assert found.policy_loss_bound is None and found.policy_gap is None
+        assert found.optimal_value == pytest.approx(5)
+
+
+def test_without_v_star_there_are_bounds() -> None:
+    q = np.array([4.0, 3, 9, 9])
+    withheld, unsolved = solved(HAND, 0.5).certify(q, 2, exact=False), solver(HAND, 0.5)
+    for found in (withheld, unsolved.certify(q, 2)):
+        assert found.q_error_bound == pytest.approx(5)
+        assert found.policy_loss_bound == pytest.approx(7)
+        assert found.policy_value == pytest.approx(2, abs=1e-6)
+        for name in ("q_error", "policy_gap", "policy_loss", "policy_loss_mean", "optimal_value"):
+            assert getattr(found, name) is None, name
+
+
+def test_unreachable_states_do_not_count() -> None:
+    # State 1 is never met; its row says that nothing matters there.
+    p = np.array([[[1.0, 0]], [[0, 1]]])
+    this = solved(_model(p, np.array([[1.0], [1e6]]), start=np.array([1.0, 0])), 0.9)
+    found = this.certify(np.array([10.0, -1e9]), 1, np.array([[1], [0]]), tight=True)
+    assert this.n_reachable == 1 and this.value_range == 0
+    assert found.policy_loss_bound == pytest.approx(0, abs=1e-12)
+    assert (found.policy_gap, found.uncertified_pairs) == (0.0, 0)
+
+
+def test_a_certificate_is_a_function_of_the_table_alone() -> None:
+    environment = make("grid", rows=6, columns=7, slip=0.2)
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(2, environment.n_states * 4))
+    this = solved(environment, 0.95)
+    first = this.certify(one, 4)
+    this.certify(other, 4, tight=True)
+    assert this.certify(one, 4) == first
+
+
+@pytest.mark.parametrize("discount", [0.95, 1.0])
+@pytest.mark.parametrize(
+    ("id", "kwargs"),
+    [
+        ("grid", {"rows": 5, "columns": 8, "slip": 0.2, "pit_density": 0.1}),
+        ("grid", {"rows": 4, "columns": 6, "slip": 0.2, "max_episode_steps": 9}),
+        ("garnet", {"states": 37, "actions": 3, "branching": 3}),
+        ("FrozenLake-v1", {}),
+    ],
+)
+def test_ranks_do_not_matter(
+    id: str, kwargs: dict[str, Any], discount: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "BLOCK_TRANSITIONS", 50)
+    monkeypatch.setattr(planning, "WORK_LIMIT", 1e5)  # sweeps of threads are slow
+    environment = make(id, **kwargs)
+    loaded = kernels(environment)
+    n_states, n_actions = environment.n_states, environment.n_actions
+    table = np.random.default_rng(1).normal(size=n_states * n_actions)
+    visited = np.arange(n_states * n_actions).reshape(n_states, n_actions) % 3
+
+    def work(transport: Any) -> Any:
+        this = Solver(environment, discount, loaded, transport)
+        assert this.planner.alone == (transport.size == 1)
+        this.solve()
+        certificates = [this.certify(table, n_actions, visited, tight=t) for t in (False, True)]
+        told = (this.n_reachable, this.optimal_value, this.value_range, this.optimal_return)
+        values = this.values if transport.rank == 0 else None
+        return certificates, told, None if values is None else values.tobytes()
+
+    alone = together(1, work)[0]
+    assert (alone[1][1] is None) == (id == "garnet" and discount == 1)
+    for size in (2, 3, 5):
+        results = together(size, work)
+        assert results[0] == alone
+        assert all(result[:2] == alone[:2] for result in results)
+
+
+def test_more_ranks_than_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "BLOCK_TRANSITIONS", 2)
+    loaded, table = kernels(HAND), np.array([4.0, 3, 9, 9])
+
+    def work(transport: Any) -> Any:
+        this = Solver(HAND, 0.5, loaded, transport)
+        this.solve()
+        return this.certify(table, 2, tight=True), this.planner.alone
+
+    assert together(5, work) == [(together(1, work)[0][0], False)] * 5
+
+
+def test_small_environments_are_solved_by_one_rank() -> None:
+    loaded = kernels(HAND)
+
+    def work(transport: Any) -> Any:
+        this = Solver(HAND, 0.5, loaded, transport)
+        assert this.planner.alone
+        this.solve()
+        return this.certify(np.array([4.0, 3, 9, 9]), 2), this.optimal_value
+
+    results = together(64, work)
+    assert results == [results[0]] * 64
+
+
+def test_compiled_kernels_are_the_plain_ones() -> None:
+    environment = make("garnet", states=7, actions=3, branching=2)
+    wanted = requests(environment, np.dtype(np.float64))
+    as_written = {name: plain(k.template, k.parts) for name, k in wanted.items()}
+    table = np.random.default_rng(2).normal(size=21)
+    results = []
+    for chosen in (as_written, kernels(environment)):
+        this = Solver(environment, 0.8, chosen, Alone())
+        this.solve()
+        assert this.values is not None
+        results.append((this.values.tobytes(), this.certify(table, 3, tight=True)))
+    assert results[0] == results[1]
+
+
+def test_undiscounted_values() -> None:
+    # From 0: end for 1 at once, or wait for nothing; waiting is as good, but the lowest action
+    # alone would wait for ever.
+    p = np.array([[[1.0], [0.0]]])
+    this = solved(_model(p, np.array([[0.0, 1]]), np.array([[0.0, 1]])), 1.0)
+    assert (this.optimal_value, this.optimal_return, this.value_range) == (1.0, 1.0, 0.0)
+    found = this.certify(np.array([0.5, 0.0]), 2, tight=True)
+    assert found.q_error_bound is None and found.policy_loss_bound is None
+    assert (found.policy_value, found.policy_loss) == (0.0, 1.0)  # it waits: worth 0
+    assert found.q_error == pytest.approx(1.0)
+
+
+def test_undiscounted_values_that_are_not_finite_are_not_known() -> None:
+    # Waiting earns 1 a step: better than any end.
+    p = np.array([[[1.0], [0.0]]])
+    this = solved(_model(p, np.array([[1.0, 1]]), np.array([[0.0, 1]])), 1.0)
+    assert this.optimal_value is None and this.optimal_return is None
+    # Waiting costs: the optimum ends, a table that waits has no value, one that ends has.
+    this = solved(_model(p, np.array([[-1.0, -5]]), np.array([[0.0, 1]])), 1.0)
+    assert this.optimal_value == -5.0
+    waits = this.certify(np.array([0.0, -5]), 2, tight=True)
+    assert waits.policy_value is None and waits.policy_gap is None and waits.policy_return is None
+    ends = this.certify(np.array([-6.0, -5]), 2, tight=True)
+    assert (ends.policy_value, ends.policy_gap, ends.policy_loss) == (-5.0, 0.0, 0.0)
+
+
+def test_undiscounted_where_only_the_start_is_proper() -> None:
+    # 0 ends; 1, met under another action, waits for ever at a cost.
+    p = np.array([[[0.0, 0], [0, 1]], [[0, 1], [0, 0]]])
+    r = np.array([[-2.0, -1], [-1, -3]])
+    end = np.array([[1.0, 0], [0, 1]])
+    this = solved(_model(p, r, end, np.array([1.0, 0])), 1.0)
+    assert this.optimal_value == -2.0
+    found = this.certify(np.array([1.0, 0, 1, 0]), 2)
+    assert (found.policy_value, found.policy_gap, found.policy_loss) == (-2.0, 0.0, None)
+
+
+def test_time_limit_cuts_the_return() -> None:
+    p, r = np.ones((1, 1, 1)), np.ones((1, 1))
+    this = solved(_model(p, r, max_episode_steps=7), 0.9)
+    assert this.optimal_return == 7.0
+    found = this.certify(np.zeros(1), 1, tight=True)
+    assert found.policy_return == 7.0 and found.policy_value == pytest.approx(10)
+    assert solved(_model(p, r), 0.9).optimal_return is None
+
+
+def test_large_offsets_and_long_horizons_end() -> None:
+    # Values near 1e6 that differ by 1: rounding leaves more than the tolerance asks for.
+    rng = np.random.default_rng(3)
+    p = rng.random((6, 3, 6))
+    p /= p.sum(axis=2, keepdims=True)
+    this = solved(_model(p, 100 + rng.random((6, 3))), 0.9999)
+    assert this.values is not None and this.values.min() > 1e6 - 1e4
+    assert this.optimal_value == pytest.approx(1e6, rel=1e-2)
+
+
+def test_what_cannot_be_solved_says_why() -> None:
+    huge = make("grid", rows=30_000, columns=30_000, slip=0.2)
+    reason = solvable(huge, 0.99)
+    assert reason is not None and "10,800,000,000 transitions" in reason and "50,000,000" in reason
+    assert solvable(HAND, 0.99) is None
+    large = make("grid", rows=1000, columns=1000, slip=0.2)
+    assert solvable(large, 0.99) is None
+    assert "learn.discount = 1" in (solvable(large, 1.0) or "")
