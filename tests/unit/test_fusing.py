@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -16,61 +15,13 @@ from hypothesis import strategies as st
 from distq_mpi.architectures import Allreduce
 from distq_mpi.architectures.progress import FIELDS, HEADER, Agreement, add_agent
 from distq_mpi.errors import ConfigError
-from distq_mpi.fusion import FUSIONS, FixedPoint, fusion_kernels, join_float, split_float
+from distq_mpi.fusion import FUSIONS, FixedPoint, join_float, split_float
 from distq_mpi.kernels import fusing
-from distq_mpi.table import Record, Rows, table_sha256
-from tests.stand_in import Alone, compiled, config, one_state, plain, random_model, together
+from distq_mpi.table import Rows
+from tests.driving import Fuser, Job
+from tests.stand_in import Alone, compiled, config, one_state, random_model, together
 
 SUMS = ("pooled", "count", "mean")
-
-
-class Fuser:
-    """A base, and the sums of agents' contributions to it, through plain or compiled loops."""
-
-    def __init__(
-        self, settings: Any, n_states: int, n_actions: int, use_compiled: bool = False,
-        exponent: int = 4, requests: Any = None,
-    ) -> None:  # fmt: skip
-        self.record = Record(n_actions, np.dtype(settings.learn.dtype))
-        self.base, self.next = Rows(self.record, n_states), Rows(self.record, n_states)
-        self.n_agents, self.n_states = settings.parallel.agents, n_states
-        self.maximum = settings.parallel.fusion == "max"
-        requests = requests or fusion_kernels(settings, self.record)
-        if use_compiled:
-            self.kernels: dict[str, Any] = dict(compiled(requests))
-        else:
-            self.kernels = {name: plain(k.template, k.parts) for name, k in requests.items()}
-        n_pairs = n_states * n_actions
-        self.values = np.full(n_pairs, -np.inf) if self.maximum else np.zeros(n_pairs, np.int64)
-        self.visits, self.extra = np.zeros(n_pairs, np.int64), np.zeros(n_pairs, np.int64)
-        self.lifetime = np.zeros(n_pairs, np.uint64)
-        scale = FixedPoint(self.n_agents, exponent, exponent)
-        self.rates = np.array(
-            [settings.learn.discount, settings.learn.alpha, scale.scale, scale.bound]
-        )
-        self.control = np.array([0, n_states, self.n_agents, settings.run.seed, 1], np.uint64)
-
-    def contribute(self, replica: Rows) -> np.ndarray:
-        found = np.full(5, np.nan)
-        self.kernels["contribute"](
-            replica.q, replica.clock_words, self.base.q, self.base.clock_words, self.values,
-            self.visits, self.extra, self.rates, found,
-        )  # fmt: skip
-        return found
-
-    def fuse(self) -> Rows:
-        self.kernels["fuse"](
-            self.next.q, self.next.clock_words, self.base.q, self.base.clock_words, self.values,
-            self.visits, self.extra, self.lifetime, self.control, self.rates,
-        )  # fmt: skip
-        return self.next
-
-    def replica(self, changes: np.ndarray, visits: np.ndarray) -> Rows:
-        """The base after an agent changed it."""
-        rows = Rows(self.record, self.n_states)
-        rows.values[...] = self.base.values + changes
-        rows.clock[...] = self.base.clock + visits
-        return rows
 
 
 def rounds(fuser: Fuser, n: int, seed: int = 0) -> list[Rows]:
@@ -360,34 +311,6 @@ def test_the_header_is_read_back_as_it_was_written() -> None:
     header[FIELDS.index("want_checkpoint")] = 1
     expected = Agreement(2, 4, 6, 1024, 14, 8, 1.75, 2e6, False, True, False)
     assert Agreement.read(header) == expected
-
-
-class Job:
-    """A few rounds of `Allreduce` on one of the ranks of `together`, or alone."""
-
-    def __init__(self, settings: Any, environment: Any, kernels: Any) -> None:
-        self.settings, self.environment, self.kernels = settings, environment, kernels
-
-    def run(self, transport: Any, n_rounds: int, exponent: int | None = None) -> dict[str, Any]:
-        job = Allreduce(self.settings, self.environment, self.kernels, transport)
-        if exponent is not None:
-            scaled = replace(job.progress, exponent=exponent, peak=exponent)
-            job.progress = job.pending = scaled
-        repeated = 0
-        for _ in range(n_rounds):
-            job.learn()
-            while job.exchange((False, False, False)) is None:
-                repeated += 1
-                assert repeated < 10
-                job.rollback()
-                job.learn()
-            job.commit()
-        lanes = job.gather_lanes()
-        return {
-            "table": job.base.raw.tobytes(), "values": job.base.values.copy(),
-            "hash": table_sha256([job.base.values]), "progress": job.progress,
-            "lanes": None if lanes is None else lanes.tobytes(), "repeated": repeated,
-        }  # fmt: skip
 
 
 def job(**changes: Any) -> Job:

@@ -12,59 +12,10 @@ from distq_mpi.environments.explicit import explicit_model
 from distq_mpi.kernels import loop
 from distq_mpi.kernels.draws import RESET, TRANSITION, threefry
 from distq_mpi.kernels.exploration import best_of, epsilon_greedy
-from distq_mpi.lanes import Lanes
-from distq_mpi.table import Record, Rows
-from tests.stand_in import compiled, config, plain, random_model
+from tests.driving import Learner
+from tests.stand_in import config, random_model
 
 u8 = np.uint64
-NO_LIMIT = 2**32 - 1
-
-
-class Learner:
-    """One agent's arrays and the two kernels over them, plain or compiled."""
-
-    def __init__(
-        self,
-        environment: Environment,
-        learn: Any,
-        n_lanes: int,
-        first: int = 0,
-        epsilon: float = 0.3,
-        seed: int = 1,
-        use_compiled: bool = False,
-    ) -> None:
-        record = Record(environment.n_actions, np.dtype(learn.dtype))
-        self.rows, self.lanes = Rows(record, environment.n_states), Lanes(first, n_lanes)
-        self.params, self.n_lanes = environment.params, n_lanes
-        self.control = np.array(
-            [0, 1, first, n_lanes, seed, round(epsilon * 2**32),
-             environment.max_episode_steps or NO_LIMIT], np.uint64,
-        )  # fmt: skip
-        self.rates, self.totals = np.array([learn.discount, learn.alpha]), np.zeros(3)
-        self.draws = np.zeros(2 * loop.BATCH, np.uint64)
-        requests = loop.learning_kernels(learn, environment, record, self.lanes)
-        if use_compiled:
-            self.kernels: dict[str, Any] = dict(compiled(requests))
-        else:
-            self.kernels = {name: plain(k.template, k.parts) for name, k in requests.items()}
-
-    def begin(self) -> None:
-        self.kernels["begin"](self.rows.q, *self.lanes.arrays(), self.params, self.control)
-
-    def learn(self, n_steps: int = 1) -> None:
-        self.control[loop.N_STEPS] = n_steps
-        self.kernels["learn"](
-            self.rows.q, self.rows.clock_words, *self.lanes.arrays(), self.draws, self.params,
-            self.control, self.rates, self.totals,
-        )  # fmt: skip
-        self.control[loop.FIRST_STEP] += u8(n_steps)
-
-    def state(self) -> bytes:
-        """Every bit of table, lanes and totals."""
-        return self.rows.raw.tobytes() + self.lanes.pack().tobytes() + self.totals.tobytes()
-
-    def lane(self, name: str) -> np.ndarray:
-        return self.lanes.pack()[name]
 
 
 def corridor(max_episode_steps: int = 0) -> Environment:
