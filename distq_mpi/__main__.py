@@ -61,13 +61,12 @@ def _run_on_all_ranks(argv: list[str]) -> int:
     from distq_mpi.transport import Transport, abort_on_exception
 
     sys.excepthook = abort_on_exception
-    rank = launched_rank()
+    transport: Transport | None = None
     try:
         transport = Transport.connect()
-        rank = transport.rank
         with transport.same_outcome():
             command = None
-            if rank == 0:
+            if transport.rank == 0:
                 from distq_mpi.cli import parse
 
                 command = parse(argv)
@@ -77,8 +76,10 @@ def _run_on_all_ranks(argv: list[str]) -> int:
 
         return run(command, transport)
     except DistqError as error:
-        if rank == 0:
+        if not error.agreed or launched_rank() == 0:
             _print_error(error)
+        if not error.agreed and transport is not None:
+            transport.abort(error.exit_code)
         return error.exit_code
 
 

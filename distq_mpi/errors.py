@@ -5,6 +5,8 @@ class DistqError(Exception):
     """Anything distq_mpi refuses or cannot finish; its text is what the user reads, once."""
 
     exit_code = 1
+    agreed = False
+    """Whether every rank raises it at the same place; else the rank that does must end the job."""
 
 
 class ConfigError(DistqError):

@@ -102,72 +102,72 @@ def prepare(command: Any, transport: Transport) -> Prepared:
     is raised on all ranks.
     """
     started = time.perf_counter()
-    environment: Environment | None = None
-    directory: RunDirectory | None = None
-    told: Any = None
-    refusals: list[str] = []
+    settled: _Settled | None = None
     with transport.same_outcome():
         if transport.rank == 0:
-            opened = _open(command, transport)
-            config, environment, directory = opened.config, opened.environment, opened.directory
-            refusals = opened.refusals
-            told = (config, opened.reason is None, opened.checkpoint, opened.agents_from_ranks)
-    config, exact, path, from_ranks = transport.broadcast(told)
+            settled = _settled(command, transport.size)
+    told = settled and (settled.config, settled.reason is None, settled.checkpoint)
+    config, exact, path = transport.broadcast(told)
     make = functools.partial(build, config.env)
-    environment = share(environment, make, transport)
-    requests = _requests(config, environment, exact) if transport.leads_node else None
-    kernels = load(requests, transport)
-    # A node leader's mistake must reach the other nodes, too.
-    monitor = None
-    if directory is not None:
-        monitor = Monitor(directory)
-        monitor.start(
-            _banner(config, environment, transport, exact),
-            provenance(transport.library, transport.hosts),
-        )
-        for refusal in refusals:
-            monitor.event("refused", refusal)
-        if path is not None:
-            monitor.event("resumed", path=str(path))
+    environment = share(settled.environment if settled else None, make, transport)
+    with transport.same_outcome():
+        requests = _requests(config, environment, exact) if transport.leads_node else None
+        kernels = load(requests, transport)
+    directory: RunDirectory | None = None
+    monitor: Monitor | None = None
+    with transport.same_outcome():
+        if settled is not None:
+            # Made last, so that a mistake leaves no directory behind.
+            directory = settled.directory or RunDirectory.create(
+                to_toml(config), config.env.id, config.run.dir, config.run.overwrite
+            )
+            monitor = Monitor(directory)
+            _introduce(monitor, settled, transport)
+    from_ranks = settled is not None and settled.agents_from_ranks
     return Prepared(
         config, environment, kernels, exact, from_ranks, path, directory, monitor, started
     )
 
 
 @dataclass
-class _Opened:
+class _Settled:
+    """What rank 0 finds before anybody works; `directory` and `checkpoint` of a resumed run."""
+
     config: Config
     environment: Environment
     reason: str | None
-    directory: RunDirectory
-    checkpoint: Path | None
     agents_from_ranks: bool
-    refusals: list[str]
+    directory: RunDirectory | None = None
+    checkpoint: Path | None = None
+    refusals: tuple[str, ...] = ()
 
 
-def _open(command: Any, transport: Transport) -> _Opened:
-    if command.name == "resume":
-        return _open_resumed(command, transport)
-    config, environment, reason = settle(command.config, transport.size)
-    directory = RunDirectory.create(
-        to_toml(config), config.env.id, config.run.dir, config.run.overwrite
-    )
-    from_ranks = command.config.parallel.agents == 0
-    return _Opened(config, environment, reason, directory, None, from_ranks, [])
-
-
-def _open_resumed(command: Any, transport: Transport) -> _Opened:
+def _settled(command: Any, size: int) -> _Settled:
+    if command.name == "train":
+        from_ranks = command.config.parallel.agents == 0
+        return _Settled(*settle(command.config, size), agents_from_ranks=from_ranks)
     directory = RunDirectory.open(command.directory)
     directory.lock()
-    stored = command.override(directory.config_toml())
-    config, environment, reason = settle(stored, transport.size)
+    config, environment, reason = settle(command.override(directory.config_toml()), size)
     path, refusals = checkpoint.newest_good(directory.checkpoints, environment.model_id)
     if path is None:
         told = "".join(f"\n  {refusal}" for refusal in refusals)
         raise FileError(f"{directory.checkpoints}: no good checkpoint to resume from{told}")
     with publish(directory.config) as temporary:
         temporary.write_text(to_toml(config), encoding="utf-8")
-    return _Opened(config, environment, reason, directory, path, False, refusals)
+    return _Settled(config, environment, reason, False, directory, path, tuple(refusals))
+
+
+def _introduce(monitor: Monitor, settled: _Settled, transport: Transport) -> None:
+    """Say what runs, and what was refused on the way."""
+    monitor.start(
+        _banner(settled.config, settled.environment, transport, settled.reason is None),
+        provenance(transport.library, transport.hosts),
+    )
+    for refusal in settled.refusals:
+        monitor.event("refused", refusal)
+    if settled.checkpoint is not None:
+        monitor.event("resumed", path=str(settled.checkpoint))
 
 
 def _requests(config: Config, environment: Environment, exact: bool) -> dict[str, Any]:

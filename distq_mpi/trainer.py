@@ -177,8 +177,13 @@ def run(command: Any, transport: Transport) -> int:
     """Run `train` or `resume` to its end and return the exit code. COLLECTIVE."""
     with Signals() as signals:
         prepared = prepare(command, transport)
-        this = Run(prepared, transport, signals)
-        ended = this.start()
-        while ended is None:
-            ended = this.step()
-        return finish(this, ended)
+        try:
+            this = Run(prepared, transport, signals)
+            ended = this.start()
+            while ended is None:
+                ended = this.step()
+            return finish(this, ended)
+        except BaseException as error:
+            if prepared.monitor is not None:
+                prepared.monitor.fail(f"{type(error).__name__}: {error}")
+            raise

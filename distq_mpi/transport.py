@@ -51,10 +51,12 @@ class Transport:
         expected, size = launched_size(), MPI.COMM_WORLD.size
         if expected is not None and expected > 1 and size == 1:
             library = MPI.Get_library_version().splitlines()[0].strip("\0 ")
-            raise DistqError(
+            mistake = DistqError(
                 f"the launcher started {expected} ranks, but the MPI library in use ({library}) "
                 "sees one: use the mpirun that belongs to this library"
             )
+            mistake.agreed = True
+            raise mistake
         return cls(MPI.COMM_WORLD)
 
     @property
@@ -194,7 +196,12 @@ class Transport:
             error = mistake
         errors = [e for e in self._comm.allgather(error) if e is not None]
         if errors:
+            errors[0].agreed = True
             raise errors[0]
+
+    def abort(self, exit_code: int) -> None:
+        """End all ranks at once. Local, and does not return."""
+        self._comm.Abort(exit_code)
 
     def close(self) -> None:
         """Free what the transport owns."""

@@ -121,8 +121,9 @@ def export(kernel: Kernel, described: list[Any], path: str) -> None:
     try:
         dispatcher.compile(signature)
     except numba.core.errors.NumbaError as error:
-        text = str(error).strip()
-        raise ModelError(f"kernel {kernel.template.__name__} does not compile: {text}") from error
+        raise ModelError(
+            f"kernel {kernel.template.__name__} does not compile: {_reason(str(error))}"
+        ) from error
     module = llvm.parse_assembly(dispatcher.inspect_llvm(signature))
     # numba keeps what a kernel can raise as pickled constants; those never raised are gone by now.
     if any(v.name.startswith(".const.pickle") for v in module.global_variables):
@@ -148,6 +149,15 @@ def export(kernel: Kernel, described: list[Any], path: str) -> None:
         with open(temporary, "wb") as file:
             file.write(data)
         os.replace(temporary, path + suffix)
+
+
+def _reason(text: str) -> str:
+    """What numba has to say, in one line and without the stations it passed."""
+    stations = ("Failed in", "During: Pass", "During: resolving", "During: typing")
+    lines = [line.strip() for line in text.splitlines()]
+    said = [line for line in lines if line and not line.startswith(stations)]
+    told = " ".join(said).replace("NRT required but not enabled", "a law must not allocate")
+    return told[:1000]
 
 
 def _unresolved(module: Any) -> list[str]:
