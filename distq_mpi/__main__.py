@@ -76,7 +76,8 @@ def _run_on_all_ranks(argv: list[str]) -> int:
 
         return run(command, transport)
     except DistqError as error:
-        if not error.agreed or launched_rank() == 0:
+        rank = transport.rank if transport is not None else launched_rank()
+        if not error.agreed or rank == 0:
             _print_error(error)
         if not error.agreed and transport is not None:
             transport.abort(error.exit_code)

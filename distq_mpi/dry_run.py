@@ -6,18 +6,23 @@ from typing import Any
 
 from distq_mpi.architectures.allreduce import memory_bytes
 from distq_mpi.config import to_toml
+from distq_mpi.fusion import FUSIONS
 from distq_mpi.memory import readable
 from distq_mpi.preparation import settle
 
 
 def dry_run(command: Any, size: int) -> str:
     """Return the resolved configuration and what each of `size` ranks will need. Local."""
-    config, environment, reason = settle(command.config, size)
+    config, environment, reason = settle(command.config, size, size)
     need = memory_bytes(config, environment.n_states, environment.n_actions, size)
     lines = [to_toml(config).rstrip(), "", f"# {environment.summary}"]
     lines.append(f"# exact values: {'no, ' + reason if reason else 'yes'}")
-    lines.append(f"# memory per rank, {size} ranks: {readable(sum(need.values()))}")
+    total = sum(need.values())
+    lines.append(
+        f"# memory: {readable(total)} per rank, {readable(total * size)} for {size} on one host"
+    )
     lines += [f"#   {name}: {readable(n)}" for name, n in need.items()]
     n_pairs = environment.n_states * environment.n_actions
-    lines.append(f"# a round sends {readable(n_pairs * 16)} of contributions per rank")
+    parts = 2 + FUSIONS[config.parallel.fusion].extra if config.parallel.agents > 1 else 0
+    lines.append(f"# a round sends {readable(n_pairs * 8 * parts)} of contributions per rank")
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
 SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
@@ -21,6 +22,16 @@ def launched_size() -> int | None:
     if "SLURM_PROCID" not in os.environ or "SLURM_STEP_ID" not in os.environ:
         return _first(SIZES[:2])
     return _first(SIZES)
+
+
+def process_age_s() -> float:
+    """Seconds since this process began, its imports included; 0 where the system does not say."""
+    try:
+        with open("/proc/self/stat", encoding="ascii") as file:
+            ticks = int(file.read().rpartition(")")[2].split()[19])
+    except OSError:
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _first(names: tuple[str, ...]) -> int | None:

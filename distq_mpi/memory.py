@@ -29,16 +29,16 @@ def readable(n_bytes: float) -> str:
     return f"{n_bytes:.4g} TB"
 
 
-def check_memory(config: Any, n_states: int, n_actions: int, size: int) -> None:
+def check_memory(config: Any, n_states: int, n_actions: int, size: int, per_host: int) -> None:
     """Raise ConfigError where a replica per rank does not fit `parallel.memory_bytes`. Local.
 
-    memory_bytes is what one rank may use; 0 stands for all of this host's memory.
+    memory_bytes is what one rank may use; 0 stands for this host's memory over its ranks.
     """
     need = sum(memory_bytes(config, n_states, n_actions, size).values())
-    limit = config.parallel.memory_bytes or host_bytes()
+    limit = config.parallel.memory_bytes or host_bytes() // per_host
     if need > limit:
         raise ConfigError(
             f"parallel.architecture: allreduce keeps the whole table on every rank and needs "
             f"{readable(need)} per rank for {n_states} states x {n_actions} actions; "
-            f"the limit is {readable(limit)} (parallel.memory_bytes)"
+            f"the limit is {readable(limit)} (parallel.memory_bytes; {per_host} ranks a host)"
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
+import tomllib
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,17 +15,19 @@ import numpy as np
 
 from distq_mpi import __version__, checkpoint, environments
 from distq_mpi.architectures import ARCHITECTURES
+from distq_mpi.architectures.schedules import MAX_PERIOD
 from distq_mpi.certificate import requests as certificate_requests
 from distq_mpi.certificate import solvable
-from distq_mpi.config import Config, EnvConfig, resolve, to_toml
+from distq_mpi.config import Config, EnvConfig, resolve, to_dict, to_toml
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.sharing import share
 from distq_mpi.errors import ConfigError, FileError
 from distq_mpi.files import publish
 from distq_mpi.fusion import FUSIONS
 from distq_mpi.kernels.evaluation import evaluation_kernel
-from distq_mpi.kernels.fusing import CLOCK_LIMIT
+from distq_mpi.kernels.fusing import ROUND_LIMIT
 from distq_mpi.kernels.objects import LoadedKernel, load
+from distq_mpi.launcher import process_age_s
 from distq_mpi.memory import check_memory
 from distq_mpi.monitor import Monitor, RunDirectory
 from distq_mpi.monitor.provenance import provenance
@@ -62,9 +66,12 @@ def build(env: EnvConfig) -> Environment:
     )
 
 
-def settle(config: Config, size: int) -> tuple[Config, Environment, str | None]:
+def settle(
+    config: Config, size: int, per_host: int = 1
+) -> tuple[Config, Environment, str | None]:
     """Return the resolved configuration, the environment, and why it cannot be solved (or None).
 
+    size : ranks of the job; per_host : most ranks on one host, which share its memory.
     Local; reads no MPI. Raises ConfigError and ModelError for whatever cannot run as written.
     """
     environment = build(config.env)
@@ -83,15 +90,23 @@ def settle(config: Config, size: int) -> tuple[Config, Environment, str | None]:
     ]
     per_agent = -(-config.parallel.lanes // config.parallel.agents)
     period = config.parallel.steps_per_round
-    if period != "auto" and int(period) * per_agent > int(CLOCK_LIMIT):
+    longest = MAX_PERIOD if period == "auto" else int(period)
+    if longest * per_agent > ROUND_LIMIT:
         mistakes.append(
-            f"parallel.steps_per_round: {period} steps of {per_agent} lanes per agent are more "
-            f"than {int(CLOCK_LIMIT)} in a round"
+            f"parallel.steps_per_round: {longest} steps of {per_agent} lanes per agent are more "
+            f"than {ROUND_LIMIT} in a round"
         )
     if mistakes:
         raise ConfigError("\n".join(mistakes))
-    FUSIONS[config.parallel.fusion].check(environment.deterministic, config.parallel.force)
-    check_memory(config, environment.n_states, environment.n_actions, size)
+    pessimistic = (
+        config.learn.initial == "zeros"
+        and environment.kind == "explicit"
+        and float(environment.params[2].min()) >= 0
+    )
+    FUSIONS[config.parallel.fusion].check(
+        environment.deterministic, pessimistic, config.parallel.force
+    )
+    check_memory(config, environment.n_states, environment.n_actions, size, per_host)
     return config, environment, reason
 
 
@@ -101,11 +116,12 @@ def prepare(command: Any, transport: Transport) -> Prepared:
     Rank 0 alone reads files and asks Gymnasium; the other ranks are told. A mistake found there
     is raised on all ranks.
     """
-    started = time.perf_counter()
+    started = time.perf_counter() - process_age_s()
     settled: _Settled | None = None
     with transport.same_outcome():
         if transport.rank == 0:
-            settled = _settled(command, transport.size)
+            per_host = max(Counter(transport.hosts).values())
+            settled = _settled(command, transport.size, per_host)
     told = settled and (settled.config, settled.reason is None, settled.checkpoint)
     config, exact, path = transport.broadcast(told)
     make = functools.partial(build, config.env)
@@ -142,20 +158,42 @@ class _Settled:
     refusals: tuple[str, ...] = ()
 
 
-def _settled(command: Any, size: int) -> _Settled:
+def _settled(command: Any, size: int, per_host: int) -> _Settled:
     if command.name == "train":
         from_ranks = command.config.parallel.agents == 0
-        return _Settled(*settle(command.config, size), agents_from_ranks=from_ranks)
+        return _Settled(*settle(command.config, size, per_host), agents_from_ranks=from_ranks)
     directory = RunDirectory.open(command.directory)
     directory.lock()
-    config, environment, reason = settle(command.override(directory.config_toml()), size)
+    stored = command.override(directory.config_toml())
+    config, environment, reason = settle(stored, size, per_host)
     path, refusals = checkpoint.newest_good(directory.checkpoints, environment.model_id)
     if path is None:
         told = "".join(f"\n  {refusal}" for refusal in refusals)
         raise FileError(f"{directory.checkpoints}: no good checkpoint to resume from{told}")
+    header = checkpoint.read_header(path)
+    _refuse_other_bits(config, header.config_toml, path)
     with publish(directory.config) as temporary:
         temporary.write_text(to_toml(config), encoding="utf-8")
-    return _Settled(config, environment, reason, False, directory, path, tuple(refusals))
+    from_ranks = bool(header.attributes.get("agents_from_ranks", False))
+    return _Settled(config, environment, reason, from_ranks, directory, path, tuple(refusals))
+
+
+def _refuse_other_bits(config: Config, stored: str, path: Path) -> None:
+    """Raise ConfigError where a configuration asks for other bits than its checkpoint holds."""
+    wanted, held = to_dict(config), tomllib.loads(stored)
+    free = {"memory_bytes", "force"}
+    mistakes = [
+        f"config.toml: {section}.{key} is {wanted[section].get(key)!r}, but {path.name} was "
+        f"written under {value!r}; it would change the bits"
+        for section, keys in (
+            *((name, held[name]) for name in ("env", "learn", "parallel")),
+            ("run", {"seed": held["run"]["seed"]}),
+        )
+        for key, value in keys.items()
+        if key not in free and wanted[section].get(key) != value
+    ]
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
 
 
 def _introduce(monitor: Monitor, settled: _Settled, transport: Transport) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 from distq_mpi import checkpoint
 from distq_mpi.architectures import Progress
 from distq_mpi.config import to_toml
-from distq_mpi.table import SLICE_ROWS, table_sha256
+from distq_mpi.files import SLICE_ROWS
+from distq_mpi.table import table_sha256
 
 if TYPE_CHECKING:
     from distq_mpi.transport import Transport
@@ -20,9 +21,15 @@ class Saver:
     """Checkpoints of one run. `directory` is None except on rank 0."""
 
     def __init__(
-        self, config: Any, environment: Any, directory: Any, architecture: Any
+        self,
+        config: Any,
+        environment: Any,
+        directory: Any,
+        architecture: Any,
+        agents_from_ranks: bool = False,
     ) -> None:
         self.config, self.environment = config, environment
+        self.agents_from_ranks = agents_from_ranks
         self.directory, self.architecture = directory, architecture
         self.restored_steps = 0
         self.newest: Path | None = None
@@ -64,6 +71,7 @@ class Saver:
                 "model_id": self.environment.model_id,
                 "seed": self.config.run.seed,
                 "architecture": self.config.parallel.architecture,
+                "agents_from_ranks": self.agents_from_ranks,
                 "state": progress.to_json(),
             },
         )

@@ -14,11 +14,13 @@ EXIT_CODES = {"converged": 0, "finished": 0, "interrupted": 75, "diverged": 3, "
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a run ended: `status` of the summary, the reason in words, the exit code."""
+    """How a run ended: `status` of the summary, the reason in words, the exit code, the rule."""
 
     status: str
     reason: str
     exit_code: int
+    rule: str = ""
+    """The key of `[stop]` that held; "" where none did."""
 
 
 def is_check_round(progress: Any) -> bool:
@@ -59,21 +61,21 @@ def verdict(stop: Any, progress: Any, agreement: Any, certificate: Any) -> Verdi
             continue
         if value >= limit if name == "mean_return" else value <= limit:
             sign = ">=" if name == "mean_return" else "<="
-            return Verdict("converged", f"{name} {value:.3g} {sign} {limit:g}", 0)
+            return Verdict("converged", f"{name} {value:.3g} {sign} {limit:g}", 0, name)
     missed = [name for name in TARGETS if getattr(stop, name) is not None]
     for name in ("steps", "rounds", "episodes"):
         limit = getattr(stop, name)
         value = progress.round if name == "rounds" else getattr(progress, name)
         if limit is not None and value >= limit:
-            return _budget(f"{name} {value} >= {limit}", missed)
+            return _budget(name, f"{name} {value} >= {limit}", missed)
     if agreement is not None and agreement.want_stop:
         return Verdict("interrupted", "asked to stop", EXIT_CODES["interrupted"])
     if agreement is not None and agreement.want_time:
-        return _budget(f"wall_time_s >= {stop.wall_time_s:g}", missed)
+        return _budget("wall_time_s", f"wall_time_s >= {stop.wall_time_s:g}", missed)
     return None
 
 
-def _budget(reason: str, missed: list[str]) -> Verdict:
+def _budget(rule: str, reason: str, missed: list[str]) -> Verdict:
     if missed:
-        return Verdict("finished", f"{reason}, short of {' and '.join(missed)}", 3)
-    return Verdict("finished", reason, 0)
+        return Verdict("finished", f"{reason}, short of {' and '.join(missed)}", 3, rule)
+    return Verdict("finished", reason, 0, rule)

@@ -13,7 +13,7 @@ import numpy as np
 from distq_mpi.files import publish
 from distq_mpi.monitor.drawing import draw_policy
 from distq_mpi.partition import Partition
-from distq_mpi.stopping import Verdict
+from distq_mpi.stopping import TARGETS, Verdict
 
 if TYPE_CHECKING:
     from distq_mpi.trainer import Run
@@ -24,10 +24,11 @@ DRAWN_CELLS = 2048
 
 def finish(run: Run, ended: Verdict) -> int:
     """Write what a run leaves behind; return its exit code. COLLECTIVE."""
-    if ended.status != "diverged":
-        run.checkpoint("end")
-    certificate = run.certify(tight=True)
-    evaluation = sample(run)
+    run.checkpoint("end")
+    certificate, evaluation = run.certificate, None
+    if ended.status != "interrupted":  # whoever interrupts gives little time
+        certificate = run.certify(tight=True)
+        evaluation = sample(run)
     peak = np.array([peak_bytes()], np.int64)
     run.transport.max_int(peak)
     with run.transport.same_outcome():
@@ -70,8 +71,14 @@ def sample(run: Run) -> dict[str, Any] | None:
 
 
 def peak_bytes() -> int:
-    """Most memory this rank has held at once. Local."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Most memory this rank has held at once, its part only of what ranks share. Local."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    try:
+        with open("/proc/self/smaps_rollup", encoding="ascii") as file:
+            kilobytes = {line.split(":")[0]: line.split()[1] for line in file if "kB" in line}
+    except OSError:
+        return peak
+    return peak - 1024 * (int(kilobytes["Rss"]) - int(kilobytes["Pss"]))
 
 
 def _summary(
@@ -112,19 +119,23 @@ def _summary(
         "certificate": asdict(certificate) if certificate else {"kind": "none"},
         "evaluation": evaluation,
         "recoveries": 0,
-        "checkpoint": str(run.saver.newest),
+        "checkpoint": str(run.saver.newest) if run.saver.newest else None,
     }
 
 
 def _next_commands(run: Run, ended: Verdict, path: Path) -> list[str]:
-    more = {
-        "interrupted": f"python -m distq_mpi resume {path}",
-        "diverged": f"python -m distq_mpi train --config {path}/config.toml --run.dir '' "
-        "--learn.step_size rescaled_linear",
-    }
-    more_steps = 2 * run.architecture.progress.steps
-    default = f"python -m distq_mpi resume {path} --stop.steps {more_steps}"
-    return [more.get(ended.status, default), f"python -m distq_mpi info {run.saver.newest}"]
+    resume = f"python -m distq_mpi resume {path}"
+    limit = getattr(run.config.stop, ended.rule) if ended.rule else None
+    if ended.status == "diverged":
+        resume = f"python -m distq_mpi train --config {path}/config.toml --learn.alpha 0.01"
+    elif limit is not None and ended.rule in TARGETS:
+        resume += f" --stop.{ended.rule} {limit / 10 if ended.rule != 'mean_return' else 'none'}"
+    elif limit is not None and ended.rule != "wall_time_s":
+        resume += f" --stop.{ended.rule} {2 * limit}"
+    commands = [resume]
+    if run.saver.newest is not None:
+        commands.append(f"python -m distq_mpi info {run.saver.newest}")
+    return commands
 
 
 def _drawing(run: Run) -> str:

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from distq_mpi.files import SLICE_ROWS
 from distq_mpi.kernels.draws import INITIAL, threefry
 
-SLICE_ROWS = 65_536
 HUGE_PAGE = 2 << 20
 
 

@@ -40,7 +40,10 @@ class Run:
         self.architecture = ARCHITECTURES[self.config.parallel.architecture](
             self.config, self.environment, prepared.kernels, transport
         )
-        self.saver = Saver(self.config, self.environment, prepared.directory, self.architecture)
+        self.saver = Saver(
+            self.config, self.environment, prepared.directory, self.architecture,
+            prepared.agents_from_ranks,
+        )  # fmt: skip
         self.solver: Solver | None = None
         self.certificate: Certificate | None = None
         self._told_too_small = False
@@ -105,11 +108,12 @@ class Run:
         return certificate
 
     def _learn_and_agree(self) -> Agreement:
+        wishes = self._wishes()  # taken once: asking forgets them, and a round may be run again
         while True:
             begin = time.perf_counter()
             self.architecture.learn()
             middle = time.perf_counter()
-            agreement = self.architecture.exchange(self._wishes())
+            agreement = self.architecture.exchange(wishes)
             self.times.learn_s += middle - begin
             self.times.exchange_s += time.perf_counter() - middle
             if agreement is not None:
@@ -162,8 +166,8 @@ class Run:
             "exchange_time_s": times.exchange_s,
         }
         monitor.report(row, show)
-        wasted = self.transport.size > 1 and times.exchange_s > 2 * times.learn_s and busy > 1.0
-        if wasted and not self._told_too_small:
+        wasted = self.transport.size > 1 and times.exchange_s > 2 * times.learn_s
+        if wasted and (busy > 1.0 or ended is not None) and not self._told_too_small:
             self._told_too_small = True
             monitor.event(
                 "too_small",

@@ -21,7 +21,7 @@ from distq_mpi.launcher import launched_size
 from distq_mpi.partition import Partition
 
 SHM_RESERVE = 16 << 20
-CHUNK_ROWS = 1 << 20
+CHUNK_ELEMENTS = 1 << 20
 
 
 class Transport:
@@ -110,8 +110,8 @@ class Transport:
         for rank in range(self.size):
             start, stop = partition.block(rank)
             block = array[start * width : stop * width]
-            for first in range(0, block.size, CHUNK_ROWS):
-                chunk = block[first : first + CHUNK_ROWS]
+            for first in range(0, block.size, CHUNK_ELEMENTS):
+                chunk = block[first : first + CHUNK_ELEMENTS]
                 if rank == self.rank:
                     self._comm.Reduce(MPI.IN_PLACE, [chunk, MPI.INT64_T], op=MPI.SUM, root=rank)
                 else:
@@ -165,7 +165,8 @@ class Transport:
             for start in range(0, buffer.size, 1 << 30):
                 self._leaders.Bcast([buffer[start : start + (1 << 30)], MPI.BYTE], root=0)
         if not one_copy:
-            self._node.Bcast([buffer, MPI.BYTE], root=0)
+            for start in range(0, buffer.size, 1 << 30):
+                self._node.Bcast([buffer[start : start + (1 << 30)], MPI.BYTE], root=0)
         self._node.Barrier()
         return tuple(shared)
 

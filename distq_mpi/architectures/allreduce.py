@@ -20,12 +20,13 @@ from distq_mpi.architectures.schedules import (
     lone_period,
     next_period,
 )
+from distq_mpi.files import SLICE_ROWS
 from distq_mpi.fusion import FUSIONS, FixedPoint, fusion_kernels
 from distq_mpi.kernels import Kernel, fusing, loop
 from distq_mpi.kernels.objects import LoadedKernel
 from distq_mpi.lanes import LANE_DTYPE, Lanes
 from distq_mpi.partition import Partition
-from distq_mpi.table import SLICE_ROWS, Record, Rows, initialise
+from distq_mpi.table import Record, Rows, initialise
 
 if TYPE_CHECKING:
     from distq_mpi.transport import Transport
@@ -184,7 +185,7 @@ class Allreduce:
             agent.totals[:] = 0.0
             self._call("learn", k)
             self._call("adopt" if self._lone else "contribute", k)
-            add_agent(self.header, agent.found, agent.totals, LENGTH_UNIT)
+            add_agent(self.header, agent.found, agent.totals, LENGTH_UNIT, self.n_agents)
         self._n_steps = n_steps
 
     def exchange(self, wishes: tuple[bool, bool, bool]) -> Agreement | None:
@@ -285,7 +286,7 @@ class Allreduce:
         period = self.period or progress.period
         if not self.period and not self._lone:
             period = next_period(
-                progress.period, agreement.visits, agreement.length, self.n_agents,
+                self._n_steps, agreement.visits, agreement.length, self.n_agents,
                 self.config.parallel.kappa,
             )  # fmt: skip
         self.pending = progress.after(self._n_steps, self.n_lanes, agreement, period, scale)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -122,17 +123,19 @@ class Agreement:
         )  # fmt: skip
 
 
-def add_agent(header: np.ndarray, found: np.ndarray, totals: np.ndarray, unit: float) -> None:
-    """Add one agent's findings to the vector, each rounded on its own. Changes `header`.
+def add_agent(
+    header: np.ndarray, found: np.ndarray, totals: np.ndarray, unit: float, n_agents: int
+) -> None:
+    """Add one of `n_agents` agents' findings to the vector, each rounded on its own, in place.
 
     found : as written by the `contribute` kernels; totals : as written by `learn`.
     """
     overflows, large, non_finite, length, visits = found.tolist()
     returns, squares, episodes = totals.tolist()
-    if not abs(squares) < 2.0**61 or not abs(returns) < 2.0**61:
+    if not (math.isfinite(squares) and math.isfinite(returns)):
         non_finite += 1
     numbers = (
         overflows, large, non_finite, min(length * unit, 2.0**52), visits, episodes,
-        *split_float(returns), *split_float(squares),
+        *split_float(returns, n_agents), *split_float(squares, n_agents),
     )  # fmt: skip
     header[: len(numbers)] += np.array([round(number) for number in numbers])

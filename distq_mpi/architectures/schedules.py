@@ -7,6 +7,7 @@ from typing import Any
 
 MAX_PERIOD = 512
 LONE_PERIOD = 512
+LONE_STEPS = 10_000_000
 LENGTH_UNIT = 1024.0
 
 
@@ -42,5 +43,6 @@ def next_period(period: int, n_visits: int, length: int, n_agents: int, kappa: f
 def lone_period(n_pairs: int, n_lanes: int) -> int:
     """Steps per lane of every round of a single agent: nothing drifts apart, so only what ends a
     round counts: the calls of a small table, the passes over a large one. The passes are kept
-    below an eighth of the steps."""
-    return max(LONE_PERIOD, -(-8 * n_pairs // n_lanes))
+    below an eighth of the steps, as long as a round stays within seconds: signals wait for it."""
+    longest = LONE_STEPS // n_lanes
+    return max(LONE_PERIOD, min(-(-8 * n_pairs // n_lanes), longest))

@@ -54,13 +54,16 @@ class FixedPoint:
         return replace(self, exponent=self.exponent - 1)
 
 
-def split_float(x: float) -> tuple[int, int]:
-    """Split a finite float into two integers whose sums over agents are exact to 2^-41.
+def split_float(x: float, n_agents: int = 1) -> tuple[int, int]:
+    """Split a float into two integers whose sums over agents are exact to 2^-41.
 
-    Not finite, or at or above 2^61: (0, 0); the caller counts those apart.
+    It saturates at 2^61 / n_agents, so that no sum can overflow; NaN gives (0, 0), for the caller
+    counts what is not finite apart.
     """
-    if not abs(x) < 2.0**61:
+    if math.isnan(x):
         return 0, 0
+    limit = 2.0**61 / n_agents
+    x = min(max(x, -limit), limit)
     whole = math.floor(x)
     return whole, round((x - whole) * LIMB)
 

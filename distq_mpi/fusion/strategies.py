@@ -35,13 +35,22 @@ class Fusion:
     maximum: bool = False
     source: str = ""
 
-    def check(self, deterministic: bool, force: bool) -> None:
-        """Raise ConfigError where the strategy has no fixed point at Q*. Local."""
-        if self.maximum and not deterministic and not force:
-            raise ConfigError(
-                "parallel.fusion: max keeps every overestimate of a stochastic environment and "
-                "never comes down; use pooled or count, or set parallel.force = true"
-            )
+    def check(self, deterministic: bool, pessimistic: bool, force: bool) -> None:
+        """Raise ConfigError where the strategy has no fixed point at Q*. Local.
+
+        pessimistic : whether no initial value is above its optimal one.
+        """
+        if not self.maximum or force or (deterministic and pessimistic):
+            return
+        why = (
+            "starts above the optimal values (take learn.initial zeros where no reward is negative)"
+            if deterministic
+            else "keeps every overestimate of a stochastic environment"
+        )
+        raise ConfigError(
+            f"parallel.fusion: max {why} and never comes down; use pooled or count, or set "
+            "parallel.force true"
+        )
 
 
 FUSIONS = {

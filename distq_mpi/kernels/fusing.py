@@ -16,8 +16,10 @@ from distq_mpi.kernels.storing import exact
 
 u8, u4, f8, i8 = np.uint64, np.uint32, np.float64, np.int64
 
-# A clock stops here; a round adds at most as much again, so a difference of clocks is exact.
+# A clock stops here; a round adds less, so a difference of clocks is exact.
 CLOCK_LIMIT = u4(1 << 29)
+# Steps of one agent in a round: the squares of visits of 2^13 agents then fit 64 bits.
+ROUND_LIMIT = 1 << 24
 
 # Stand-ins for the parts.
 N_ACTIONS, STRIDE, CLOCK_STRIDE, CLOCK_OFFSET = 4, 0, 0, 0

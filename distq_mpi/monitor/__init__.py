@@ -53,7 +53,11 @@ class Monitor:
 
     def start(self, lines: Sequence[str], provenance: dict[str, Any]) -> None:
         """Say what runs, keep where it came from, and call the run running."""
-        write_json(self.directory.provenance, provenance)
+        if self.directory.provenance.exists():
+            self._events.append({"time": time.time(), "kind": "provenance", **plain(provenance)})
+        else:
+            write_json(self.directory.provenance, provenance)
+        self.directory.summary.unlink(missing_ok=True)
         self.directory.write_state("running")
         if self._console:
             self._console.banner([*lines, f"run directory {self.directory.path}"])
@@ -103,6 +107,9 @@ class Monitor:
             self._events.append({"time": time.time(), "kind": "error", "message": message})
         with suppress(DistqError):
             self.directory.write_state("failed", message=message)
+        with suppress(DistqError):
+            failed = {"status": "failed", "exit_code": 1, "stop_reason": message}
+            write_json(self.directory.summary, failed)
         self._close()
 
     def _beat(self) -> None:

@@ -19,6 +19,9 @@ CASES = {
     "no transitions": (("--env.id", "Blackjack-v1"), "Blackjack"),
     "bad kwargs": (("--env.kwargs.map_nam", "4x4"), "map_nam"),
     "max where it diverges": (("--parallel.fusion", "max"), "parallel.force"),
+    "max from above": (
+        ("--parallel.fusion", "max", "--env.id", "CliffWalking-v1"), "never comes down",
+    ),
     "undiscounted rescaled": (("--learn.discount", "1"), "polynomial"),
     "too large": (
         ("--env.id", "grid", "--env.kwargs.rows", "50000", "--env.kwargs.columns", "20000"),

@@ -289,13 +289,20 @@ def test_one_rank_alone_imports_the_command_line(rank: int, wanted: str) -> None
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_mistake_of_all_ranks_is_printed_by_the_first(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: int
+@pytest.mark.parametrize("agreed", [True, False])
+def test_an_agreed_mistake_is_printed_by_the_first_another_ends_the_job(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: int, agreed: bool
 ) -> None:
-    def run(command: object, transport: object) -> int:
-        raise DivergedError("no number left")
+    aborted: list[int] = []
 
-    connected = types.SimpleNamespace(rank=rank, same_outcome=lambda: pytest.MonkeyPatch.context())
+    def run(command: object, transport: object) -> int:
+        mistake = DivergedError("no number left")
+        mistake.agreed = agreed
+        raise mistake
+
+    connected = types.SimpleNamespace(
+        rank=rank, same_outcome=lambda: pytest.MonkeyPatch.context(), abort=aborted.append
+    )
     fake = types.SimpleNamespace(
         Transport=types.SimpleNamespace(connect=lambda: connected), abort_on_exception=None
     )
@@ -303,4 +310,6 @@ def test_a_mistake_of_all_ranks_is_printed_by_the_first(
     monkeypatch.setitem(sys.modules, "distq_mpi.trainer", types.SimpleNamespace(run=run))
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     assert entry.main([]) == 3
-    assert capsys.readouterr().err == ("error: no number left\n" if rank == 0 else "")
+    told = rank == 0 or not agreed
+    assert capsys.readouterr().err == ("error: no number left\n" if told else "")
+    assert aborted == ([] if agreed else [3])

@@ -235,10 +235,12 @@ def test_max_counts_what_is_not_finite() -> None:
 
 def test_max_is_refused_where_it_keeps_overestimates() -> None:
     with pytest.raises(ConfigError, match="max"):
-        FUSIONS["max"].check(deterministic=False, force=False)
-    FUSIONS["max"].check(deterministic=True, force=False)
-    FUSIONS["max"].check(deterministic=False, force=True)
-    FUSIONS["pooled"].check(deterministic=False, force=False)
+        FUSIONS["max"].check(deterministic=False, pessimistic=True, force=False)
+    with pytest.raises(ConfigError, match="never comes down"):
+        FUSIONS["max"].check(deterministic=True, pessimistic=False, force=False)
+    FUSIONS["max"].check(deterministic=True, pessimistic=True, force=False)
+    FUSIONS["max"].check(deterministic=False, pessimistic=False, force=True)
+    FUSIONS["pooled"].check(deterministic=False, pessimistic=False, force=False)
 
 
 @given(st.floats(0, 1), st.integers(0, 5000))
@@ -296,18 +298,28 @@ def test_split_floats_add_up_in_any_order(numbers: list[float], random: Any) -> 
     assert [sum(column) for column in zip(*pairs, strict=True)] in (total, [])
 
 
-@pytest.mark.parametrize("x", [math.nan, math.inf, -math.inf, 2.0**61, -(2.0**61), 1e300])
-def test_what_cannot_be_split_is_left_to_the_caller(x: float) -> None:
-    assert split_float(x) == (0, 0)
+@pytest.mark.parametrize("x", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_counted(x: float) -> None:
     header = np.zeros(HEADER, np.int64)
-    add_agent(header, np.zeros(5), np.array([x, 0.0, 1.0]), 1024.0)
+    add_agent(header, np.zeros(5), np.array([x, 0.0, 1.0]), 1024.0, 1)
     assert header[FIELDS.index("non_finite")] == 1
+
+
+@pytest.mark.parametrize("x", [2.0**61, -(2.0**61), 1e300, math.inf])
+def test_what_is_too_large_saturates_without_overflow(x: float) -> None:
+    whole, fraction = split_float(x, 64)
+    assert (abs(whole), fraction) == (2**55, 0) and (whole > 0) == (x > 0)
+    header = np.zeros(HEADER, np.int64)
+    for _ in range(64):
+        add_agent(header, np.zeros(5), np.array([0.0, abs(x), 1.0]), 1024.0, 64)
+    assert header[FIELDS.index("square_whole")] == 2**61
+    assert header[FIELDS.index("non_finite")] == (64 if math.isinf(x) else 0)
 
 
 def test_the_header_is_read_back_as_it_was_written() -> None:
     header = np.zeros(HEADER, np.int64)
     for returns in (2.25, -0.5):
-        add_agent(header, np.array([1.0, 2, 3, 0.5, 7]), np.array([returns, 1e6, 4.0]), 1024.0)
+        add_agent(header, np.array([1.0, 2, 3, 0.5, 7]), np.array([returns, 1e6, 4.0]), 1024.0, 2)
     header[FIELDS.index("want_checkpoint")] = 1
     expected = Agreement(2, 4, 6, 1024, 14, 8, 1.75, 2e6, False, True, False)
     assert Agreement.read(header) == expected
