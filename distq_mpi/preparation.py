@@ -20,10 +20,12 @@ from distq_mpi.certificate import requests as certificate_requests
 from distq_mpi.certificate import solvable
 from distq_mpi.config import Config, EnvConfig, resolve, to_dict, to_toml
 from distq_mpi.environments.base import Environment
+from distq_mpi.environments.checking import check_all
 from distq_mpi.environments.sharing import share
 from distq_mpi.errors import ConfigError, FileError
 from distq_mpi.files import publish
 from distq_mpi.fusion import FUSIONS
+from distq_mpi.kernels.checking import checking_kernel
 from distq_mpi.kernels.evaluation import evaluation_kernel
 from distq_mpi.kernels.fusing import ROUND_LIMIT
 from distq_mpi.kernels.objects import LoadedKernel, load
@@ -129,6 +131,8 @@ def prepare(command: Any, transport: Transport) -> Prepared:
     with transport.same_outcome():
         requests = _requests(config, environment, exact) if transport.leads_node else None
         kernels = load(requests, transport)
+        if settled is not None and "check" in kernels:
+            check_all(settled.environment, kernels["check"])
     directory: RunDirectory | None = None
     monitor: Monitor | None = None
     with transport.same_outcome():
@@ -212,6 +216,8 @@ def _requests(config: Config, environment: Environment, exact: bool) -> dict[str
     record = Record(environment.n_actions, np.dtype(config.learn.dtype))
     found = ARCHITECTURES[config.parallel.architecture].requests(config, environment)
     found |= evaluation_kernel(environment, record)
+    if environment.kind == "law":
+        found |= checking_kernel(environment)
     if exact:
         found |= certificate_requests(environment, record.dtype)
     return found

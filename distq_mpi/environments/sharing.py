@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from distq_mpi.environments.base import Environment
+from distq_mpi.errors import ModelError
 
 if TYPE_CHECKING:
     from distq_mpi.transport import Transport
@@ -28,6 +29,12 @@ def share(environment: Environment | None, make: Any, transport: Transport) -> E
     with transport.same_outcome():
         if environment is None and transport.leads_node:
             environment = make()
+            if environment.model_id != shared.model_id:
+                raise ModelError(
+                    f"{shared.id}: host {transport.hosts[transport.rank]} makes another model "
+                    f"({environment.model_id[:12]}) than {transport.hosts[0]} "
+                    f"({shared.model_id[:12]}): install the same versions and files everywhere"
+                )
     if shared.kind == "law":
         return environment or replace(shared, params=scalars)
     told = environment.params if transport.rank == 0 and environment is not None else None

@@ -117,6 +117,36 @@ def test_an_exception_on_one_rank_ends_the_job(rank: int, tmp_path: Path) -> Non
     assert ended.err.count("ZeroDivisionError: a fault on one rank") == 1
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_mistake_of_one_rank_ends_the_job(rank: int, tmp_path: Path) -> None:
+    ended = run(2, [FAULTY, "train"], tmp_path, limit_s=60, FAULT="distq", FAULT_RANK=str(rank))
+    assert ended.code != 0
+    assert ended.err.count("error: a mistake on one rank") == 1
+
+
+def test_metrics_that_cannot_be_written_end_the_job(tmp_path: Path) -> None:
+    ended = run(
+        2,
+        [FAULTY, "train", "--run.dir", "run", "--checkpoint.every_rounds", "0",
+         "--run.report_every_s", "0.0001", "--stop.steps", "1e8"],
+        tmp_path, limit_s=60, FAULT="fsize", FAULT_RANK="0", FAULT_BYTES="2000",
+    )  # fmt: skip
+    assert ended.code == 1, (ended.code, ended.err)
+    assert ended.err.count("error: ") == 1 and "run/" in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_a_request_is_not_lost_when_a_round_is_run_again(tmp_path: Path) -> None:
+    """With rewards of -100 the first round does not fit the first guess of the scale."""
+    grid = ("--env.id", "grid", "--env.kwargs.rows", "10", "--env.kwargs.columns", "10",
+            "--env.kwargs.step_reward=-100", "--parallel.agents", "2")  # fmt: skip
+    ended = run(
+        2, [FAULTY, "train", "--run.dir", "run", *grid], tmp_path, FAULT="stop", FAULT_RANK="0"
+    )
+    assert ended.code == 75, (ended.code, ended.err)
+    assert summary(tmp_path / "run")["rounds"] == 1
+
+
 def test_file_size_limit_is_one_message_and_loses_nothing(tmp_path: Path) -> None:
     path = tmp_path / "run"
     garnet = ("--env.id", "garnet", "--env.kwargs.states", "2000", "--env.kwargs.actions", "4",
@@ -136,24 +166,24 @@ def test_file_size_limit_is_one_message_and_loses_nothing(tmp_path: Path) -> Non
 
 
 def test_full_disk(tmp_path: Path) -> None:
-    """On a real small file system where root may mount one, else under a quota of file size."""
-    if os.geteuid() != 0:
-        return
+    """On a real small file system where root may mount one, else under a limit of file size."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True
-    )
-    if mounted.returncode:
-        return
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0
+    options = (
+        "train", "--run.dir", str(disk / "run"), "--env.id", "garnet", "--env.kwargs.states",
+        "8000", "--env.kwargs.actions", "8", "--env.kwargs.branching", "2", "--evaluate.exact",
+        "false", "--stop.rounds", "5",
+    )  # fmt: skip
     try:
-        ended = distq(
-            2, "train", "--run.dir", str(disk / "run"), "--env.id", "garnet",
-            "--env.kwargs.states", "8000", "--env.kwargs.actions", "8", "--env.kwargs.branching",
-            "2", "--evaluate.exact", "false", "--stop.rounds", "5", cwd=tmp_path,
-        )  # fmt: skip
+        if mounted:
+            ended = distq(2, *options, cwd=tmp_path)
+        else:
+            ended = run(2, [FAULTY, *options], tmp_path, FAULT="fsize", FAULT_RANK="0")
         assert ended.code == 1, (ended.code, ended.err)
         assert str(disk) in ended.err and "Traceback" not in ended.err
         assert not list((disk / "run" / "checkpoints").glob("*.h5"))
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        if mounted:
+            subprocess.run(["umount", str(disk)], check=True)
