@@ -11,6 +11,8 @@ import argparse
 import itertools
 import json
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -18,12 +20,14 @@ import numpy as np
 
 from distq_mpi import environments
 from distq_mpi.architectures import Allreduce
+from distq_mpi.checkpoint import file_name
 from distq_mpi.config import Config, from_dict
 from distq_mpi.environments import explicit
 from distq_mpi.environments.sharing import share
 from distq_mpi.fusion import FixedPoint
 from distq_mpi.kernels.objects import load
 from distq_mpi.preparation import settle
+from distq_mpi.saving import Saver
 from distq_mpi.table import table_sha256
 from distq_mpi.transport import Transport
 
@@ -58,7 +62,7 @@ def combinations() -> dict[str, dict[str, Any]]:
         "parallel": {"lanes": 200, "fusion": "count"},
     }
     # Beyond the size that is reduced whole: contributions go to the owners of the blocks.
-    for fusion in ("pooled", "count"):
+    for fusion in ("pooled", "count", "mean"):
         found[f"garnet owners {fusion}"] = {
             "env": {"id": "garnet", "kwargs": {"states": 17_001, "actions": 3, "branching": 4}},
             "parallel": {"fusion": fusion, "steps_per_round": 20},
@@ -78,8 +82,11 @@ def tampered_step(state, action, bits, params):  # type: ignore[no-untyped-def]
     return real_step(state, action, bits ^ (np.uint64(1) << np.uint64(63)), params)
 
 
-def learn(sections: dict[str, Any], transport: Transport) -> str:
-    """The hash after `ROUNDS` rounds. COLLECTIVE."""
+def learn(sections: dict[str, Any], transport: Transport, save: str = "", load_: str = "") -> str:
+    """The hash after `ROUNDS` rounds. COLLECTIVE.
+
+    save : write a checkpoint into this folder halfway, and end there. load_ : begin with it.
+    """
     parallel = {"agents": AGENTS, "force": True, **sections.get("parallel", {})}
     sections = {**sections, "parallel": parallel}
     config, environment = None, None
@@ -89,12 +96,19 @@ def learn(sections: dict[str, Any], transport: Transport) -> str:
     environment = share(environment, lambda: environments.make(config.env), transport)
     requests = Allreduce.requests(config, environment) if transport.leads_node else None
     architecture = Allreduce(config, environment, load(requests, transport), transport)
-    while architecture.progress.round < ROUNDS:
+    directory = SimpleNamespace(checkpoints=Path(save)) if transport.rank == 0 else None
+    saver = Saver(config, environment, directory, architecture)
+    if load_:
+        saver.restore(Path(load_) / file_name(ROUNDS // 2), transport)
+    while architecture.progress.round < (ROUNDS // 2 if save else ROUNDS):
         architecture.learn()
         if architecture.exchange((False, False, False)) is None:
             architecture.rollback()
         else:
             architecture.commit()
+    if save:
+        saver.write(transport)
+        return ""
     blocks = [q.copy() for _, q, _, _ in architecture.iter_rows()]
     return table_sha256(blocks)
 
@@ -104,6 +118,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--mutate", choices=("scale", "seed", "sampler"))
     parser.add_argument("--only", default="")
+    parser.add_argument("--save", type=Path, help="write checkpoints halfway, and end")
+    parser.add_argument("--load", type=Path, help="begin with these checkpoints")
     options = parser.parse_args()
     transport = Transport.connect()
     hashes = {}
@@ -129,7 +145,11 @@ def main() -> None:
             with mock.patch.object(explicit, "law_step", tampered_step):
                 hashes[name] = learn(sections, transport)
         else:
-            hashes[name] = learn(sections, transport)
+            number = str(list(combinations()).index(name))
+            save, load_ = (str(p / number) if p else "" for p in (options.save, options.load))
+            if save and transport.rank == 0:
+                Path(save).mkdir()
+            hashes[name] = learn(sections, transport, save, load_)
     if transport.rank == 0:
         print(json.dumps(hashes))
 

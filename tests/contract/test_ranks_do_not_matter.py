@@ -29,6 +29,21 @@ def test_same_bits_on_any_number_of_ranks(alone: dict[str, str], n_ranks: int) -
     assert hashes(n_ranks) == alone
 
 
+@pytest.fixture(scope="module")
+def halfway(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Checkpoints of every combination, written by two ranks halfway."""
+    folder = str(tmp_path_factory.mktemp("halfway"))
+    hashes(2, "--save", folder)
+    return folder
+
+
+@pytest.mark.parametrize("n_ranks", [1, 3])
+def test_resumed_halfway_on_other_ranks(
+    alone: dict[str, str], halfway: str, n_ranks: int
+) -> None:
+    assert hashes(n_ranks, "--load", halfway) == alone
+
+
 def test_combinations_differ(alone: dict[str, str]) -> None:
     # Rules, fusions and environments that gave equal tables would prove nothing above. (`max` on
     # Taxi keeps the optimistic start wherever one agent has not been: both rules do so.)
