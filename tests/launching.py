@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import shutil
@@ -97,12 +98,11 @@ class Job:
             time.sleep(0.02)
             if not self._processes():
                 break
-        for path in set(glob.glob("/dev/shm/*")) - self._segments:
+        mapped = _mapped_files()
+        for path in set(glob.glob("/dev/shm/*")) - self._segments - mapped:
             if os.path.basename(path).startswith(("sm_segment", "mpich", "vader")):
-                try:
+                with contextlib.suppress(OSError):
                     os.unlink(path)
-                except OSError:
-                    continue
 
     def _processes(self) -> list[int]:
         found = []
@@ -115,6 +115,16 @@ class Job:
                 if marked:
                     found.append(int(entry))
         return found
+
+
+def _mapped_files() -> set[str]:
+    """Shared segments that some process still uses: another job's are not ours to remove."""
+    found: set[str] = set()
+    for maps in glob.glob("/proc/[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            lines = Path(maps).read_text().splitlines()
+            found.update(line.split(maxsplit=5)[5] for line in lines if "/dev/shm/" in line)
+    return found
 
 
 def _is_python(pid: int) -> bool:
