@@ -1,4 +1,4 @@
-"""Learn a few rounds of every combination on the ranks of this job; print one hash per line.
+"""Learn a few rounds of every combination on the ranks of this job; print two hashes of each.
 
 `mpirun -n P python combinations.py [--mutate scale|seed|sampler]`: a mutation lets the number of
 ranks into the fixed-point scale, or the rank into the seed; the hashes must then depend on P. Or it
@@ -8,6 +8,7 @@ tampers with the sampler of transitions; the hashes must then be others.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 from dataclasses import replace
@@ -56,8 +57,9 @@ def combinations() -> dict[str, dict[str, Any]]:
         "learn": {"step_size": "constant", "dtype": "float32", "initial": "random"},
         "parallel": {"steps_per_round": 3},
     }
-    found["lake schedule zeros, lanes not divisible"] = {
-        "env": lake,
+    # Taxi, where every step costs: zeros on the lake stay zeros until somebody reaches the goal.
+    found["taxi schedule zeros, lanes not divisible"] = {
+        "env": ENVIRONMENTS["taxi"],
         "learn": {"initial": "zeros", "epsilon_schedule": "linear", "epsilon_steps": 20000},
         "parallel": {"lanes": 200, "fusion": "count"},
     }
@@ -83,7 +85,9 @@ def tampered_step(state, action, bits, params):  # type: ignore[no-untyped-def]
 
 
 def learn(sections: dict[str, Any], transport: Transport, save: str = "", load_: str = "") -> str:
-    """The hash after `ROUNDS` rounds. COLLECTIVE.
+    """The hash of the table after `ROUNDS` rounds, then that of all the rest. COLLECTIVE.
+
+    Both are whole on rank 0 only, which alone is given all visits and lanes.
 
     save : write a checkpoint into this folder halfway, and end there. load_ : begin with it.
     """
@@ -109,8 +113,14 @@ def learn(sections: dict[str, Any], transport: Transport, save: str = "", load_:
     if save:
         saver.write(transport)
         return ""
-    blocks = [q.copy() for _, q, _, _ in architecture.iter_rows()]
-    return table_sha256(blocks)
+    blocks, rest = [], hashlib.sha256(architecture.progress.to_json().encode())
+    for _, q, clock, visits in architecture.iter_rows():
+        blocks.append(q.copy())
+        rest.update(clock.tobytes() + visits.tobytes())
+    lanes = architecture.gather_lanes()
+    for name in () if lanes is None else lanes.dtype.names or ():
+        rest.update(lanes[name].tobytes())
+    return f"{table_sha256(blocks)} {rest.hexdigest()}"
 
 
 def main() -> None:
