@@ -8,14 +8,23 @@ import numpy as np
 
 from distq_mpi.environments.base import Environment
 from distq_mpi.errors import ModelError
-from distq_mpi.kernels.checking import FINE, NEXT_STATE, PROBABILITY, REWARD
+from distq_mpi.kernels.checking import (
+    FINE,
+    NEXT_STATE,
+    PROBABILITY,
+    REWARD,
+    START_PROBABILITY,
+    START_STATE,
+    START_SUM,
+    SUM,
+)
 
 CHECK_LIMIT = 50_000_000
 """Outcomes of a law up to which all are looked at; beyond, those that `make` sampled must do."""
 
 
 def check_all(environment: Environment, kernel: Callable[..., None]) -> None:
-    """Look at every outcome of a law, with the compiled `check`. Local.
+    """Look at every start and, up to CHECK_LIMIT, every outcome of a law, compiled. Local.
 
     Explicit models were checked when they were read.
 
@@ -24,23 +33,23 @@ def check_all(environment: Environment, kernel: Callable[..., None]) -> None:
     ModelError
         Naming state, action, outcome and the value, for the first one that cannot be.
     """
-    if environment.kind != "law" or environment.n_transitions > CHECK_LIMIT:
+    if environment.kind != "law":
         return
     n_states, where, value = environment.n_states, np.zeros(4, np.int64), np.zeros(1)
-    sizes = np.array([n_states, environment.n_actions], np.int64)
-    kernel(environment.params, sizes, where, value)
+    n_checked = n_states if environment.n_transitions <= CHECK_LIMIT else 0
+    sizes = (n_states, environment.n_actions, environment.n_starts, n_checked)
+    kernel(environment.params, np.array(sizes, np.int64), where, value)
     kind, state, action, i = where.tolist()
     if kind == FINE:
         return
+    number, pair = value[0], f"outcome(state={state}, action={action}, i={i})"
     wrong = {
-        PROBABILITY: f"probability {value[0]:g} must be from 0 to 1",
-        NEXT_STATE: f"next_state {value[0]:.0f} is not in 0..{n_states - 1}",
-        REWARD: f"reward {value[0]:g} must be a finite number",
+        PROBABILITY: f"{pair}: probability {number:g} must be from 0 to 1",
+        NEXT_STATE: f"{pair}: next_state {number:.0f} is not in 0..{n_states - 1}",
+        REWARD: f"{pair}: reward {number:g} must be a finite number",
+        SUM: f"state {state}, action {action}: the probabilities sum to {number:.12g}, not 1",
+        START_PROBABILITY: f"start(i={i}): probability {number:g} must be from 0 to 1",
+        START_STATE: f"start(i={i}): state {number:.0f} is not in 0..{n_states - 1}",
+        START_SUM: f"the start probabilities sum to {number:.12g}, not 1",
     }
-    if kind in wrong:
-        place = f"outcome(state={state}, action={action}, i={i})"
-        raise ModelError(f"{environment.id}: {place}: {wrong[kind]}")
-    raise ModelError(
-        f"{environment.id}: state {state}, action {action}: the probabilities sum to "
-        f"{value[0]:.12g}, not 1"
-    )
+    raise ModelError(f"{environment.id}: {wrong[kind]}")

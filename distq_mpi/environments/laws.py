@@ -16,6 +16,7 @@ import numpy as np
 
 from distq_mpi.environments.arguments import call, suggestion
 from distq_mpi.environments.base import Environment
+from distq_mpi.environments.checking import CHECK_LIMIT
 from distq_mpi.environments.explicit import TOLERANCE
 from distq_mpi.errors import ModelError
 from distq_mpi.kernels.fingerprint import fingerprint, used_values
@@ -133,6 +134,8 @@ def law_environment(id: str, law_class: type, kwargs: Mapping[str, Any]) -> Envi
     def outcomes(state, action, params):  # type: ignore[no-untyped-def]
         return n_outcomes
 
+    n_transitions = n_states * n_actions * n_outcomes
+    sampled_only = ", checked on a sample" if n_transitions > CHECK_LIMIT else ""
     return Environment(
         id=id,
         kind="law",
@@ -145,7 +148,7 @@ def law_environment(id: str, law_class: type, kwargs: Mapping[str, Any]) -> Envi
         outcome=outcome,
         start=start,
         n_starts=n_starts,
-        n_transitions=n_states * n_actions * n_outcomes,
+        n_transitions=n_transitions,
         max_episode_steps=limit,
         return_bound=_return_bound(id, law),
         deterministic=deterministic,
@@ -161,7 +164,7 @@ def law_environment(id: str, law_class: type, kwargs: Mapping[str, Any]) -> Envi
         marks=marks,
         arrows=arrows,
         summary=f"law {id}: {n_states:,} states x {n_actions:,} actions, "
-        f"{n_outcomes:,} outcome{'s' if n_outcomes > 1 else ''} each",
+        f"{n_outcomes:,} outcome{'s' if n_outcomes > 1 else ''} each{sampled_only}",
     )
 
 

@@ -12,25 +12,41 @@ from distq_mpi.kernels.storing import exact
 i8 = np.int64
 
 # Stand-ins for the parts.
-outcomes, outcome = exact, exact
+outcomes = outcome = start = exact
 
-FINE, PROBABILITY, NEXT_STATE, REWARD, SUM = range(5)
+FINE, PROBABILITY, NEXT_STATE, REWARD, SUM, START_PROBABILITY, START_STATE, START_SUM = range(8)
+STATES, ACTIONS, STARTS, CHECKED_STATES = range(4)
 
 
 def check(params, sizes, where, value):
-    """Write the first mistake of outcome(): its kind and place to `where`, the number to `value`.
+    """Write a law's first mistake: its kind and place to `where`, the number to `value`.
 
-    sizes : int64 (2,): states, actions. where : int64 (4,): kind (FINE = none), state, action,
-    outcome. value : float64 (1,).
+    Starts are looked at here too: integers wrap in compiled code, but not in Python.
+
+    sizes : int64 (4,): states, actions, starts, and the states whose outcomes are looked at.
+    where : int64 (4,): kind (FINE = none), state, action, outcome or start. value : float64 (1,).
     """
-    for s in range(sizes[0]):
-        for a in range(sizes[1]):
+    total = 0.0
+    for i in range(sizes[STARTS]):
+        probability, first = start(i8(i), params)
+        if not (probability >= 0.0 and probability <= 1.0):
+            where[0], where[3], value[0] = START_PROBABILITY, i, probability
+            return
+        if i8(first) < 0 or i8(first) >= sizes[STATES]:
+            where[0], where[3], value[0] = START_STATE, i, i8(first)
+            return
+        total += probability
+    if not abs(total - 1.0) <= 1e-9:
+        where[0], value[0] = START_SUM, total
+        return
+    for s in range(sizes[CHECKED_STATES]):
+        for a in range(sizes[ACTIONS]):
             total, kind = 0.0, FINE
             for i in range(outcomes(i8(s), i8(a), params)):
                 probability, new, reward, _ = outcome(i8(s), i8(a), i8(i), params)
                 if not (probability >= 0.0 and probability <= 1.0):
                     kind, value[0] = PROBABILITY, probability
-                elif i8(new) < 0 or i8(new) >= sizes[0]:
+                elif i8(new) < 0 or i8(new) >= sizes[STATES]:
                     kind, value[0] = NEXT_STATE, i8(new)
                 elif not abs(reward) < np.inf:
                     kind, value[0] = REWARD, reward
@@ -45,6 +61,10 @@ def check(params, sizes, where, value):
 
 def checking_kernel(environment: Any) -> dict[str, Kernel]:
     """Return the request for `check`. Local."""
-    parts = {"outcomes": environment.outcomes, "outcome": environment.outcome}
-    example = (environment.params, np.zeros(2, i8), np.zeros(4, i8), np.zeros(1))
+    parts = {
+        "outcomes": environment.outcomes,
+        "outcome": environment.outcome,
+        "start": environment.start,
+    }
+    example = (environment.params, np.zeros(4, i8), np.zeros(4, i8), np.zeros(1))
     return {"check": Kernel(check, parts, example)}

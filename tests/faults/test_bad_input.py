@@ -36,11 +36,31 @@ CASES = {
     "missing model": (("--env.id", "nothing.npz"), "nothing.npz"),
     "not stochastic": (("--env.id", "sums.npz"), "sum to 0.9"),
     "reward is NaN": (("--env.id", "nan.npz"), "nan"),
+    "law that leaves its states": (
+        ("--env.id", "leaving:Leaving"), "next_state 1000020000 is not in 0..19999",
+    ),
     "missing config": (("--config", "nothing.toml"), "nothing.toml"),
 }  # fmt: skip
 
 
+LEAVING = """
+def outcome(state, action, i, params):
+    bad = state == 12345 and action == 1
+    return 1.0, 1000020000 if bad else (state + 1) % 20000, -1.0, False
+
+
+def start(i, params):
+    return 1.0, 0
+
+
+class Leaving:
+    n_states, n_actions, n_outcomes, params = 20000, 2, 1, ()
+    outcome, start = staticmethod(outcome), staticmethod(start)
+"""
+
+
 def write_models(folder: Path) -> None:
+    (folder / "leaving.py").write_text(LEAVING)
     (folder / "broken.npz").write_text("not a model")
     model = {
         "n_states": 2, "n_actions": 1, "indptr": np.array([0, 1, 2]), "indices": np.array([1, 0]),
