@@ -24,6 +24,8 @@ from distq_mpi.files import SLICE_ROWS, Stored, create_hdf5, explain, open_hdf5,
 FORMAT = "distq_mpi/checkpoint"
 FORMAT_VERSION = 1
 TABLES = {"q": None, "clock": np.dtype("<u4"), "visits": np.dtype("<u8")}
+SUFFIXES = ("", "2")
+"""Of the datasets of a table's parts: under Double Q there are /q2, /clock2 and /visits2, too."""
 
 Rows = Iterable[tuple[int, np.ndarray, np.ndarray, np.ndarray | None]]
 
@@ -51,6 +53,11 @@ class Header:
     attributes: dict[str, Any]
     stored: Stored
 
+    @property
+    def n_parts(self) -> int:
+        """Values per pair: two under Double Q."""
+        return 1 + ("q2" in self.stored.arrays)
+
 
 def file_name(round: int) -> str:
     """Name of the checkpoint of a round: names sort as rounds do."""
@@ -73,8 +80,9 @@ def write(
     Parameters
     ----------
     rows : iterable of (start, q, clock, visits)
-        Slices in ascending order, each of 65,536 rows (the last one shorter), (n, A): q of `dtype`,
-        clock uint32, visits uint64 or None where no lifetime visits are kept. Each is written
+        Slices in ascending order, each of 65,536 rows (the last one shorter), (n, A), or (n, 2 A)
+        where the table has two parts side by side: q of `dtype`, clock uint32, visits uint64 or
+        None where no lifetime visits are kept. Each is written
         before the next is asked for, so its arrays may be reused.
     lanes : structured array (L,)
         Every field a lane needs to go on.
@@ -111,12 +119,13 @@ def write(
         for start, *parts in rows:
             if start != expected:
                 raise ValueError(f"expected the slice at row {expected}, got the one at {start}")
-            for name, part in zip(TABLES, parts, strict=True):
-                if part is None:
+            for name, both in zip(TABLES, parts, strict=True):
+                if both is None:
                     continue
-                if start == 0:
-                    file.create(name, (n_states, n_actions), types[name])
-                file.put(name, start, part)
+                for suffix, part in zip(SUFFIXES, _parts(both, n_actions), strict=False):
+                    if start == 0:
+                        file.create(name + suffix, (n_states, n_actions), types[name])
+                    file.put(name + suffix, start, part)
             expected = min(start + SLICE_ROWS, n_states)
         if expected != n_states:
             raise ValueError(f"rows ended at {expected} of {n_states}")
@@ -143,7 +152,8 @@ def read_header(path: str | os.PathLike[str], model_id: str | None = None) -> He
         given.pop("format")
         q = stored.arrays["q"]
         shape = (given.pop("n_states"), given.pop("n_actions"))
-        if any(stored.arrays[name].shape != shape for name in TABLES if name in stored.arrays):
+        tables = [stored.arrays[name] for name in _names(stored)]
+        if any(array.shape != shape for array in tables):
             raise FileError(f"{path} is damaged: its tables are not of the shape {shape}")
         header = Header(
             path=Path(path),
@@ -182,17 +192,18 @@ def iter_rows(
     """
     header = source if isinstance(source, Header) else read_header(source)
     stop = header.n_states if stop is None else stop
-    kept = [name for name in TABLES if name in header.stored.arrays]
+    kept = _names(header.stored)
     slices = [read_slices(header.stored, name, start, stop) for name in kept]
     for parts in zip(*slices, strict=True):
         arrays = {name: rows for name, (_, rows) in zip(kept, parts, strict=True)}
-        yield parts[0][0], arrays["q"], arrays["clock"], arrays.get("visits")
+        yield parts[0][0], *_joined(arrays)
 
 
 def read_rows(
     source: Header | str | os.PathLike[str], start: int, stop: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Read rows [start, stop) of q, clock and visits, each (stop - start, A).
+    """Read rows [start, stop) of q, clock and visits, each (stop - start, A), or (stop - start,
+    2 A) where the table has two parts.
 
     `visits` is None where none were kept. The checksums of all slices touched are
     verified. The arrays belong to the caller.
@@ -205,13 +216,12 @@ def read_rows(
     header = source if isinstance(source, Header) else read_header(source)
     whole = {
         name: np.empty((stop - start, header.n_actions), header.stored.arrays[name].dtype)
-        for name in TABLES
-        if name in header.stored.arrays
+        for name in _names(header.stored)
     }
     for name, out in whole.items():
         for first, rows in read_slices(header.stored, name, start, stop):
             out[first - start : first - start + len(rows)] = rows
-    return whole["q"], whole["clock"], whole.get("visits")
+    return _joined(whole)
 
 
 def read_lanes(source: Header | str | os.PathLike[str]) -> np.ndarray:
@@ -310,10 +320,30 @@ def describe(path: str | os.PathLike[str]) -> str:
         high = max(high, float(q.max(initial=-np.inf, where=finite)))
         # Clocks of the default fusion may lag behind visits, never lead them.
         visited += int(np.count_nonzero(clock & 0x3FFFFFFF if visits is None else visits))
-    pairs = header.n_states * header.n_actions
+    pairs = header.n_states * header.n_actions * header.n_parts
     lines.append(f"  q           {low:.6g} to {high:.6g}, {not_finite:,} not finite")
     lines.append(f"  visited     {visited:,} of {pairs:,} pairs ({visited / max(pairs, 1):.1%})")
     return "\n".join(lines)
+
+
+def _names(stored: Stored) -> list[str]:
+    """The tables that a file holds."""
+    names = [name + suffix for suffix in SUFFIXES for name in TABLES]
+    return [name for name in names if name in stored.arrays]
+
+
+def _parts(both: np.ndarray, n_actions: int) -> list[np.ndarray]:
+    return [both[:, start : start + n_actions] for start in range(0, both.shape[1], n_actions)]
+
+
+def _joined(arrays: dict[str, np.ndarray]) -> tuple[Any, Any, Any]:
+    """q, clock and visits, the parts of each side by side; None for what was not kept."""
+    found = []
+    for name in TABLES:
+        parts = [arrays[name + suffix] for suffix in SUFFIXES if name + suffix in arrays]
+        both = np.concatenate(parts, axis=1) if len(parts) > 1 else None
+        found.append(both if len(parts) > 1 else parts[0] if parts else None)
+    return found[0], found[1], found[2]
 
 
 def _checkpoints(folder: str | os.PathLike[str]) -> list[Path]:

@@ -17,6 +17,7 @@ FLOAT64_PAIRS = 1 << 22
 LANES_PER_AGENT = 64
 DEFAULT_GAP = 1e-3
 DEFAULT_STEPS = 10_000_000
+EXPONENTS = {"polynomial": 0.8, "sign_change": 0.6}
 
 Value = bool | int | float | str
 Probability = Annotated[float, Ge(0), Le(1)]
@@ -40,15 +41,21 @@ class EnvConfig:
 class LearnConfig:
     """How one transition is learned from."""
 
-    rule: Literal["q_learning", "sarsa"] = "q_learning"
+    rule: Literal["q_learning", "sarsa", "expected_sarsa", "double_q"] = "q_learning"
     """What a transition bootstraps from."""
     discount: Probability = 0.99
     """Gamma, the weight of the future."""
-    step_size: Literal["rescaled_linear", "constant"] = "rescaled_linear"
-    """rescaled_linear: 1 / (1 + (1 - discount) visits); constant: alpha."""
+    step_size: Literal["rescaled_linear", "constant", "polynomial", "linear", "sign_change"] = (
+        "rescaled_linear"
+    )
+    """With k visits of a pair: rescaled_linear 1 / (1 + (1 - discount) k); constant alpha;
+    polynomial k^-exponent; linear 1 / k; sign_change (1 + k)^-exponent with k the changes of sign
+    of the TD error."""
     alpha: Annotated[float, Gt(0), Le(1)] = 0.1
     """Step size of constant."""
-    exploration: Literal["epsilon_greedy"] = "epsilon_greedy"
+    exponent: Probability = 0.0
+    """Of polynomial and sign_change; 0 = 0.8 and 0.6."""
+    exploration: Literal["epsilon_greedy", "softmax"] = "epsilon_greedy"
     """Behaviour while learning."""
     epsilon: Probability = 0.3
     """Share of random actions (at the start)."""
@@ -58,6 +65,16 @@ class LearnConfig:
     """Steps, summed over all lanes, in which epsilon reaches epsilon_final."""
     epsilon_schedule: Literal["constant", "linear", "exponential"] = "constant"
     """How epsilon goes there."""
+    temperature: Annotated[float, Gt(0)] = 1.0
+    """Of softmax, in units of reward: e^(q / temperature) (at the start)."""
+    temperature_final: Annotated[float, Gt(0)] = 0.05
+    """Temperature at the end."""
+    temperature_steps: Count = 0
+    """Steps, summed over all lanes, in which temperature reaches temperature_final."""
+    temperature_schedule: Literal["constant", "linear", "exponential"] = "constant"
+    """How temperature goes there."""
+    exploring_starts: bool = False
+    """Begin episodes in any state with any action, all equally likely."""
     initial: Literal["optimistic", "zeros", "random"] = "optimistic"
     """First values; optimistic: the environment's declared bound on the return, else 0."""
     dtype: Literal["auto", "float64", "float32"] = "auto"
@@ -78,10 +95,16 @@ class ParallelConfig:
     """Steps of every lane between fusions."""
     kappa: Annotated[float, Gt(0)] = 1.0
     """Drift that steps_per_round = auto allows; 2 for slow networks."""
-    fusion: Literal["pooled", "count", "mean", "max"] = "pooled"
+    fusion: Literal[
+        "pooled", "count", "mean", "importance", "delta", "delta_capped", "median",
+        "trimmed_mean", "max",
+    ] = "pooled"  # fmt: skip
     """How the agents' tables become one."""
+    trim: Count = 1
+    """Agents that may be wrong: trimmed_mean drops so many at either end, and it and median keep
+    the old value where fewer than 2 trim + 1 visited."""
     force: bool = False
-    """Allow max on a stochastic environment."""
+    """Allow a fusion that does not converge: max where it overestimates, delta beyond its limit."""
     memory_bytes: Count = 0
     """What one rank may use; 0 = all of its host's memory."""
 
@@ -216,13 +239,20 @@ def check(config: Config) -> list[str]:
     if learn.discount == 1 and learn.step_size == "rescaled_linear":
         mistakes.append(
             "learn.discount: 1 must be < 1 with learn.step_size rescaled_linear, which never falls "
-            "at 1; take learn.step_size constant (polynomial will be the rule for it)"
+            "at 1; take learn.step_size polynomial"
         )
-    if learn.epsilon_schedule != "constant" and learn.epsilon_steps == 0:
+    if learn.exponent and learn.exponent <= 0.5 and learn.step_size in EXPONENTS:
         mistakes.append(
-            "learn.epsilon_steps: 0 must be >= 1 with learn.epsilon_schedule "
-            f"{learn.epsilon_schedule}"
+            f"learn.exponent: {learn.exponent:g} must be > 0.5 and <= 1 with learn.step_size "
+            f"{learn.step_size}, or the steps' squares have no finite sum; 0 stands for "
+            f"{EXPONENTS[learn.step_size]:g}"
         )
+    for key in ("epsilon", "temperature"):
+        schedule = getattr(learn, f"{key}_schedule")
+        if schedule != "constant" and getattr(learn, f"{key}_steps") == 0:
+            mistakes.append(
+                f"learn.{key}_steps: 0 must be >= 1 with learn.{key}_schedule {schedule}"
+            )
     if learn.epsilon_schedule == "exponential" and not (learn.epsilon and learn.epsilon_final):
         mistakes.append(
             f"learn.epsilon {learn.epsilon} and learn.epsilon_final {learn.epsilon_final} must be "
@@ -256,12 +286,13 @@ def resolve(config: Config, n_states: int, n_actions: int, size: int, *, solvabl
     dtype = config.learn.dtype
     if dtype == "auto":
         dtype = "float64" if n_states * n_actions <= FLOAT64_PAIRS else "float32"
+    exponent = config.learn.exponent or EXPONENTS.get(config.learn.step_size, 0.0)
     stop = config.stop
     if all(value is None for value in asdict(stop).values()):
         stop = StopConfig(policy_gap=DEFAULT_GAP) if solvable else StopConfig(steps=DEFAULT_STEPS)
     return replace(
         config,
-        learn=replace(config.learn, dtype=dtype),
+        learn=replace(config.learn, dtype=dtype, exponent=exponent),
         parallel=replace(config.parallel, agents=agents, lanes=lanes),
         stop=stop,
     )

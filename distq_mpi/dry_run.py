@@ -8,7 +8,8 @@ from distq_mpi.architectures.allreduce import memory_bytes
 from distq_mpi.config import to_toml
 from distq_mpi.fusion import FUSIONS
 from distq_mpi.memory import readable
-from distq_mpi.preparation import settle
+from distq_mpi.preparation import settle, warnings
+from distq_mpi.table import record_of
 
 
 def dry_run(command: Any, size: int) -> str:
@@ -22,7 +23,8 @@ def dry_run(command: Any, size: int) -> str:
         f"# memory: {readable(total)} per rank, {readable(total * size)} for {size} on one host"
     )
     lines += [f"#   {name}: {readable(n)}" for name, n in need.items()]
-    n_pairs = environment.n_states * environment.n_actions
-    parts = 2 + FUSIONS[config.parallel.fusion].extra if config.parallel.agents > 1 else 0
-    lines.append(f"# a round sends {readable(n_pairs * 8 * parts)} of contributions per rank")
+    n_pairs = environment.n_states * record_of(config.learn, environment.n_actions).width
+    sent = FUSIONS[config.parallel.fusion].sent_bytes(config, n_pairs, size)
+    lines.append(f"# a round sends {readable(sent)} of contributions per rank")
+    lines += [f"# warning: {warning}" for warning in warnings(config)]
     return "\n".join(lines)

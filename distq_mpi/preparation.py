@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from distq_mpi import __version__, checkpoint, environments
 from distq_mpi.architectures import ARCHITECTURES
 from distq_mpi.architectures.schedules import MAX_PERIOD
@@ -34,10 +32,13 @@ from distq_mpi.memory import check_memory
 from distq_mpi.monitor import Monitor, RunDirectory
 from distq_mpi.monitor.provenance import provenance
 from distq_mpi.stopping import EXACT_TARGETS
-from distq_mpi.table import Record
+from distq_mpi.table import record_of
 
 if TYPE_CHECKING:
     from distq_mpi.transport import Transport
+
+LINEAR_DISCOUNT = 0.5
+"""Discount from which on `linear` steps are too short to forget the start."""
 
 
 @dataclass
@@ -55,17 +56,20 @@ class Prepared:
     started: float
 
 
-def build(env: EnvConfig) -> Environment:
-    """Make the environment of an `[env]` configuration, under its time limit. Local."""
+def build(env: EnvConfig, exploring: bool = False) -> Environment:
+    """Make the environment of an `[env]` configuration, under its time limit. Local.
+
+    exploring : `learn.exploring_starts`.
+    """
     environment = environments.make(env)
-    if not env.max_episode_steps:
-        return environment
-    text = f"{environment.model_id} limit {env.max_episode_steps}"
-    return replace(
-        environment,
-        max_episode_steps=env.max_episode_steps,
-        model_id=hashlib.sha256(text.encode()).hexdigest(),
-    )
+    if env.max_episode_steps:
+        text = f"{environment.model_id} limit {env.max_episode_steps}"
+        environment = replace(
+            environment,
+            max_episode_steps=env.max_episode_steps,
+            model_id=hashlib.sha256(text.encode()).hexdigest(),
+        )
+    return environments.exploring_starts(environment) if exploring else environment
 
 
 def settle(
@@ -76,7 +80,7 @@ def settle(
     size : ranks of the job; per_host : most ranks on one host, which share its memory.
     Local; reads no MPI. Raises ConfigError and ModelError for whatever cannot run as written.
     """
-    environment = build(config.env)
+    environment = build(config.env, config.learn.exploring_starts)
     discount = config.learn.discount
     reason = solvable(environment, discount)
     if not config.evaluate.exact:
@@ -105,11 +109,22 @@ def settle(
         and environment.kind == "explicit"
         and float(environment.params[2].min()) >= 0
     )
-    FUSIONS[config.parallel.fusion].check(
-        environment.deterministic, pessimistic, config.parallel.force
-    )
+    FUSIONS[config.parallel.fusion].check(environment.deterministic, pessimistic, config)
     check_memory(config, environment.n_states, environment.n_actions, size, per_host)
     return config, environment, reason
+
+
+def warnings(config: Config) -> list[str]:
+    """What the user should know of a resolved configuration that will run all the same. Local."""
+    learn, found = config.learn, FUSIONS[config.parallel.fusion].warnings(config)
+    if learn.step_size == "linear" and learn.discount > LINEAR_DISCOUNT:
+        left = 1e6 ** (learn.discount - 1)
+        found.append(
+            f"learn.step_size: linear at learn.discount {learn.discount:g} leaves about "
+            f"{100 * left:.0f} % of the first error after a million visits of a pair; "
+            "rescaled_linear does not"
+        )
+    return found
 
 
 def prepare(command: Any, transport: Transport) -> Prepared:
@@ -126,7 +141,7 @@ def prepare(command: Any, transport: Transport) -> Prepared:
             settled = _settled(command, transport.size, per_host)
     told = settled and (settled.config, settled.reason is None, settled.checkpoint)
     config, exact, path = transport.broadcast(told)
-    make = functools.partial(build, config.env)
+    make = functools.partial(build, config.env, config.learn.exploring_starts)
     environment = share(settled.environment if settled else None, make, transport)
     with transport.same_outcome():
         requests = _requests(config, environment, exact) if transport.leads_node else None
@@ -206,6 +221,8 @@ def _introduce(monitor: Monitor, settled: _Settled, transport: Transport) -> Non
         _banner(settled.config, settled.environment, transport, settled.reason is None),
         provenance(transport.library, transport.hosts),
     )
+    for warning in warnings(settled.config):
+        monitor.event("warning", warning)
     for refusal in settled.refusals:
         monitor.event("refused", refusal)
     if settled.checkpoint is not None:
@@ -213,9 +230,9 @@ def _introduce(monitor: Monitor, settled: _Settled, transport: Transport) -> Non
 
 
 def _requests(config: Config, environment: Environment, exact: bool) -> dict[str, Any]:
-    record = Record(environment.n_actions, np.dtype(config.learn.dtype))
+    record = record_of(config.learn, environment.n_actions)
     found = ARCHITECTURES[config.parallel.architecture].requests(config, environment)
-    found |= evaluation_kernel(environment, record)
+    found |= evaluation_kernel(config.learn, environment, record)
     if environment.kind == "law":
         found |= checking_kernel(environment)
     if exact:

@@ -103,7 +103,9 @@ class Saver:
 
     def sha256(self) -> str:
         """`table_sha256` of the committed table. Local: every rank holds all of it."""
-        values = self.architecture.base.values
+        base = self.architecture.base
         return table_sha256(
-            values[start : start + SLICE_ROWS] for start in range(0, len(values), SLICE_ROWS)
+            base.part(number)[start : start + SLICE_ROWS]
+            for number in range(base.record.n_parts)
+            for start in range(0, base.n_rows, SLICE_ROWS)
         )

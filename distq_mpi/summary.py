@@ -142,6 +142,6 @@ def _drawing(run: Run) -> str:
     environment = run.environment
     if environment.grid is None or environment.n_states > DRAWN_CELLS:
         return ""
-    greedy = run.architecture.base.values.argmax(axis=1)
+    greedy = run.architecture.base.policy_values().argmax(axis=1)
     greedy[~run.architecture.visited().any(axis=1)] = -1
     return draw_policy(greedy.tolist(), environment.grid, environment.arrows, environment.marks)

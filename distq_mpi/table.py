@@ -17,6 +17,8 @@ import numpy as np
 
 from distq_mpi.files import SLICE_ROWS
 from distq_mpi.kernels.draws import INITIAL, threefry
+from distq_mpi.kernels.rules import RULES
+from distq_mpi.kernels.step_sizes import STEP_SIZES
 
 HUGE_PAGE = 2 << 20
 
@@ -29,15 +31,24 @@ class Record:
     ----------
     n_actions : A.
     dtype : float64 or float32, of q.
+    n_parts : values per action: two under Double Q, which stand side by side as q[2 A].
+    counts_visits : whether visits since the last commit are counted apart from the clock.
     """
 
     n_actions: int
     dtype: np.dtype[Any]
+    n_parts: int = 1
+    counts_visits: bool = False
+
+    @property
+    def width(self) -> int:
+        """q values, and clocks, of one state."""
+        return self.n_actions * self.n_parts
 
     @property
     def row_bytes(self) -> int:
         """Bytes of a record, padding included."""
-        used = self.n_actions * (self.dtype.itemsize + 4)
+        used = self.width * (self.dtype.itemsize + 4 + 4 * self.counts_visits)
         if used > 64:
             return -(-used // 64) * 64
         return max(8, 1 << (used - 1).bit_length())
@@ -55,14 +66,29 @@ class Record:
     @property
     def clock_offset(self) -> int:
         """uint32 words from a row's start to its clock."""
-        return self.n_actions * self.dtype.itemsize // 4
+        return self.width * self.dtype.itemsize // 4
+
+    @property
+    def visits_ahead(self) -> int:
+        """uint32 words from a clock to the visits of its entry; 0 where the clock counts them."""
+        return self.width * self.counts_visits
+
+
+def record_of(learn: Any, n_actions: int) -> Record:
+    """Return the layout under a resolved `[learn]` configuration. Local."""
+    return Record(
+        n_actions,
+        np.dtype(learn.dtype),
+        RULES[learn.rule].n_parts,
+        STEP_SIZES[learn.step_size].signed,
+    )
 
 
 class Rows:
     """A buffer of records: a replica, a base or a block. Owned by whoever made it.
 
     Attributes: `raw` uint8 (n * row_bytes,), and views of it: `q` flat (n * stride,), `clock_words`
-    flat uint32, `values` (n, A) and `clock` (n, A), both strided.
+    flat uint32, `values` (n, width) and `clock` (n, width), both strided.
     """
 
     def __init__(self, record: Record, n_rows: int) -> None:
@@ -70,10 +96,22 @@ class Rows:
         self.raw = _aligned(n_rows * record.row_bytes)
         self.q: np.ndarray = self.raw.view(record.dtype)
         self.clock_words: np.ndarray = self.raw.view(np.uint32)
-        n_actions, offset = record.n_actions, record.clock_offset
-        self.values = self.q.reshape(n_rows, record.stride)[:, :n_actions]
+        width, offset = record.width, record.clock_offset
+        self.values = self.q.reshape(n_rows, record.stride)[:, :width]
         words = self.clock_words.reshape(n_rows, record.clock_stride)
-        self.clock = words[:, offset : offset + n_actions]
+        self.clock = words[:, offset : offset + width]
+
+    def part(self, number: int) -> np.ndarray:
+        """Values (n, A) of one part, a view."""
+        n_actions = self.record.n_actions
+        return self.values[:, number * n_actions : (number + 1) * n_actions]
+
+    def policy_values(self) -> np.ndarray:
+        """Values (n, A) that the policy is greedy on and that estimate Q*: a view of the only part,
+        or the mean of both (their sum, as the behaviour sees it, but for a power of two)."""
+        if self.record.n_parts == 1:
+            return self.values
+        return (self.part(0) + self.part(1)) * self.record.dtype.type(0.5)
 
 
 def _aligned(size: int) -> np.ndarray:
@@ -101,20 +139,21 @@ def initialise(rows: Rows, first_row: int, kind: str, bound: float | None, seed:
         rows.values[...] = bound or 0.0
     if kind != "random":
         return
-    n_actions, scale = rows.record.n_actions, bound or 1.0
+    width, scale = rows.record.width, bound or 1.0
     for start in range(0, rows.n_rows, SLICE_ROWS):
         stop = min(start + SLICE_ROWS, rows.n_rows)
-        pairs = np.arange((first_row + start) * n_actions, (first_row + stop) * n_actions)
+        pairs = np.arange((first_row + start) * width, (first_row + stop) * width)
         zero = np.zeros(1, np.uint64)
         word, _ = threefry(pairs.astype(np.uint64), zero, zero + np.uint64(seed), zero + INITIAL)
         uniform = (word >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        rows.values[start:stop] = (scale * uniform).reshape(-1, n_actions)
+        rows.values[start:stop] = (scale * uniform).reshape(-1, width)
 
 
 def table_sha256(slices: Iterable[np.ndarray]) -> str:
     """SHA-256 over the concatenated SHA-256 of q in slices of 65,536 rows, little endian. Local.
 
-    slices : (n, A) arrays in row order, each of `SLICE_ROWS` rows but the last.
+    slices : (n, A) arrays in row order, each of `SLICE_ROWS` rows but the last; under Double Q all
+        of the first part, then all of the second.
     """
     whole = hashlib.sha256()
     for values in slices:

@@ -7,6 +7,7 @@ from typing import Any
 
 from distq_mpi.architectures import ARCHITECTURES, Agreement
 from distq_mpi.certificate import Certificate, Solver
+from distq_mpi.kernels.fusing import GAIN_LIMIT
 from distq_mpi.preparation import Prepared, prepare
 from distq_mpi.saving import Saver
 from distq_mpi.signals import Signals
@@ -46,7 +47,7 @@ class Run:
         )  # fmt: skip
         self.solver: Solver | None = None
         self.certificate: Certificate | None = None
-        self._told_too_small = False
+        self._told: set[str] = set()
         self._report_at = 0.0
 
     def start(self) -> Verdict | None:
@@ -81,6 +82,14 @@ class Run:
         ended = verdict(self.config.stop, progress, agreement, certificate)
         every = self.config.checkpoint.every_rounds
         due = bool(every) and progress.round % every == 0
+        if agreement.unstable:
+            self._tell_once(
+                "unstable",
+                f"{self.config.parallel.fusion} moved {agreement.unstable} pairs beyond their "
+                f"targets in round {progress.round - 1}: the sum over agents of 1 - (1 - alpha)^n "
+                f"must stay below {GAIN_LIMIT:g}; take parallel.fusion delta_capped or a smaller "
+                "learn.alpha",
+            )
         if ended is None and (due or agreement.want_checkpoint):
             self.checkpoint("asked" if agreement.want_checkpoint else "due")
         self._tell(certificate, ended)
@@ -100,9 +109,8 @@ class Run:
         if self.solver is None:
             return None
         begin = time.perf_counter()
-        base = self.architecture.base
         certificate = self.solver.certify(
-            base.q, base.record.stride, self.architecture.visited(), tight=tight
+            *self.architecture.policy_table(), self.architecture.visited(), tight=tight
         )
         self.times.certify_s += time.perf_counter() - begin
         return certificate
@@ -160,21 +168,25 @@ class Run:
             "policy_gap": known.policy_gap if known else None,
             "policy_loss": known.policy_loss if known else None,
             "q_error": known.q_error if known else None,
-            "epsilon": self.architecture.epsilon,
+            **dict([self.architecture.exploration]),
             "steps_per_round": progress.period,
             "learn_time_s": times.learn_s,
             "exchange_time_s": times.exchange_s,
         }
         monitor.report(row, show)
         wasted = self.transport.size > 1 and times.exchange_s > 2 * times.learn_s
-        if wasted and (busy > 1.0 or ended is not None) and not self._told_too_small:
-            self._told_too_small = True
-            monitor.event(
+        if wasted and (busy > 1.0 or ended is not None):
+            self._tell_once(
                 "too_small",
                 f"{100 * times.exchange_s / busy:.0f} % of the time goes into fusion: "
                 f"{self.environment.n_states} states are too few for {self.transport.size} ranks "
                 "to profit",
             )
+
+    def _tell_once(self, kind: str, message: str) -> None:
+        if self.monitor is not None and kind not in self._told:
+            self._told.add(kind)
+            self.monitor.event(kind, message)
 
 
 def run(command: Any, transport: Transport) -> int:

@@ -131,17 +131,19 @@ class Transport:
         self._comm.Allgatherv(MPI.IN_PLACE, [row, counts, kind])
         kind.Free()
 
-    def gather_rows(self, block: np.ndarray, partition: Partition) -> np.ndarray | None:
-        """Return the rows of all blocks on rank 0, None elsewhere; block (n, ...) of any dtype."""
+    def gather_rows(
+        self, block: np.ndarray, partition: Partition, root: int = 0
+    ) -> np.ndarray | None:
+        """Return the rows of all blocks on `root`, None elsewhere; block (n, ...) of any dtype."""
         block = np.ascontiguousarray(block)
         row_bytes = block.dtype.itemsize * int(np.prod(block.shape[1:], dtype=np.int64))
         kind = MPI.BYTE.Create_contiguous(row_bytes).Commit()
         whole, receive = None, None
-        if self.rank == 0:
+        if self.rank == root:
             whole = np.empty((partition.n, *block.shape[1:]), block.dtype)
             counts = (list(partition.counts), list(partition.displacements))
             receive = [whole.view(np.uint8), counts, kind]
-        self._comm.Gatherv([block.view(np.uint8), len(block), kind], receive, root=0)
+        self._comm.Gatherv([block.view(np.uint8), len(block), kind], receive, root=root)
         kind.Free()
         return whole
 

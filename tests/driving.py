@@ -9,10 +9,11 @@ import numpy as np
 
 from distq_mpi.architectures import Allreduce
 from distq_mpi.environments.base import Environment
-from distq_mpi.fusion import FixedPoint, fusion_kernels
+from distq_mpi.fusion import FUSIONS, FixedPoint, fusion_kernels
 from distq_mpi.kernels import loop
+from distq_mpi.kernels.step_sizes import step_parameter
 from distq_mpi.lanes import Lanes
-from distq_mpi.table import Record, Rows
+from distq_mpi.table import Rows, record_of
 from tests.stand_in import compiled, plain
 
 NO_LIMIT = 2**32 - 1
@@ -31,14 +32,14 @@ class Learner:
         seed: int = 1,
         use_compiled: bool = False,
     ) -> None:
-        record = Record(environment.n_actions, np.dtype(learn.dtype))
+        record = record_of(learn, environment.n_actions)
         self.rows, self.lanes = Rows(record, environment.n_states), Lanes(first, n_lanes)
         self.params, self.n_lanes = environment.params, n_lanes
         self.control = np.array(
             [0, 1, first, n_lanes, seed, round(epsilon * 2**32),
              environment.max_episode_steps or NO_LIMIT], np.uint64,
         )  # fmt: skip
-        self.rates, self.totals = np.array([learn.discount, learn.alpha]), np.zeros(3)
+        self.rates, self.totals = np.array([learn.discount, step_parameter(learn)]), np.zeros(3)
         self.draws = np.zeros(2 * loop.BATCH, np.uint64)
         requests = loop.learning_kernels(learn, environment, record, self.lanes)
         if use_compiled:
@@ -65,45 +66,79 @@ class Learner:
         return self.lanes.pack()[name]
 
 
+SUMS = ("values", "visits", "ticks", "votes", "gains")
+
+
 class Fuser:
-    """A base, and the sums of agents' contributions to it, through plain or compiled loops."""
+    """A base, and what agents contribute to it, through plain or compiled loops."""
 
     def __init__(
         self, settings: Any, n_states: int, n_actions: int, use_compiled: bool = False,
         exponent: int = 4, requests: Any = None,
     ) -> None:  # fmt: skip
-        self.record = Record(n_actions, np.dtype(settings.learn.dtype))
+        self.record = record_of(settings.learn, n_actions)
         self.base, self.next = Rows(self.record, n_states), Rows(self.record, n_states)
         self.n_agents, self.n_states = settings.parallel.agents, n_states
-        self.maximum = settings.parallel.fusion == "max"
+        self.fusion = FUSIONS[settings.parallel.fusion]
         requests = requests or fusion_kernels(settings, self.record)
         if use_compiled:
             self.kernels: dict[str, Any] = dict(compiled(requests))
         else:
             self.kernels = {name: plain(k.template, k.parts) for name, k in requests.items()}
-        n_pairs = n_states * n_actions
-        self.values = np.full(n_pairs, -np.inf) if self.maximum else np.zeros(n_pairs, np.int64)
-        self.visits, self.extra = np.zeros(n_pairs, np.int64), np.zeros(n_pairs, np.int64)
+        n_pairs = n_states * self.record.width
+        self.sums = {name: np.zeros(n_pairs, np.int64) for name in SUMS}
+        if self.fusion.maximum:
+            self.sums["values"], self.sums["winner"] = (
+                np.full(n_pairs, -np.inf), np.zeros(n_pairs, np.int64),
+            )  # fmt: skip
+        self.each: list[list[np.ndarray]] = []
         self.lifetime = np.zeros(n_pairs, np.uint64)
         scale = FixedPoint(self.n_agents, exponent, exponent)
         self.rates = np.array(
-            [settings.learn.discount, settings.learn.alpha, scale.scale, scale.bound]
+            [settings.learn.discount, step_parameter(settings.learn), scale.scale, scale.bound]
         )
         self.control = np.array([0, n_states, self.n_agents, settings.run.seed, 1], np.uint64)
+        self.unstable = np.zeros(1, np.int64)
+
+    @property
+    def values(self) -> np.ndarray:
+        return self.sums["values"]
+
+    @property
+    def visits(self) -> np.ndarray:
+        return self.sums["visits"]
 
     def contribute(self, replica: Rows) -> np.ndarray:
-        found = np.full(5, np.nan)
-        self.kernels["contribute"](
-            replica.q, replica.clock_words, self.base.q, self.base.clock_words, self.values,
-            self.visits, self.extra, self.rates, found,
-        )  # fmt: skip
+        found, base = np.full(5, np.nan), self.base
+        learned = (replica.q, replica.clock_words, base.q, base.clock_words)
+        if self.fusion.merge is not None:
+            n_pairs = self.values.size
+            mine = [np.zeros(n_pairs, kind) for kind in (np.float64, np.uint32, np.uint32)]
+            self.kernels["contribute"](*learned[:2], learned[3], *mine, self.rates, found)
+            self.each.append(mine)
+            return found
+        sums = [self.sums[name] for name in SUMS]
+        if self.fusion.maximum:
+            sums = [self.sums[name] for name in ("values", "visits", "winner")]
+        self.kernels["contribute"](*learned, *sums, self.rates, found)
         return found
 
     def fuse(self) -> Rows:
-        self.kernels["fuse"](
-            self.next.q, self.next.clock_words, self.base.q, self.base.clock_words, self.values,
-            self.visits, self.extra, self.lifetime, self.control, self.rates,
-        )  # fmt: skip
+        fresh, base = self.next, self.base
+        tables = (fresh.q, fresh.clock_words, base.q, base.clock_words)
+        if self.fusion.merge is not None:
+            each = [np.array(arrays) for arrays in zip(*self.each, strict=True)]
+            scratch = np.zeros(self.n_agents)
+            self.kernels["fuse"](
+                *tables, *each, self.visits, scratch, self.control, self.rates
+            )
+        elif self.fusion.maximum:
+            self.kernels["fuse"](*tables[:2], self.values, self.sums["winner"], self.control)
+        else:
+            self.kernels["fuse"](
+                *tables, *(self.sums[name] for name in SUMS), self.lifetime, self.control,
+                self.rates, self.unstable,
+            )  # fmt: skip
         return self.next
 
     def replica(self, changes: np.ndarray, visits: np.ndarray) -> Rows:
@@ -111,6 +146,10 @@ class Fuser:
         rows = Rows(self.record, self.n_states)
         rows.values[...] = self.base.values + changes
         rows.clock[...] = self.base.clock + visits
+        if self.record.counts_visits:
+            offset = self.record.clock_offset + self.record.visits_ahead
+            words = rows.clock_words.reshape(self.n_states, -1)
+            words[:, offset : offset + self.record.width] = visits
         return rows
 
 

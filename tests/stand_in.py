@@ -41,7 +41,7 @@ class Alone:
     def allgather_rows(self, array: np.ndarray, partition: Any) -> None:
         """Nothing to gather."""
 
-    def gather_rows(self, block: np.ndarray, partition: Any) -> np.ndarray:
+    def gather_rows(self, block: np.ndarray, partition: Any, root: int = 0) -> np.ndarray:
         """The block is everything."""
         return block
 
@@ -94,10 +94,12 @@ class Thread(Alone):
             start, stop = partition.block(rank)
             rows[start:stop] = theirs[start:stop]
 
-    def gather_rows(self, block: np.ndarray, partition: Any) -> np.ndarray | None:  # type: ignore[override]
-        """All blocks on rank 0, None elsewhere."""
+    def gather_rows(  # type: ignore[override]
+        self, block: np.ndarray, partition: Any, root: int = 0
+    ) -> np.ndarray | None:
+        """All blocks on `root`, None elsewhere."""
         blocks = self._all(block)
-        return np.concatenate(blocks) if self.rank == 0 else None
+        return np.concatenate(blocks) if self.rank == root else None
 
 
 def together(size: int, work: Callable[[Any], Any]) -> list[Any]:
@@ -128,12 +130,14 @@ def config(**changes: Any) -> types.SimpleNamespace:
     """A resolved configuration as the kernels and architectures read it; `changes` by key."""
     sections: dict[str, dict[str, Any]] = {
         "learn": dict(
-            rule="q_learning", step_size="rescaled_linear", alpha=0.1, discount=0.9,
+            rule="q_learning", step_size="rescaled_linear", alpha=0.1, exponent=0.8, discount=0.9,
+            exploration="epsilon_greedy", exploring_starts=False, temperature=1.0,
+            temperature_schedule="constant", temperature_steps=0, temperature_final=1.0,
             dtype="float64", initial="zeros", epsilon=0.3, epsilon_schedule="constant",
             epsilon_steps=0, epsilon_final=0.3,
         ),
         "parallel": dict(
-            agents=1, lanes=1, fusion="pooled", steps_per_round=1, kappa=1.0, force=False
+            agents=1, lanes=1, fusion="pooled", steps_per_round=1, kappa=1.0, force=False, trim=0,
         ),
         "stop": dict(steps=None),
         "run": dict(seed=1),

@@ -12,21 +12,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distq_mpi.architectures.progress import HEADER, WISHES, Agreement, Progress, add_agent
+from distq_mpi.architectures.progress import (
+    HEADER,
+    UNSTABLE,
+    WISHES,
+    Agreement,
+    Progress,
+    add_agent,
+)
 from distq_mpi.architectures.schedules import (
     LENGTH_UNIT,
-    epsilon_at,
-    epsilon_threshold,
+    exploration_at,
     lone_period,
     next_period,
 )
 from distq_mpi.files import SLICE_ROWS
 from distq_mpi.fusion import FUSIONS, FixedPoint, fusion_kernels
 from distq_mpi.kernels import Kernel, fusing, loop
+from distq_mpi.kernels.exploration import EXPLORATIONS
 from distq_mpi.kernels.objects import LoadedKernel
+from distq_mpi.kernels.step_sizes import STEP_SIZES, step_parameter
 from distq_mpi.lanes import LANE_DTYPE, Lanes
 from distq_mpi.partition import Partition
-from distq_mpi.table import Record, Rows, initialise
+from distq_mpi.table import Rows, initialise, record_of
 
 if TYPE_CHECKING:
     from distq_mpi.transport import Transport
@@ -37,12 +45,15 @@ WHOLE_BYTES = 1 << 19
 
 def memory_bytes(config: Any, n_states: int, n_actions: int, size: int) -> dict[str, int]:
     """Bytes one rank will need, part by part, under a resolved `Config` on `size` ranks. Local."""
-    record = Record(n_actions, np.dtype(config.learn.dtype))
-    n_pairs, n_agents = n_states * n_actions, config.parallel.agents
-    table = n_states * record.row_bytes
-    parts = 2 + FUSIONS[config.parallel.fusion].extra if n_agents > 1 else 1
+    record, n_agents = record_of(config.learn, n_actions), config.parallel.agents
+    n_pairs, table = n_states * record.width, n_states * record.row_bytes
+    fusion = FUSIONS[config.parallel.fusion]
+    sent = fusion.sent_bytes(config, n_pairs, size) if n_agents > 1 else n_pairs * 8
+    if fusion.merge is not None and n_agents > 1:
+        # An owner holds its pairs of every agent.
+        sent += n_agents * sent // -(-n_agents // size) // size + n_pairs * 8 // size
     lanes = -(-config.parallel.lanes // min(n_agents, size)) * LANE_DTYPE.itemsize * 2
-    return {"replica": table, "base": 2 * table, "contributions": n_pairs * 8 * parts,
+    return {"replica": table, "base": 2 * table, "contributions": sent,
             "visits": n_pairs * 8, "lanes": lanes}  # fmt: skip
 
 
@@ -81,7 +92,8 @@ class Allreduce:
         self.params = environment.params
         self.n_agents, self.n_lanes = config.parallel.agents, config.parallel.lanes
         self.fusion = FUSIONS[config.parallel.fusion]
-        record = Record(self.n_actions, np.dtype(config.learn.dtype))
+        record = record_of(config.learn, self.n_actions)
+        self.width, self.signed = record.width, STEP_SIZES[config.learn.step_size].signed
         self.tables = [Rows(record, self.n_states), Rows(record, self.n_states)]
         self.replica = Rows(record, self.n_states)
         self.current = 0
@@ -90,13 +102,13 @@ class Allreduce:
         auto = config.parallel.steps_per_round == "auto"
         self.period = 0 if auto else int(config.parallel.steps_per_round)
         scale = FixedPoint(self.n_agents)
-        first = lone_period(self.n_states * self.n_actions, self.n_lanes) if self._lone else 1
+        first = lone_period(self.n_states * self.width, self.n_lanes) if self._lone else 1
         self.progress = Progress(
             period=self.period or first, exponent=scale.exponent, peak=scale.peak
         )
         self.pending = self.progress
         for agent in self.agents:
-            agent.control[loop.EPSILON] = self._epsilon()
+            agent.control[loop.EXPLORE] = self._explore()
             kernels["begin"](
                 self.base.q, *agent.committed.arrays(), self.params, agent.control
             )
@@ -104,7 +116,7 @@ class Allreduce:
     @staticmethod
     def requests(config: Any, environment: Any) -> dict[str, Kernel]:
         """Return the kernels this architecture needs under a resolved `Config`. Local."""
-        record = Record(environment.n_actions, np.dtype(config.learn.dtype))
+        record = record_of(config.learn, environment.n_actions)
         return {
             **loop.learning_kernels(config.learn, environment, record, Lanes(0, 1)),
             **fusion_kernels(config, record),
@@ -131,34 +143,65 @@ class Allreduce:
         self.agents = [Hosted(k, lanes, self.config, limit) for k in range(first, stop)]
         starts = [int(lanes.starts[k]) for k in Partition.balanced(self.n_agents, size).starts]
         self.lane_blocks = Partition(np.array(starts))
-        n_pairs, extra = self.n_states * self.n_actions, self.fusion.extra
-        n_sums = n_pairs * (2 + extra)
-        self.whole = self._lone or self.fusion.maximum or n_sums * 8 <= WHOLE_BYTES
+        self.hosting = Partition.balanced(self.n_agents, size)
         blocks = Partition.balanced(self.n_states, size)
         self.blocks = blocks
-        self.owned = (0, self.n_states) if self.whole else blocks.block(self.transport.rank)
-        self.sums = np.zeros(HEADER + (n_pairs if self._lone else n_sums), np.int64)
-        self.header, rest = self.sums[:HEADER], self.sums[HEADER:]
-        self.values = rest[:n_pairs]
-        self.visits = rest[n_pairs : 2 * n_pairs] if not self._lone else rest
-        self.extra = rest[2 * n_pairs :] if extra and not self._lone else np.zeros(1, np.int64)
-        if self.fusion.maximum and not self._lone:
-            self.values = np.zeros(n_pairs)
-        owned_pairs = (self.owned[1] - self.owned[0]) * self.n_actions
+        self._allocate_sums(blocks.block(self.transport.rank))
+        owned_pairs = (self.owned[1] - self.owned[0]) * self.width
         self.lifetime = np.zeros(owned_pairs, np.uint64)
+        learn = self.config.learn
         self.rates = np.zeros(4)
-        self.rates[:2] = self.config.learn.discount, self.config.learn.alpha
+        self.rates[:2] = learn.discount, step_parameter(learn)
         self.control = np.zeros(5, np.uint64)
         self.draws = np.zeros(2 * loop.BATCH, np.uint64)
+        self.unstable = np.zeros(1, np.int64)
         self._bound: dict[tuple[str, int, int], Any] = {}
 
-    @property
-    def epsilon(self) -> float:
-        """Exploration rate of the next round. Local."""
-        return epsilon_at(self.config.learn, self.progress.steps)
+    def _allocate_sums(self, block: tuple[int, int]) -> None:
+        """Arrays for contributions; those that are summed lie in one buffer behind the header."""
+        n_pairs, fusion = self.n_states * self.width, self.fusion
+        merges = fusion.merge is not None and not self._lone
+        names = ("visits",) if self._lone else fusion.sums(self.config.learn.step_size)
+        small = len(names) * n_pairs * 8 <= WHOLE_BYTES
+        self.whole = self._lone or fusion.maximum or (small and not merges)
+        self.owned = (0, self.n_states) if self.whole else block
+        self.sums = np.zeros(HEADER + len(names) * n_pairs, np.int64)
+        self.header = self.sums[:HEADER]
+        none = np.zeros(1, np.int64)
+        self.parts = dict.fromkeys(("values", "visits", "ticks", "votes", "gains"), none)
+        for i, name in enumerate(names):
+            start = HEADER + i * n_pairs
+            self.parts[name] = self.sums[start : start + n_pairs]
+        self.sent = names
+        if fusion.maximum and not self._lone:
+            self.parts["values"] = np.zeros(n_pairs)
+        if merges:
+            n_hosted, n_owned = len(self.agents), (block[1] - block[0]) * self.width
+            self.each = (
+                np.zeros((n_hosted, n_pairs)),
+                np.zeros((n_hosted, n_pairs), np.uint32),
+                np.zeros((max(1, n_hosted), n_pairs if self.signed else 1), np.uint32),
+            )
+            self.parts["visits"] = np.zeros(n_owned, np.int64)
+            self.scratch = np.zeros(self.n_agents)
 
-    def _epsilon(self) -> int:
-        return epsilon_threshold(self.epsilon)
+    @property
+    def visits(self) -> np.ndarray:
+        """Visits of all agents in the round, int64, of the rows this rank fuses. Local."""
+        return self.parts["visits"] if self.whole or self._merges else self._owned_visits
+
+    @property
+    def _merges(self) -> bool:
+        return self.fusion.merge is not None and not self._lone
+
+    @property
+    def exploration(self) -> tuple[str, float]:
+        """`epsilon` or `temperature`, and its value in the next round. Local."""
+        learn = self.config.learn
+        return EXPLORATIONS[learn.exploration].key, exploration_at(learn, self.progress.steps)
+
+    def _explore(self) -> int:
+        return EXPLORATIONS[self.config.learn.exploration].encode(self.exploration[1])
 
     def steps_of_round(self) -> int:
         """Steps every lane makes in the next round; the last one before `stop.steps` is shorter."""
@@ -174,14 +217,14 @@ class Allreduce:
         self.rates[fusing.SCALE], self.rates[fusing.BOUND] = scale.scale, scale.bound
         self.sums[:] = 0
         if self.fusion.maximum and not self._lone:
-            self.values[:] = -np.inf
-        n_steps, epsilon = self.steps_of_round(), self._epsilon()
+            self.parts["values"][:] = -np.inf
+        n_steps, explore = self.steps_of_round(), self._explore()
         for k, agent in enumerate(self.agents):
             self.replica.raw[:] = self.base.raw
             agent.lanes.copy_from(agent.committed)
             agent.control[loop.N_STEPS] = n_steps
             agent.control[loop.FIRST_STEP] = self.progress.lane_steps + 1
-            agent.control[loop.EPSILON] = epsilon
+            agent.control[loop.EXPLORE] = explore
             agent.totals[:] = 0.0
             self._call("learn", k)
             self._call("adopt" if self._lone else "contribute", k)
@@ -195,6 +238,9 @@ class Allreduce:
         wishes : this rank wants to (stop, checkpoint, stop for the wall time).
         """
         self.header[WISHES] = wishes
+        # Every rank of `whole` has counted the same pairs.
+        counts = not self.whole or self.transport.rank == 0
+        self.header[UNSTABLE] = self.unstable[0] if counts else 0
         if self._lone:
             self.transport.sum_int(self.header)
             self._share_lone()
@@ -210,11 +256,19 @@ class Allreduce:
             return None
         if self.fusion.maximum:
             self._reduce_maximum()
+        elif self._merges:
+            values, visits, clocks = self.each
+            each = (
+                self._gather_agents(values), self._gather_agents(visits),
+                self._gather_agents(clocks) if self.signed else clocks,
+            )  # fmt: skip
         self.control[:] = (
             self.owned[0], self.owned[1] - self.owned[0], self.n_agents, self.config.run.seed,
             self.progress.round + 1,
         )  # fmt: skip
-        if self.whole:
+        if self._merges:
+            self._merge_owned(*each)
+        elif self.whole:
             self._call("fuse", 0)
         else:
             self._fuse_owned()
@@ -223,8 +277,7 @@ class Allreduce:
     def commit(self) -> None:
         """Make the round visible. Local."""
         self.current = 1 - self.current
-        visits = self.visits if self.whole else self._owned_visits
-        np.add(self.lifetime, visits.view(np.uint64), out=self.lifetime)
+        np.add(self.lifetime, self.visits.view(np.uint64), out=self.lifetime)
         for agent in self.agents:
             agent.committed.copy_from(agent.lanes)
         self.progress = self.pending
@@ -238,20 +291,30 @@ class Allreduce:
         return self.progress.round
 
     def iter_rows(self) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield (start, q, clock, visits) of the committed table in slices, rank 0 alone gets
-        visits of other owners (empty elsewhere). COLLECTIVE: exhaust it on every rank."""
-        n_actions, width = self.n_actions, SLICE_ROWS
-        for start in range(0, self.n_states, width):
-            stop = min(start + width, self.n_states)
+        """Yield (start, q, clock, visits), each (n, width), of the committed table in slices; rank
+        0 alone gets visits of other owners (empty elsewhere). COLLECTIVE: exhaust it everywhere."""
+        for start in range(0, self.n_states, SLICE_ROWS):
+            stop = min(start + SLICE_ROWS, self.n_states)
             visits = self._slice_visits(start, stop)
             yield (
                 start, self.base.values[start:stop], self.base.clock[start:stop],
-                visits.reshape(-1, n_actions),
+                visits.reshape(-1, self.width),
             )  # fmt: skip
 
     def visited(self) -> np.ndarray:
-        """Clocks of the committed table, uint32 (S, A), a view: 0 means never learned. Local."""
-        return self.base.clock
+        """Clocks of the committed table, uint32 (S, A): 0 means never learned (in one of the parts
+        under Double Q). Local."""
+        clock = self.base.clock
+        return clock if self.width == self.n_actions else np.minimum(
+            clock[:, : self.n_actions], clock[:, self.n_actions :]
+        )
+
+    def policy_table(self) -> tuple[np.ndarray, int]:
+        """The committed values a policy is greedy on: flat q, and values per state in it. Local."""
+        base = self.base
+        if base.record.n_parts == 1:
+            return base.q, base.record.stride
+        return base.policy_values().reshape(-1), self.n_actions
 
     def gather_lanes(self) -> np.ndarray | None:
         """Return all committed lanes, packed in order, on rank 0; None elsewhere. COLLECTIVE."""
@@ -274,7 +337,7 @@ class Allreduce:
         self.base.values[start:stop], self.base.clock[start:stop] = q, clock
         low, high = max(start, self.owned[0]), min(stop, self.owned[1])
         if low < high:
-            mine = self.lifetime.reshape(-1, self.n_actions)
+            mine = self.lifetime.reshape(-1, self.width)
             mine[low - self.owned[0] : high - self.owned[0]] = visits[low - start : high - start]
 
     def _scale(self) -> FixedPoint:
@@ -299,33 +362,52 @@ class Allreduce:
             self.transport.broadcast_array(self.visits)
 
     def _reduce_maximum(self) -> None:
-        mine = self.values.copy()
-        self.transport.max_float(self.values)
-        self.extra[mine != self.values] = 0
-        self.transport.max_int(self.extra)
-        self.transport.sum_int(self.visits)
+        values, winner = self.parts["values"], self.parts["winner"]
+        mine = values.copy()
+        self.transport.max_float(values)
+        winner[mine != values] = 0
+        self.transport.max_int(winner)
+        self.transport.sum_int(self.parts["visits"])
 
     def _fuse_owned(self) -> None:
-        parts = [self.values, self.visits]
-        if self.fusion.extra:
-            parts.append(self.extra)
-        sums = [self.transport.sum_to_owners(part, self.blocks) for part in parts]
-        self._owned_visits = sums[1]
-        extra = sums[2] if self.fusion.extra else self.extra
+        sums = dict(self.parts)
+        for name in self.sent:
+            sums[name] = self.transport.sum_to_owners(self.parts[name], self.blocks)
+        self._owned_visits = sums["visits"]
         self.kernels["fuse"](
-            self._next.q, self._next.clock_words, self.base.q, self.base.clock_words, sums[0],
-            sums[1], extra, self.lifetime, self.control, self.rates,
+            *self._tables(), *sums.values(), self.lifetime, self.control, self.rates, self.unstable
+        )
+        self.transport.allgather_rows(self._next.raw, self.blocks)
+
+    def _gather_agents(self, array: np.ndarray) -> np.ndarray:
+        """What all agents have to say of this rank's pairs, (K, pairs), in their order."""
+        mine, rank = array, self.transport.rank
+        for owner in range(self.transport.size):
+            start, stop = (row * self.width for row in self.blocks.block(owner))
+            gathered = self.transport.gather_rows(array[:, start:stop], self.hosting, owner)
+            if owner == rank and gathered is not None:
+                mine = gathered
+        return mine
+
+    def _merge_owned(self, values: np.ndarray, visits: np.ndarray, clocks: np.ndarray) -> None:
+        self.kernels["fuse"](
+            *self._tables(), values, visits, clocks, self.parts["visits"], self.scratch,
+            self.control, self.rates,
         )  # fmt: skip
         self.transport.allgather_rows(self._next.raw, self.blocks)
 
     def _slice_visits(self, start: int, stop: int) -> np.ndarray:
         if self.whole:
-            return self.lifetime[start * self.n_actions : stop * self.n_actions]
+            return self.lifetime[start * self.width : stop * self.width]
         cut = np.clip(self.blocks.starts, start, stop)
         low, high = (int(x) - self.owned[0] for x in cut[self.transport.rank :][:2])
-        mine = self.lifetime.reshape(-1, self.n_actions)[low:high]
+        mine = self.lifetime.reshape(-1, self.width)[low:high]
         gathered = self.transport.gather_rows(mine, Partition(cut - start))
-        return np.zeros((0, self.n_actions), np.uint64) if gathered is None else gathered
+        return np.zeros((0, self.width), np.uint64) if gathered is None else gathered
+
+    def _tables(self) -> tuple[np.ndarray, ...]:
+        fresh, base = self._next, self.base
+        return fresh.q, fresh.clock_words, base.q, base.clock_words
 
     def _call(self, name: str, k: int) -> None:
         """Call a kernel over this rank's arrays; arguments are bound once per table parity."""
@@ -335,17 +417,24 @@ class Allreduce:
         self._bound[key]()
 
     def _arguments(self, name: str, k: int) -> tuple[Any, ...]:
-        replica, base, fresh = self.replica, self.base, self._next
-        tables = (fresh.q, fresh.clock_words, base.q, base.clock_words)
+        replica, base, fresh, parts = self.replica, self.base, self._next, self.parts
+        if name == "fuse" and self.fusion.maximum:
+            return (fresh.q, fresh.clock_words, parts["values"], parts["winner"], self.control)
         if name == "fuse":
-            return (*tables, self.values, self.visits, self.extra, self.lifetime, self.control,
-                    self.rates)  # fmt: skip
+            return (*self._tables(), *parts.values(), self.lifetime, self.control, self.rates,
+                    self.unstable)  # fmt: skip
         agent = self.agents[k]
         if name == "learn":
             return (replica.q, replica.clock_words, *agent.lanes.arrays(), self.draws, self.params,
                     agent.control, self.rates[:2].copy(), agent.totals)  # fmt: skip
         if name == "adopt":
             return (fresh.q, fresh.clock_words, base.clock_words, replica.q, replica.clock_words,
-                    self.visits, agent.found)  # fmt: skip
-        return (replica.q, replica.clock_words, base.q, base.clock_words, self.values, self.visits,
-                self.extra, self.rates, agent.found)  # fmt: skip
+                    parts["visits"], agent.found)  # fmt: skip
+        if self._merges:
+            return (replica.q, replica.clock_words, base.clock_words,
+                    *(array[k] for array in self.each), self.rates, agent.found)  # fmt: skip
+        learned = (replica.q, replica.clock_words, base.q, base.clock_words)
+        if self.fusion.maximum:
+            return (*learned, parts["values"], parts["visits"], parts["winner"], self.rates,
+                    agent.found)  # fmt: skip
+        return (*learned, *parts.values(), self.rates, agent.found)

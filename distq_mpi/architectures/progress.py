@@ -86,9 +86,10 @@ class Progress:
 # three are what ranks, not agents, have to say.
 FIELDS = (
     "overflows", "large", "non_finite", "length", "visits", "episodes", "return_whole",
-    "return_fraction", "square_whole", "square_fraction", "want_stop", "want_checkpoint",
-    "want_time",
+    "return_fraction", "square_whole", "square_fraction", "unstable", "want_stop",
+    "want_checkpoint", "want_time",
 )  # fmt: skip
+UNSTABLE = FIELDS.index("unstable")
 WISHES = slice(FIELDS.index("want_stop"), len(FIELDS))
 HEADER = 16
 
@@ -105,6 +106,8 @@ class Agreement:
     episodes: int
     return_sum: float
     square_sum: float
+    unstable: int
+    """Pairs that the round before moved beyond their target (`fusing.GAIN_LIMIT`)."""
     want_stop: bool
     want_checkpoint: bool
     want_time: bool
@@ -114,12 +117,12 @@ class Agreement:
         """From the summed vector, int64 (HEADER,)."""
         (
             overflows, large, non_finite, length, visits, episodes, return_whole, return_fraction,
-            square_whole, square_fraction, want_stop, want_checkpoint, want_time, *_,
+            square_whole, square_fraction, unstable, want_stop, want_checkpoint, want_time, *_,
         ) = header.tolist()  # fmt: skip
         return cls(
             overflows, large, non_finite, length, visits, episodes,
             join_float(return_whole, return_fraction), join_float(square_whole, square_fraction),
-            want_stop > 0, want_checkpoint > 0, want_time > 0,
+            unstable, want_stop > 0, want_checkpoint > 0, want_time > 0,
         )  # fmt: skip
 
 

@@ -5,25 +5,25 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from distq_mpi.kernels.exploration import EXPLORATIONS
+
 MAX_PERIOD = 512
 LONE_PERIOD = 512
 LONE_STEPS = 10_000_000
 LENGTH_UNIT = 1024.0
 
 
-def epsilon_at(learn: Any, n_steps: int) -> float:
-    """Exploration rate after `n_steps` steps of all lanes, under a `[learn]` configuration."""
-    if learn.epsilon_schedule == "constant":
-        return float(learn.epsilon)
-    share = min(1.0, n_steps / learn.epsilon_steps) if learn.epsilon_steps else 1.0
-    if learn.epsilon_schedule == "linear":
-        return float(learn.epsilon + share * (learn.epsilon_final - learn.epsilon))
-    return float(learn.epsilon * (learn.epsilon_final / learn.epsilon) ** share)
-
-
-def epsilon_threshold(epsilon: float) -> int:
-    """A probability as the kernels compare it: a threshold of 2^32."""
-    return round(epsilon * 2**32)
+def exploration_at(learn: Any, n_steps: int) -> float:
+    """Epsilon or temperature after `n_steps` steps of all lanes, under `[learn]`. Local."""
+    key = EXPLORATIONS[learn.exploration].key
+    first, schedule = getattr(learn, key), getattr(learn, f"{key}_schedule")
+    if schedule == "constant":
+        return float(first)
+    final, length = getattr(learn, f"{key}_final"), getattr(learn, f"{key}_steps")
+    share = min(1.0, n_steps / length) if length else 1.0
+    if schedule == "linear":
+        return float(first + share * (final - first))
+    return float(first * (final / first) ** share)
 
 
 def next_period(period: int, n_visits: int, length: int, n_agents: int, kappa: float) -> int:

@@ -2,6 +2,7 @@
 
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.explicit import explicit_model
+from distq_mpi.environments.exploring import exploring_starts
 from distq_mpi.environments.registry import is_law, make
 
-__all__ = ["Environment", "explicit_model", "is_law", "make"]
+__all__ = ["Environment", "explicit_model", "exploring_starts", "is_law", "make"]

@@ -44,6 +44,8 @@ class Environment:
     deterministic: bool
     model_id: str
     """SHA-256 (hex) of all that defines the process, the time limit included."""
+    explores_starts: bool = False
+    """Whether every state is a start state by `exploring_starts`, not by the environment's law."""
     grid: tuple[int, int] | None = None
     """(rows, columns) where the states are the cells of a grid, row-major."""
     marks: str = ""

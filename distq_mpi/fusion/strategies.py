@@ -1,4 +1,4 @@
-"""The fusion strategies: which parts of the loops in `kernels.fusing` each one takes."""
+"""The fusion strategies: which parts of the loops in `kernels` each one takes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from distq_mpi.errors import ConfigError
-from distq_mpi.kernels import Kernel, fusing
-from distq_mpi.kernels.step_sizes import STEP_SIZES
+from distq_mpi.kernels import Kernel, fusing, merging
+from distq_mpi.kernels.step_sizes import STEP_SIZES, step_parameter
 from distq_mpi.kernels.storing import exact, stochastic
 
 
@@ -22,8 +22,11 @@ class Fusion:
     ----------
     name : as in `parallel.fusion`.
     share, combine, advance : parts of `fusing.contribute` and `fusing.fuse`.
-    extra : whether a third number per pair is sent (sum of squared visits, or the winner's visits).
+    advance_signed : `advance` where clocks count changes of sign; None = the same.
+    weighted : whether what clocks counted is summed times visits, for an average's clock.
+    gains : whether 1 - kept is summed, for a limit on the sum of differences.
     maximum : whether values are reduced by MAX instead of by fixed-point sums.
+    merge : maker of `merging.fuse_each`'s part, for strategies that need every agent's value.
     source : where the rule comes from.
     """
 
@@ -31,26 +34,94 @@ class Fusion:
     share: Callable[..., Any] = fusing.share_pooled
     combine: Callable[..., Any] = fusing.combine_pooled
     advance: Callable[..., Any] = fusing.advance_pooled
-    extra: bool = False
+    advance_signed: Callable[..., Any] | None = None
+    weighted: bool = False
+    gains: bool = False
     maximum: bool = False
+    merge: Callable[..., Any] | None = None
     source: str = ""
 
-    def check(self, deterministic: bool, pessimistic: bool, force: bool) -> None:
-        """Raise ConfigError where the strategy has no fixed point at Q*. Local.
+    def sums(self, step_size: str) -> tuple[str, ...]:
+        """Names of the int64 arrays that are reduced over agents, in the order they are sent."""
+        if self.merge is not None:
+            return ()
+        if self.maximum:
+            return ("visits", "winner")
+        signed = STEP_SIZES[step_size].signed
+        found = ["values", "visits"]
+        found += ["ticks"] * (self.weighted or signed) + ["votes"] * signed
+        return (*found, *["gains"] * self.gains)
+
+    def sent_bytes(self, config: Any, n_pairs: int, size: int) -> int:
+        """Bytes of contributions that a rank sends in a round on `size` ranks, at most. Local."""
+        n_agents, signed = config.parallel.agents, STEP_SIZES[config.learn.step_size].signed
+        if n_agents == 1:
+            return 0
+        if self.merge is None:
+            return 8 * n_pairs * (len(self.sums(config.learn.step_size)) + self.maximum)
+        return -(-n_agents // size) * n_pairs * (12 + 4 * signed)
+
+    def check(self, deterministic: bool, pessimistic: bool, config: Any) -> None:
+        """Raise ConfigError where the strategy cannot work under a resolved `Config`. Local.
 
         pessimistic : whether no initial value is above its optimal one.
         """
-        if not self.maximum or force or (deterministic and pessimistic):
-            return
-        why = (
-            "starts above the optimal values (take learn.initial zeros where no reward is negative)"
-            if deterministic
-            else "keeps every overestimate of a stochastic environment"
-        )
-        raise ConfigError(
-            f"parallel.fusion: max {why} and never comes down; use pooled or count, or set "
-            "parallel.force true"
-        )
+        parallel = config.parallel
+        if self.maximum and not parallel.force and not (deterministic and pessimistic):
+            why = (
+                "starts above the optimal values (take learn.initial zeros where no reward is "
+                "negative)"
+                if deterministic
+                else "keeps every overestimate of a stochastic environment"
+            )
+            raise ConfigError(
+                f"parallel.fusion: max {why} and never comes down; use pooled or count, or set "
+                "parallel.force true"
+            )
+        fewest = 2 * parallel.trim + 1
+        if self.name in ("median", "trimmed_mean") and 1 < parallel.agents < fewest:
+            raise ConfigError(
+                f"parallel.trim: {self.name} with trim {parallel.trim} needs {fewest} visitors of "
+                f"a pair, more than parallel.agents {parallel.agents}; take trim "
+                f"{(parallel.agents - 1) // 2} or {fewest} agents"
+            )
+        gain = parallel.agents * step_parameter(config.learn)
+        unstable = self.name == "delta" and config.learn.step_size == "constant"
+        if unstable and gain >= fusing.GAIN_LIMIT and not parallel.force:
+            raise ConfigError(
+                f"parallel.fusion: delta diverges where all agents visit a pair: parallel.agents x "
+                f"learn.alpha = {gain:g} must be < {fusing.GAIN_LIMIT:g}; take delta_capped, or "
+                "set parallel.force true"
+            )
+
+    def warnings(self, config: Any) -> list[str]:
+        """What a user should know of the strategy under a resolved `Config`. Local."""
+        parallel, learn = config.parallel, config.learn
+        if parallel.agents == 1:
+            return []
+        if self.name == "delta":
+            return [
+                f"parallel.fusion: delta is stable while the sum over agents of 1 - (1 - alpha)^n "
+                f"stays below {fusing.GAIN_LIMIT:g} for every pair; {parallel.agents} agents can "
+                f"reach {min(parallel.agents, parallel.agents * _first_alpha(learn)):.3g} with one "
+                "visit each; delta_capped has no such limit"
+            ]
+        if self.name == "importance":
+            alpha = _first_alpha(learn)
+            bound = min((1 - learn.discount) / (8 * learn.discount), 1 / parallel.agents) / alpha
+            return [
+                f"parallel.fusion: importance is proven for at most {1 + int(bound)} visits of a "
+                f"pair by an agent between fusions (alpha {alpha:.3g}, {parallel.agents} agents, "
+                f"discount {learn.discount:g}; Woo, Joshi & Chi 2023)"
+            ] if learn.discount > 0 else []
+        return []
+
+
+def _first_alpha(learn: Any) -> float:
+    """The step size of a pair's first visit."""
+    step_size = STEP_SIZES[learn.step_size]
+    first = step_size.upcoming(np.uint32(0))
+    return float(step_size.size(first, learn.discount, step_parameter(learn)))
 
 
 FUSIONS = {
@@ -59,16 +130,34 @@ FUSIONS = {
         Fusion("pooled", source="all targets pooled, as FedQ case 2 (Zheng et al. 2024)"),
         Fusion(
             "count",
-            fusing.share_count, fusing.combine_count, fusing.advance_count, extra=True,
+            fusing.share_count, fusing.combine_count, fusing.advance_count, weighted=True,
             source="visit-weighted average (FedAvg, McMahan et al. 2017)",
         ),
         Fusion(
             "mean",
             fusing.share_mean, fusing.combine_mean, fusing.advance_mean,
+            advance_signed=fusing.advance_mean_signed,
             source="equal average (Woo, Joshi & Chi 2023, EqAvg)",
         ),
         Fusion(
-            "max", extra=True, maximum=True,
+            "importance", merge=merging.importance,
+            source="average weighted by 1 / (1 - alpha)^n (Woo, Joshi & Chi 2023, ImAvg)",
+        ),
+        Fusion(
+            "delta", fusing.share_mean, fusing.combine_delta, gains=True,
+            source="sum of differences (parameter server; Nair et al. 2015, Gorila)",
+        ),
+        Fusion(
+            "delta_capped",
+            fusing.share_mean, fusing.combine_delta_capped, fusing.advance_delta_capped, gains=True,
+            source="sum of differences over max(1, sum of 1 - (1 - alpha)^n)",
+        ),
+        Fusion("median", merge=merging.median, source="over visitors (Yin et al. 2018)"),
+        Fusion(
+            "trimmed_mean", merge=merging.trimmed_mean, source="over visitors (Yin et al. 2018)"
+        ),
+        Fusion(
+            "max", maximum=True,
             source="optimistic maximum (Lauer & Riedmiller 2000); deterministic environments",
         ),
     )
@@ -80,32 +169,50 @@ def fusion_kernels(config: Any, record: Any) -> dict[str, Kernel]:
 
     One agent needs `adopt` alone; more need `contribute` and `fuse`.
     """
-    fusion = FUSIONS[config.parallel.fusion]
+    fusion, step_size = FUSIONS[config.parallel.fusion], STEP_SIZES[config.learn.step_size]
+    advance = fusion.advance_signed if step_size.signed else None
+    kept = fusing.kept_after(step_size)
     parts = {
-        "N_ACTIONS": record.n_actions,
+        "WIDTH": record.width,
         "STRIDE": record.stride,
         "CLOCK_STRIDE": record.clock_stride,
         "CLOCK_OFFSET": record.clock_offset,
-        "step_size": STEP_SIZES[config.learn.step_size],
+        "VISITS_AHEAD": record.visits_ahead,
+        "SIGNED": step_size.signed,
+        "size": step_size.size,
+        "upcoming": step_size.upcoming,
         "store": exact if record.dtype == np.float64 else stochastic,
-        "SQUARES": fusion.extra,
-        "share": fusion.share,
-        "combine": fusion.combine,
-        "advance": fusion.advance,
     }
     q, clock = np.zeros(1, record.dtype), np.zeros(1, np.uint32)
-    ints, counts, found = np.zeros(1, np.int64), np.zeros(1, np.uint64), np.zeros(5)
-    rates = np.zeros(4)
+    ints, counts, floats = np.zeros(1, np.int64), np.zeros(1, np.uint64), np.zeros(1)
+    tables = (q, clock, q, clock)
     if config.parallel.agents == 1:
-        return {"adopt": Kernel(fusing.adopt, parts, (q, clock, clock, q, clock, ints, found))}
-    contribute = fusing.contribute_max if fusion.maximum else fusing.contribute
-    fuse = fusing.fuse_max if fusion.maximum else fusing.fuse
-    values = found if fusion.maximum else ints
+        return {"adopt": Kernel(fusing.adopt, parts, (q, clock, clock, q, clock, ints, floats))}
+    if fusion.maximum:
+        return {
+            "contribute": Kernel(
+                fusing.contribute_max, parts, (*tables, floats, ints, ints, floats, floats)
+            ),
+            "fuse": Kernel(fusing.fuse_max, parts, (q, clock, floats, ints, counts)),
+        }
+    if fusion.merge is not None:
+        parts["merge"] = fusion.merge(kept, config.parallel.trim)
+        each, uints = np.zeros((1, 1)), np.zeros((1, 1), np.uint32)
+        return {
+            "contribute": Kernel(
+                merging.contribute_each, parts,
+                (q, clock, clock, floats, clock, clock, floats, floats),
+            ),
+            "fuse": Kernel(
+                merging.fuse_each, parts,
+                (*tables, each, uints, uints, ints, floats, counts, floats),
+            ),
+        }  # fmt: skip
+    parts |= {"WEIGHTED": fusion.weighted, "GAINS": fusion.gains, "kept": kept}
+    parts |= {"share": fusion.share, "combine": fusion.combine}
+    parts["advance"] = advance or fusion.advance
+    sums = (ints,) * 5
     return {
-        "contribute": Kernel(
-            contribute, parts, (q, clock, q, clock, values, ints, ints, rates, found)
-        ),
-        "fuse": Kernel(
-            fuse, parts, (q, clock, q, clock, values, ints, ints, counts, counts, rates)
-        ),
+        "contribute": Kernel(fusing.contribute, parts, (*tables, *sums, floats, floats)),
+        "fuse": Kernel(fusing.fuse, parts, (*tables, *sums, counts, counts, floats, ints)),
     }

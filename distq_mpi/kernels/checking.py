@@ -23,7 +23,8 @@ def check(params, sizes, where, value):
 
     Starts are looked at here too: integers wrap in compiled code, but not in Python.
 
-    sizes : int64 (4,): states, actions, starts, and the states whose outcomes are looked at.
+    sizes : int64 (4,): states, actions, starts (0: not looked at), and the states whose outcomes
+        are looked at.
     where : int64 (4,): kind (FINE = none), state, action, outcome or start. value : float64 (1,).
     """
     total = 0.0
@@ -36,7 +37,7 @@ def check(params, sizes, where, value):
             where[0], where[3], value[0] = START_STATE, i, i8(first)
             return
         total += probability
-    if not abs(total - 1.0) <= 1e-9:
+    if sizes[STARTS] > 0 and not abs(total - 1.0) <= 1e-9:
         where[0], value[0] = START_SUM, total
         return
     for s in range(sizes[CHECKED_STATES]):

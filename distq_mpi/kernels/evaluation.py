@@ -9,6 +9,7 @@ import numpy as np
 from distq_mpi.kernels import Kernel
 from distq_mpi.kernels.draws import EVALUATION, EVALUATION_RESET, threefry
 from distq_mpi.kernels.exploration import best_of
+from distq_mpi.kernels.loop import learning_parts
 from distq_mpi.kernels.storing import exact
 
 u8 = np.uint64
@@ -37,11 +38,12 @@ def evaluate(q, returns, params, control):
         returns[k] = total
 
 
-def evaluation_kernel(environment: Any, record: Any) -> dict[str, Kernel]:
-    """Return the request for `evaluate`. Local."""
+def evaluation_kernel(learn: Any, environment: Any, record: Any) -> dict[str, Kernel]:
+    """Return the request for `evaluate` under a resolved `[learn]` configuration. Local."""
+    behaviour = learning_parts(learn, environment.n_actions, record)
     parts = {
-        "STRIDE": u8(record.stride),
-        "best": best_of(environment.n_actions),
+        "STRIDE": behaviour["STRIDE"],
+        "best": behaviour["best"],
         "law_step": environment.law_step,
         "law_start": environment.law_start,
     }

@@ -1,9 +1,11 @@
 """The loops of fusion: what an agent contributes to a pair, and what the owner makes of the sums.
 
 Contributions are differences to the base in 64-bit fixed point, so their sum does not depend on
-the order or the number of ranks. Free names that are parts: the layout constants, `step_size`,
-`share` (an agent's difference to what it contributes), `combine` (sums to the new difference) and
-`advance` (sums to the clock's increment).
+the order or the number of ranks. Free names that are parts: the layout constants, `size` and
+`upcoming` of the step size, `share` (an agent's difference to what it contributes), `combine`
+(sums to the new difference) and `advance` (sums to the clock's new count).
+
+A pair here is an entry of a row: under Double Q a state has two for each action.
 """
 
 from __future__ import annotations
@@ -11,19 +13,32 @@ from __future__ import annotations
 import numpy as np
 
 from distq_mpi.kernels.draws import ROUNDING, threefry
-from distq_mpi.kernels.step_sizes import rescaled_linear
+from distq_mpi.kernels.step_sizes import (
+    COUNT,
+    MINUS,
+    NO_SIGN,
+    PLUS,
+    SIGN_SHIFT,
+    next_visit,
+    rescaled_linear,
+)
 from distq_mpi.kernels.storing import exact
 
 u8, u4, f8, i8 = np.uint64, np.uint32, np.float64, np.int64
 
-# A clock stops here; a round adds less, so a difference of clocks is exact.
+# The count of a clock stops here; a round adds less, so a difference of clocks is exact.
 CLOCK_LIMIT = u4(1 << 29)
 # Steps of one agent in a round: the squares of visits of 2^13 agents then fit 64 bits.
 ROUND_LIMIT = 1 << 24
+# Fixed point of gains, each at most 1: those of 2^14 agents fit.
+GAIN_SCALE = 2.0**48
+# Sum of gains from which `delta` moves away from its target.
+GAIN_LIMIT = 2.0
 
 # Stand-ins for the parts.
-N_ACTIONS, STRIDE, CLOCK_STRIDE, CLOCK_OFFSET = 4, 0, 0, 0
-step_size, store = rescaled_linear, exact
+WIDTH, STRIDE, CLOCK_STRIDE, CLOCK_OFFSET, VISITS_AHEAD = 4, 0, 0, 0, 0
+size, upcoming, store, kept = rescaled_linear, next_visit, exact, exact
+SIGNED, GAINS, WEIGHTED = False, False, False
 
 OVERFLOWS, LARGE, NON_FINITE, LENGTH, VISITS = range(5)
 DISCOUNT, ALPHA, SCALE, BOUND = range(4)
@@ -38,6 +53,26 @@ def remaining(alpha, n):
         base *= base
         n >>= 1
     return power
+
+
+def kept_after(step_size):
+    """Return kept(clock, n, discount, alpha): the product of 1 - alpha over n visits of a pair.
+
+    Under `sign_change`, where the clocks in between are not known, at the first visit's alpha.
+    """
+    size, upcoming, signed = step_size.size, step_size.upcoming, step_size.signed
+
+    def kept(clock, n, discount, alpha):
+        if signed:
+            return max(1e-300, remaining(size(upcoming(clock), discount, alpha), n))
+        power = 1.0
+        for k in range(n):
+            power *= 1.0 - size(clock + u4(k + 1), discount, alpha)
+            if power < 1e-300:
+                return 1e-300
+        return power
+
+    return kept
 
 
 def share_pooled(difference, n, alpha):
@@ -57,116 +92,171 @@ def share_mean(difference, n, alpha):
     return difference
 
 
-def combine_pooled(total, n, alpha, n_agents):
+def combine_pooled(total, n, alpha, n_agents, gain):
     """[1 - (1 - alpha)^n] total / n: as if one agent had seen all n targets."""
     return (1.0 - remaining(alpha, n)) * total / f8(n)
 
 
-def combine_count(total, n, alpha, n_agents):
+def combine_count(total, n, alpha, n_agents, gain):
     """total / n."""
     return total / f8(n)
 
 
-def combine_mean(total, n, alpha, n_agents):
+def combine_mean(total, n, alpha, n_agents, gain):
     """total / K."""
     return total / f8(n_agents)
 
 
-def advance_pooled(clock, n, squares, lifetime, n_agents):
-    """All visits contract the value: clock + n."""
-    return clock + n
+def combine_delta(total, n, alpha, n_agents, gain):
+    """total: the agents' differences are added."""
+    return total
 
 
-def advance_count(clock, n, squares, lifetime, n_agents):
-    """An average contracts like one visitor: clock + sum k^2 / sum k, rounded half up."""
-    return clock + (2 * squares + n) // (2 * n)
+def combine_delta_capped(total, n, alpha, n_agents, gain):
+    """total / max(1, gain): never further than to a mean of the agents' targets."""
+    return total / max(1.0, gain)
 
 
-def advance_mean(clock, n, squares, lifetime, n_agents):
+def advance_pooled(count, n, ticks, lifetime, n_agents, gain, word):
+    """All visits contract the value: the sum of all ticks."""
+    return count + ticks
+
+
+def advance_count(count, n, ticks, lifetime, n_agents, gain, word):
+    """An average contracts like one visitor: sum n_i ticks_i / sum n_i, rounded half up."""
+    return count + (2 * ticks + n) // (2 * n)
+
+
+def advance_mean(count, n, ticks, lifetime, n_agents, gain, word):
     """Lifetime visits / K, rounded down: so the fraction is kept."""
-    return max(clock, lifetime // n_agents)
+    return max(count, lifetime // n_agents)
+
+
+def advance_mean_signed(count, n, ticks, lifetime, n_agents, gain, word):
+    """ticks / K, rounded at random with the draw's first word: so the fraction is kept."""
+    return count + (ticks + i8((u8(n_agents) * (word >> u8(32))) >> u8(32))) // n_agents
+
+
+def advance_delta_capped(count, n, ticks, lifetime, n_agents, gain, word):
+    """The ticks, divided as the differences are."""
+    return count + i8(np.rint(f8(ticks) / max(1.0, gain)))
 
 
 share, combine, advance = share_pooled, combine_pooled, advance_pooled
-SQUARES = False
 
 
-def contribute(q, clock, base_q, base_clock, values, visits, squares, rates, found):
+def sign_of(clock):
+    """The sign that a clock holds, as an integer."""
+    return i8(clock >> SIGN_SHIFT == PLUS) - i8(clock >> SIGN_SHIFT == MINUS)
+
+
+def signed_clock(old, count, vote):
+    """A clock with this count and the sign of the vote; a tie keeps the old sign."""
+    stays = old >> SIGN_SHIFT if old >> SIGN_SHIFT > 0 else NO_SIGN
+    sign = PLUS if vote > 0 else MINUS if vote < 0 else stays
+    return u4((sign << SIGN_SHIFT) | u4(min(count, i8(CLOCK_LIMIT))))
+
+
+def contribute(q, clock, base_q, base_clock, values, visits, ticks, votes, gains, rates, found):
     """Add one agent's round to the fixed-point sums.
 
     q, clock : the agent's replica; base_q, base_clock : the last committed table; same layout.
-    values, visits, squares : int64 (S * A,), added to; squares has one element where unused.
-    rates : float64 (4,): discount, alpha, the scale 2^f, the bound below which a scaled sum of all
-        agents cannot overflow.
+    values, visits : int64 (S * width,), added to: contributions, and visits.
+    ticks : the same, of what clocks counted, times visits where WEIGHTED; votes : visits times
+        sign of the TD error; gains : 1 - kept in units of 1 / GAIN_SCALE. Each has one element
+        where unused.
+    rates : float64 (4,): discount, parameter of the step size, the scale 2^f, the bound below which
+        a scaled sum of all agents cannot overflow.
     found : float64 (5,), written: contributions at or above the bound (as a count), those above a
         sixteenth of it, non-finite ones, sum of alpha n (n - 1) and of n.
     """
     scale, bound = rates[SCALE], rates[BOUND]
     overflows, large, non_finite, length, total = 0.0, 0.0, 0.0, 0.0, 0.0
-    for s in range(values.size // N_ACTIONS):
+    for s in range(values.size // WIDTH):
         row, cell = s * STRIDE, s * CLOCK_STRIDE + CLOCK_OFFSET
-        for a in range(N_ACTIONS):
-            n = i8(clock[cell + a]) - i8(base_clock[cell + a])
+        for a in range(WIDTH):
+            n = i8(clock[cell + VISITS_AHEAD + a]) - i8(base_clock[cell + VISITS_AHEAD + a])
             if n == 0:
                 continue
-            alpha = step_size(base_clock[cell + a] + u4(1), rates[DISCOUNT], rates[ALPHA])
+            old, new = base_clock[cell + a], clock[cell + a]
+            alpha = size(upcoming(old), rates[DISCOUNT], rates[ALPHA])
             x = share(f8(q[row + a]) - f8(base_q[row + a]), n, alpha)
-            pair = s * N_ACTIONS + a
+            pair = s * WIDTH + a
             length += alpha * f8(n) * f8(n - 1)
             total += f8(n)
             visits[pair] += n
-            if SQUARES:
-                squares[pair] += n * n
-            size = abs(x)
-            if not size < np.inf:
+            if WEIGHTED or SIGNED:
+                ticks[pair] += (i8(new & COUNT) - i8(old & COUNT)) * (n if WEIGHTED else 1)
+            if SIGNED:
+                votes[pair] += n * sign_of(new)
+            if GAINS:
+                gain = 1.0 - kept(old, n, rates[DISCOUNT], rates[ALPHA])
+                gains[pair] += i8(np.rint(gain * GAIN_SCALE))
+            magnitude = abs(x)
+            if not magnitude < np.inf:
                 non_finite += 1.0
-            elif size >= bound:
+            elif magnitude >= bound:
                 overflows += 1.0
             else:
-                large += f8(size >= bound * 0.0625)
+                large += f8(magnitude >= bound * 0.0625)
                 values[pair] += i8(np.rint(x * scale))
     found[OVERFLOWS], found[LARGE], found[NON_FINITE] = overflows, large, non_finite
     found[LENGTH], found[VISITS] = length, total
 
 
-def fuse(next_q, next_clock, base_q, base_clock, values, visits, squares, lifetime, control, rates):
+def fuse(next_q, next_clock, base_q, base_clock, values, visits, ticks, votes, gains, lifetime,
+         control, rates, unstable):  # fmt: skip
     """Write the fused rows [first, first + n) from the sums of all agents.
 
-    next_q, next_clock, base_q, base_clock : whole tables. values, visits, squares : int64 of the
-    rows' pairs, element 0 the first pair. lifetime : uint64 of the same pairs, before this round.
-    control : uint64 (5,): first row, rows, agents, seed, round.
+    next_q, next_clock, base_q, base_clock : whole tables. values, visits, ticks, votes, gains :
+    sums of the rows' pairs as in `contribute`, element 0 the first pair. lifetime : uint64 of the
+    same pairs, before this round. control : uint64 (5,): first row, rows, agents, seed, round.
+    unstable : int64 (1,), written: pairs whose gains add up to GAIN_LIMIT or more.
     """
     first, n_rows, n_agents = i8(control[0]), i8(control[1]), i8(control[2])
-    inverse = 1.0 / rates[SCALE]
+    inverse, n_unstable = 1.0 / rates[SCALE], i8(0)
     for k in range(n_rows):
         row, cell = (first + k) * STRIDE, (first + k) * CLOCK_STRIDE + CLOCK_OFFSET
-        for a in range(N_ACTIONS):
-            pair, n = k * N_ACTIONS + a, visits[k * N_ACTIONS + a]
+        for a in range(WIDTH):
+            pair, n = k * WIDTH + a, visits[k * WIDTH + a]
             if n == 0:
                 next_q[row + a] = base_q[row + a]
                 next_clock[cell + a] = base_clock[cell + a]
                 continue
-            old = base_clock[cell + a]
-            alpha = step_size(old + u4(1), rates[DISCOUNT], rates[ALPHA])
-            change = combine(f8(values[pair]) * inverse, n, alpha, n_agents)
-            number = u8((first + k) * N_ACTIONS + a)
-            bits = threefry(control[4], number, control[3], ROUNDING)[1]
+            old, gain = base_clock[cell + a], 0.0
+            if GAINS:
+                gain = f8(gains[pair]) / GAIN_SCALE
+                n_unstable += i8(gain >= GAIN_LIMIT)
+            alpha = size(upcoming(old), rates[DISCOUNT], rates[ALPHA])
+            change = combine(f8(values[pair]) * inverse, n, alpha, n_agents, gain)
+            number = u8((first + k) * WIDTH + a)
+            word, bits = threefry(control[4], number, control[3], ROUNDING)
             next_q[row + a] = store(base_q[row + a], change, bits)
-            square = squares[pair] if SQUARES else 0
-            new = advance(i8(old), n, square, i8(lifetime[pair]) + n, n_agents)
-            next_clock[cell + a] = u4(min(new, i8(CLOCK_LIMIT)))
+            ticked = ticks[pair] if WEIGHTED or SIGNED else n
+            seen = i8(lifetime[pair]) + n
+            count = advance(i8(old & COUNT), n, ticked, seen, n_agents, gain, word)
+            if SIGNED:
+                next_clock[cell + a] = signed_clock(old, count, votes[pair])
+            else:
+                next_clock[cell + a] = u4(min(count, i8(CLOCK_LIMIT)))
+    unstable[0] = n_unstable
+
+
+def limited(clock):
+    """A clock whose count is at most CLOCK_LIMIT."""
+    return u4((clock >> SIGN_SHIFT << SIGN_SHIFT) | min(clock & COUNT, CLOCK_LIMIT))
 
 
 def adopt(next_q, next_clock, base_clock, q, clock, visits, found):
     """The fusion of one agent: its replica becomes the table; `found` as in `contribute`."""
     total, non_finite = 0.0, 0.0
-    for s in range(visits.size // N_ACTIONS):
+    for s in range(visits.size // WIDTH):
         row, cell = s * STRIDE, s * CLOCK_STRIDE + CLOCK_OFFSET
-        for a in range(N_ACTIONS):
-            n = i8(clock[cell + a]) - i8(base_clock[cell + a])
+        for a in range(WIDTH):
+            n = i8(clock[cell + VISITS_AHEAD + a]) - i8(base_clock[cell + VISITS_AHEAD + a])
             next_q[row + a] = q[row + a]
-            next_clock[cell + a] = min(clock[cell + a], CLOCK_LIMIT)
-            visits[s * N_ACTIONS + a] = n
+            next_clock[cell + a] = limited(clock[cell + a])
+            visits[s * WIDTH + a] = n
             total += f8(n)
             non_finite += f8(n > 0 and not abs(q[row + a]) < np.inf)
     found[OVERFLOWS], found[LARGE], found[NON_FINITE] = 0.0, 0.0, non_finite
@@ -174,22 +264,23 @@ def adopt(next_q, next_clock, base_clock, q, clock, visits, found):
 
 
 def contribute_max(q, clock, base_q, base_clock, values, visits, winner, rates, found):
-    """As `contribute`, for `max`: the largest value so far, and the winner's visits.
+    """As `contribute`, for `max`: the largest value so far, and the winner's visits and clock.
 
-    values : float64 (S * A,), winner : int64 (S * A,) the visits of the agent that holds the
-    largest value (the more visited one of equals). Start them at -inf and 0.
+    values : float64 (S * width,), winner : int64 (S * width,): visits << 32 | clock of the agent
+    that holds the largest value (the more visited one of equals). Start them at -inf and 0.
     """
     total, length, non_finite = 0.0, 0.0, 0.0
-    for s in range(visits.size // N_ACTIONS):
+    for s in range(visits.size // WIDTH):
         row, cell = s * STRIDE, s * CLOCK_STRIDE + CLOCK_OFFSET
-        for a in range(N_ACTIONS):
-            n = i8(clock[cell + a]) - i8(base_clock[cell + a])
+        for a in range(WIDTH):
+            n = i8(clock[cell + VISITS_AHEAD + a]) - i8(base_clock[cell + VISITS_AHEAD + a])
             # + 0.0 makes one zero of two, so that equal values have equal bits.
-            pair, x = s * N_ACTIONS + a, f8(q[row + a]) + 0.0
-            alpha = step_size(base_clock[cell + a] + u4(1), rates[DISCOUNT], rates[ALPHA])
+            pair, x = s * WIDTH + a, f8(q[row + a]) + 0.0
+            alpha = size(upcoming(base_clock[cell + a]), rates[DISCOUNT], rates[ALPHA])
             length += alpha * f8(n) * f8(n - 1)
-            if x > values[pair] or (x == values[pair] and n > winner[pair]):
-                values[pair], winner[pair] = x, n
+            code = (n << 32) | i8(clock[cell + a])
+            if x > values[pair] or (x == values[pair] and code > winner[pair]):
+                values[pair], winner[pair] = x, code
             visits[pair] += n
             total += f8(n)
             non_finite += f8(not abs(x) < np.inf)
@@ -197,14 +288,12 @@ def contribute_max(q, clock, base_q, base_clock, values, visits, winner, rates, 
     found[LENGTH], found[VISITS] = length, total
 
 
-def fuse_max(next_q, next_clock, base_q, base_clock, values, visits, winner, lifetime, control,
-             rates):  # fmt: skip
-    """As `fuse`, for `max`: the largest value and its holder's visits."""
+def fuse_max(next_q, next_clock, values, winner, control):
+    """As `fuse`, for `max`: the largest value and its holder's clock."""
     first, n_rows = i8(control[0]), i8(control[1])
     for k in range(n_rows):
         row, cell = (first + k) * STRIDE, (first + k) * CLOCK_STRIDE + CLOCK_OFFSET
-        for a in range(N_ACTIONS):
-            pair = k * N_ACTIONS + a
+        for a in range(WIDTH):
+            pair = k * WIDTH + a
             next_q[row + a] = values[pair]
-            new = i8(base_clock[cell + a]) + winner[pair]
-            next_clock[cell + a] = u4(min(new, i8(CLOCK_LIMIT)))
+            next_clock[cell + a] = limited(u4(winner[pair] & 0xFFFFFFFF))

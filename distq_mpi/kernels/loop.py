@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from distq_mpi.kernels import Kernel
 from distq_mpi.kernels.draws import RESET, TRANSITION, threefry
-from distq_mpi.kernels.exploration import best_of, epsilon_greedy
-from distq_mpi.kernels.rules import RULES, q_learning
-from distq_mpi.kernels.step_sizes import STEP_SIZES, rescaled_linear
+from distq_mpi.kernels.exploration import EXPLORATIONS, best_of, entry, epsilon_greedy, sum_of_parts
+from distq_mpi.kernels.rules import RULES, coin, only_part
+from distq_mpi.kernels.step_sizes import STEP_SIZES
 from distq_mpi.kernels.storing import exact, prefetch, stochastic
 
 u8, u4, f8 = np.uint64, np.uint32, np.float64
@@ -17,11 +19,11 @@ BATCH = 64
 GROUP = 16
 
 # Stand-ins for the parts, so that the loops below are ordinary functions to a reader and a linter.
-STRIDE = CLOCK_STRIDE = CLOCK_OFFSET = u8(0)
+STRIDE = u8(0)
 best, choose, law_step, law_start = best_of(4), epsilon_greedy(4), exact, exact
-bootstrap, step_size, store = q_learning, rescaled_linear, exact
+learn_one, choose_first = exact, exact
 
-N_STEPS, FIRST_STEP, FIRST_LANE, N_LANES, SEED, EPSILON, LIMIT = range(7)
+N_STEPS, FIRST_STEP, FIRST_LANE, N_LANES, SEED, EXPLORE, LIMIT = range(7)
 DISCOUNT, ALPHA = range(2)
 RETURN_SUM, SQUARE_SUM, EPISODES = range(3)
 
@@ -31,8 +33,9 @@ def begin(q, state, action, next_state, reward, terminated, age, gain, params, c
     for lane in range(control[N_LANES]):
         number = control[FIRST_LANE] + u8(lane)
         word, bits = threefry(u8(0), number, control[SEED], TRANSITION)
-        s = law_start(threefry(u8(0), number, control[SEED], RESET)[0], params)
-        a = choose(q, s * STRIDE, best(q, s * STRIDE)[1], word, control[EPSILON])
+        where, first = threefry(u8(0), number, control[SEED], RESET)
+        s = law_start(where, params)
+        a = choose_first(q, s * STRIDE, word, first, control[EXPLORE])
         age[lane], gain[lane] = u4(0), 0.0
         state[lane], action[lane] = s, a
         next_state[lane], reward[lane], terminated[lane] = law_step(s, a, bits, params)
@@ -46,19 +49,19 @@ def learn(q, clock, state, action, next_state, reward, terminated, age, gain, dr
     chooses the next action with the table as it was before that update, and makes the next one.
 
     q : table (n,) float64 or float32, `STRIDE` values per state; changed in place.
-    clock : the same buffer as uint32, the count of (s, a) at s * CLOCK_STRIDE + CLOCK_OFFSET + a.
+    clock : the same buffer as uint32.
     state, action, next_state : uint64 (L,); reward, gain : float64 (L,); terminated : bool (L,);
         age : uint32 (L,); changed in place.
     draws : uint64 (2 * BATCH,), scratch.
     control : uint64 (7,): steps, number of the first step (>= 1), number of the first lane, lanes,
-        seed, epsilon as a threshold of 2^32, time limit in steps (2^32 - 1 = none).
-    rates : float64 (2,): discount, alpha.
+        seed, `explore` (see `exploration`), time limit in steps (2^32 - 1 = none).
+    rates : float64 (2,): discount, parameter of the step size.
     totals : float64 (3,): return sum and number of finished episodes, sum of squared TD errors;
         added to. A sum, not a maximum: NaN must survive.
 
     Local. Checks no bounds: the caller validates. Bootstrapping continues through truncation.
     """
-    n_lanes, epsilon, seed = np.int64(control[N_LANES]), control[EPSILON], control[SEED]
+    n_lanes, explore, seed = np.int64(control[N_LANES]), control[EXPLORE], control[SEED]
     first_step, first_lane, limit = control[FIRST_STEP], control[FIRST_LANE], u4(control[LIMIT])
     discount, alpha = rates[DISCOUNT], rates[ALPHA]
     n_episodes, return_sum, square_sum = 0.0, 0.0, 0.0
@@ -75,25 +78,19 @@ def learn(q, clock, state, action, next_state, reward, terminated, age, gain, dr
                     lane = u8(batch + i)  # unsigned: no test for negative indices
                     word, bits = draws[u8(i)], draws[u8(BATCH + i)]
                     s, ended = next_state[lane], terminated[lane]
-                    value = best(q, s * STRIDE)[1]
-                    a = choose(q, s * STRIDE, value, word, epsilon)
-                    future = f8(bootstrap(q, s * STRIDE, a, value))
-                    target = reward[lane] + (0.0 if ended else discount * future)
-                    pair = state[lane] * STRIDE + action[lane]
-                    cell = state[lane] * CLOCK_STRIDE + CLOCK_OFFSET + action[lane]
-                    count = clock[cell] + u4(1)
-                    clock[cell] = count
-                    td_error = target - q[pair]
+                    a, td_error = learn_one(
+                        q, clock, state[lane], action[lane], reward[lane], s, ended, word, bits,
+                        explore, discount, alpha,
+                    )  # fmt: skip
                     square_sum += td_error * td_error
-                    q[pair] = store(q[pair], step_size(count, discount, alpha) * td_error, bits)
                     total, length = gain[lane] + reward[lane], age[lane] + u4(1)
                     if ended or length >= limit:
                         n_episodes += 1.0
                         return_sum += total
                         total, length = 0.0, u4(0)
-                        reset = threefry(now, first_lane + lane, seed, RESET)[0]
-                        s = law_start(reset, params)
-                        a = choose(q, s * STRIDE, best(q, s * STRIDE)[1], word, epsilon)
+                        where, first = threefry(now, first_lane + lane, seed, RESET)
+                        s = law_start(where, params)
+                        a = choose_first(q, s * STRIDE, word, first, explore)
                     gain[lane], age[lane] = total, length
                     state[lane], action[lane] = s, a
                     next_state[lane], reward[lane], terminated[lane] = law_step(s, a, bits, params)
@@ -104,20 +101,87 @@ def learn(q, clock, state, action, next_state, reward, terminated, age, gain, dr
     totals[EPISODES] += n_episodes
 
 
-def learning_kernels(learn_config, environment, record, lanes) -> dict[str, Kernel]:
+def transition_law(record, best, choose, bootstrap, toss, step_size, store):
+    """Return learn_one(...) -> (next action uint64, td_error float64): learning from a transition.
+
+    record : `table.Record`; best, choose : `exploration`; bootstrap, toss : `rules`; step_size :
+    `step_sizes.StepSize`; store : `storing`. The action at next_state is chosen with the table as
+    it was before the update. The clock of entry i of a row of `q` stands at word clock_offset + i
+    of the same row.
+    """
+    stride, clock_stride = u8(record.stride), u8(record.clock_stride)
+    clock_offset, visits_ahead = u8(record.clock_offset), u8(record.visits_ahead)
+    counts_apart = record.counts_visits
+    size, tick = step_size.size, step_size.tick
+
+    def learn_one(q, clock, state, action, reward, next_state, terminated, word, bits, explore,
+                  discount, alpha):  # fmt: skip
+        row, part = next_state * stride, toss(bits)
+        value = best(q, row)[1]
+        a_next = choose(q, row, value, word, explore)
+        future = bootstrap(q, row, a_next, value, explore, part)
+        target = reward + (0.0 if terminated else discount * future)
+        pair = state * stride + part + action
+        cell = state * clock_stride + clock_offset + part + action
+        td_error = target - q[pair]
+        ticked = tick(clock[cell], td_error)
+        clock[cell] = ticked
+        if counts_apart:
+            clock[cell + visits_ahead] += u4(1)
+        q[pair] = store(q[pair], size(ticked, discount, alpha) * td_error, bits)
+        return a_next, td_error
+
+    return learn_one
+
+
+def first_action(best, choose, n_actions, explores):
+    """Return choose_first(q, row, word, first, explore): the action at a start state.
+
+    first : second word of the RESET draw; it alone decides under exploring starts (`explores`).
+    """
+    count = u8(n_actions)
+
+    def as_always(q, row, word, first, explore):
+        return choose(q, row, best(q, row)[1], word, explore)
+
+    def at_random(q, row, word, first, explore):
+        return ((first >> u8(32)) * count) >> u8(32)
+
+    return at_random if explores else as_always
+
+
+def learning_parts(learn_config: Any, n_actions: int, record: Any) -> dict[str, Any]:
+    """Return the parts that make a loop learn under a `[learn]` configuration. Local.
+
+    `best`, `choose` and `choose_first` of the behaviour; `learn_one`, the law of one transition.
+    """
+    rule = RULES[learn_config.rule]
+    exploration = EXPLORATIONS[learn_config.exploration]
+    at = entry if rule.n_parts == 1 else sum_of_parts(n_actions)
+    best, choose = best_of(n_actions, at), exploration.choose(n_actions, at)
+    bootstrap = rule.bootstrap(n_actions, exploration.expected(n_actions, at))
+    toss = (only_part if rule.n_parts == 1 else coin)(n_actions)
+    store = exact if record.dtype == np.float64 else stochastic
+    step_size = STEP_SIZES[learn_config.step_size]
+    return {
+        "STRIDE": u8(record.stride),
+        "best": best,
+        "choose": choose,
+        "choose_first": first_action(best, choose, n_actions, learn_config.exploring_starts),
+        "learn_one": transition_law(record, best, choose, bootstrap, toss, step_size, store),
+    }
+
+
+def learning_kernels(
+    learn_config: Any, environment: Any, record: Any, lanes: Any
+) -> dict[str, Kernel]:
     """Return the requests for `begin` and `learn` under a `[learn]` configuration. Local.
 
     environment : `environments.base.Environment`; record : `table.Record`; lanes : example
     `lanes.Lanes`, for the types of its arrays.
     """
-    parts = dict(
-        STRIDE=u8(record.stride), CLOCK_STRIDE=u8(record.clock_stride),
-        CLOCK_OFFSET=u8(record.clock_offset),
-        best=best_of(environment.n_actions), choose=epsilon_greedy(environment.n_actions),
-        bootstrap=RULES[learn_config.rule], step_size=STEP_SIZES[learn_config.step_size],
-        store=exact if record.dtype == np.float64 else stochastic,
-        law_step=environment.law_step, law_start=environment.law_start,
-    )  # fmt: skip
+    parts = learning_parts(learn_config, environment.n_actions, record)
+    parts |= {"law_step": environment.law_step, "law_start": environment.law_start}
     q, clock = np.zeros(1, record.dtype), np.zeros(1, u4)
     control, rates = np.zeros(7, u8), np.zeros(2)
     arrays, params = lanes.arrays(), environment.params

@@ -1,18 +1,93 @@
 """Rules: what a transition bootstraps from. Laws for one transition.
 
-Each takes (q, row, a_next, value): the table as a 1-D array, the first index of next_state's row
-(uint64), the action chosen there, and max_a q[row + a]; each returns the bootstrap value.
+Each maker takes (n_actions, expected) and returns bootstrap(q, row, a_next, value, explore, part):
+the table as a 1-D array, the first index of next_state's row (uint64), the action chosen there,
+the largest value the policy sees there, the behaviour's `explore`, and which part of the row is
+being updated (uint64, first index of it within the row).
 """
 
+from __future__ import annotations
 
-def q_learning(q, row, a_next, value):
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from distq_mpi.kernels.exploration import best_of
+
+u8, f8 = np.uint64, np.float64
+
+COIN_SHIFT = u8(29)
+
+
+def q_learning(n_actions, expected):
     """Bootstrap from the best action (Watkins & Dayan 1992)."""
-    return value
+
+    def bootstrap(q, row, a_next, value, explore, part):
+        return f8(value)
+
+    return bootstrap
 
 
-def sarsa(q, row, a_next, value):
+def sarsa(n_actions, expected):
     """Bootstrap from the action that will be executed (Rummery & Niranjan 1994)."""
-    return q[row + a_next]
+
+    def bootstrap(q, row, a_next, value, explore, part):
+        return f8(q[row + a_next])
+
+    return bootstrap
 
 
-RULES = {"q_learning": q_learning, "sarsa": sarsa}
+def expected_sarsa(n_actions, expected):
+    """Bootstrap from the mean over the behaviour's actions (van Seijen et al. 2009)."""
+
+    def bootstrap(q, row, a_next, value, explore, part):
+        return expected(q, row, value, explore)
+
+    return bootstrap
+
+
+def double_q(n_actions, expected):
+    """Bootstrap from the other part's value of this part's best action (van Hasselt 2010)."""
+    best, width = best_of(n_actions), u8(n_actions)
+
+    def bootstrap(q, row, a_next, value, explore, part):
+        return f8(q[row + (width - part) + best(q, row + part)[0]])
+
+    return bootstrap
+
+
+def only_part(n_actions):
+    """Return toss(bits) -> 0, where a row has one part."""
+
+    def toss(bits):
+        return u8(0)
+
+    return toss
+
+
+def coin(n_actions):
+    """Return toss(bits) -> first index of the part to update, by bit 29 of a draw's second word."""
+    width = u8(n_actions)
+
+    def toss(bits):
+        return ((bits >> COIN_SHIFT) & u8(1)) * width
+
+    return toss
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule: its maker, and how many values a row has for each action (two under Double Q)."""
+
+    bootstrap: Callable[..., Any]
+    n_parts: int = 1
+
+
+RULES = {
+    "q_learning": Rule(q_learning),
+    "sarsa": Rule(sarsa),
+    "expected_sarsa": Rule(expected_sarsa),
+    "double_q": Rule(double_q, n_parts=2),
+}

@@ -1,15 +1,28 @@
-"""Step sizes: alpha as a function of a pair's clock AFTER its increment (1, 2, ...).
+"""Step sizes: how a pair's clock ticks with each visit, and the alpha that follows from it.
 
-Each takes (clock uint32, discount, alpha) and returns float64 in (0, 1].
+A clock is one uint32: the low 30 bits count, the top two hold the sign of the last TD error where
+the step size asks for it (0 never visited, 1 plus, 2 minus, 3 visited without a sign so far).
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-f8 = np.float64
+from distq_mpi.kernels.elementary import inverse_power
+
+u4, f8 = np.uint32, np.float64
+
+COUNT = u4((1 << 30) - 1)
+SIGN_SHIFT = u4(30)
+PLUS, MINUS, NO_SIGN = u4(1), u4(2), u4(3)
 
 
 def rescaled_linear(clock, discount, alpha):
-    """1 / (1 + (1 - discount) clock) (Wainwright 2019, equation 6)."""
+    """1 / (1 + (1 - discount) k) (Wainwright 2019, equation 6)."""
     return 1.0 / (1.0 + (1.0 - discount) * f8(clock))
 
 
@@ -18,4 +31,74 @@ def constant(clock, discount, alpha):
     return alpha
 
 
-STEP_SIZES = {"rescaled_linear": rescaled_linear, "constant": constant}
+def polynomial(clock, discount, alpha):
+    """k^-alpha; alpha is the exponent (Even-Dar & Mansour 2003)."""
+    return inverse_power(f8(clock), alpha)
+
+
+def linear(clock, discount, alpha):
+    """1 / k: the average of all targets (Watkins & Dayan 1992)."""
+    return 1.0 / f8(clock)
+
+
+def sign_change(clock, discount, alpha):
+    """(1 + k)^-alpha, k the changes of sign of the pair's TD error (Kesten 1958)."""
+    return inverse_power(f8(clock & COUNT) + 1.0, alpha)
+
+
+def tick_visit(clock, td_error):
+    """Count the visit."""
+    return clock + u4(1)
+
+
+def tick_sign(clock, td_error):
+    """Count a change of sign; an error of 0 keeps the sign."""
+    old = clock >> SIGN_SHIFT
+    new = PLUS if td_error > 0.0 else MINUS if td_error < 0.0 else old if old > 0 else NO_SIGN
+    return (new << SIGN_SHIFT) | ((clock & COUNT) + u4((old > 0) & (old + new == 3)))
+
+
+def next_visit(clock):
+    """The clock that the next visit's alpha sees."""
+    return clock + u4(1)
+
+
+def next_same_sign(clock):
+    """As `next_visit`; without a change of sign nothing is counted."""
+    return clock
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """One step size.
+
+    Parameters
+    ----------
+    size : (clock after its tick uint32, discount, alpha) -> alpha float64 in (0, 1].
+    tick : (clock, td_error) -> clock.
+    upcoming : clock -> what `size` sees at the pair's next visit.
+    signed : whether clocks count changes of sign, so that visits are counted apart.
+    has_exponent : whether its parameter is `learn.exponent`, not `learn.alpha`.
+    """
+
+    size: Callable[..., Any]
+    tick: Callable[..., Any] = tick_visit
+    upcoming: Callable[..., Any] = next_visit
+    signed: bool = False
+    has_exponent: bool = False
+
+
+STEP_SIZES = {
+    "rescaled_linear": StepSize(rescaled_linear),
+    "constant": StepSize(constant),
+    "polynomial": StepSize(polynomial, has_exponent=True),
+    "linear": StepSize(linear),
+    "sign_change": StepSize(
+        sign_change, tick_sign, next_same_sign, signed=True, has_exponent=True
+    ),
+}
+
+
+def step_parameter(learn: Any) -> float:
+    """Return what `size` takes as alpha under a resolved `[learn]` configuration. Local."""
+    return float(learn.exponent if STEP_SIZES[learn.step_size].has_exponent else learn.alpha)

@@ -14,12 +14,12 @@ from distq_mpi.architectures.schedules import (
     LONE_PERIOD,
     LONE_STEPS,
     MAX_PERIOD,
-    epsilon_at,
-    epsilon_threshold,
+    exploration_at,
     lone_period,
     next_period,
 )
 from distq_mpi.fusion import FixedPoint
+from distq_mpi.kernels.exploration import epsilon_threshold
 
 
 @pytest.mark.parametrize(
@@ -73,36 +73,38 @@ def test_a_lone_agent_steps_over_the_table_within_seconds(n_pairs: int, n_lanes:
 
 def learn(schedule: str, **changes: float) -> SimpleNamespace:
     settings = {"epsilon": 0.8, "epsilon_final": 0.2, "epsilon_steps": 1000, **changes}
-    return SimpleNamespace(epsilon_schedule=schedule, **settings)
+    return SimpleNamespace(
+        exploration="epsilon_greedy", epsilon_schedule=schedule, **settings
+    )
 
 
 @pytest.mark.parametrize("n_steps", [0, 1, 10**12])
 def test_constant_epsilon(n_steps: int) -> None:
-    assert epsilon_at(learn("constant"), n_steps) == 0.8
+    assert exploration_at(learn("constant"), n_steps) == 0.8
 
 
 @pytest.mark.parametrize(
     ("n_steps", "expected"), [(0, 0.8), (250, 0.65), (500, 0.5), (1000, 0.2), (10**9, 0.2)]
 )
 def test_linear_epsilon(n_steps: int, expected: float) -> None:
-    assert epsilon_at(learn("linear"), n_steps) == pytest.approx(expected, rel=1e-15)
+    assert exploration_at(learn("linear"), n_steps) == pytest.approx(expected, rel=1e-15)
 
 
 @pytest.mark.parametrize(
     ("n_steps", "expected"), [(0, 0.8), (500, 0.4), (1000, 0.2), (10**9, 0.2)]
 )
 def test_exponential_epsilon(n_steps: int, expected: float) -> None:
-    assert epsilon_at(learn("exponential"), n_steps) == pytest.approx(expected, rel=1e-15)
+    assert exploration_at(learn("exponential"), n_steps) == pytest.approx(expected, rel=1e-15)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "exponential"])
 def test_a_schedule_of_no_steps_is_at_its_end(schedule: str) -> None:
-    assert epsilon_at(learn(schedule, epsilon_steps=0), 0) == pytest.approx(0.2)
+    assert exploration_at(learn(schedule, epsilon_steps=0), 0) == pytest.approx(0.2)
 
 
 @given(st.integers(0, 2000), st.integers(0, 2000), st.sampled_from(["linear", "exponential"]))
 def test_epsilon_falls_and_stays_between_its_ends(a: int, b: int, schedule: str) -> None:
-    early, late = (epsilon_at(learn(schedule), n) for n in sorted((a, b)))
+    early, late = (exploration_at(learn(schedule), n) for n in sorted((a, b)))
     assert 0.8 + 1e-15 >= early >= late >= 0.2 - 1e-15
 
 
@@ -134,3 +136,13 @@ def test_progress_survives_json() -> None:
     assert Progress.from_json(progress.to_json()) == progress
     assert progress.td_rms == 0.5
     assert Progress().td_rms is None
+
+
+def test_temperature_has_a_schedule_of_its_own() -> None:
+    settings = SimpleNamespace(
+        exploration="softmax", temperature=2.0, temperature_final=0.5, temperature_steps=100,
+        temperature_schedule="exponential", epsilon=0.3, epsilon_schedule="constant",
+    )  # fmt: skip
+    assert exploration_at(settings, 0) == 2.0
+    assert exploration_at(settings, 50) == pytest.approx(1.0)
+    assert exploration_at(settings, 1000) == pytest.approx(0.5)
