@@ -48,9 +48,7 @@ class LearnConfig:
     step_size: Literal["rescaled_linear", "constant", "polynomial", "linear", "sign_change"] = (
         "rescaled_linear"
     )
-    """With k visits of a pair: rescaled_linear 1 / (1 + (1 - discount) k); constant alpha;
-    polynomial k^-exponent; linear 1 / k; sign_change (1 + k)^-exponent with k the changes of sign
-    of the TD error."""
+    """By visits k of a pair: 1 / (1 + (1 - discount) k), alpha, k^-exponent, 1 / k; or by signs."""
     alpha: Annotated[float, Gt(0), Le(1)] = 0.1
     """Step size of constant."""
     exponent: Probability = 0.0
@@ -101,8 +99,7 @@ class ParallelConfig:
     ] = "pooled"  # fmt: skip
     """How the agents' tables become one."""
     trim: Count = 1
-    """Agents that may be wrong: trimmed_mean drops so many at either end, and it and median keep
-    the old value where fewer than 2 trim + 1 visited."""
+    """Values dropped at either end by trimmed_mean; it and median need 2 trim + 1 visitors."""
     force: bool = False
     """Allow a fusion that does not converge: max where it overestimates, delta beyond its limit."""
     memory_bytes: Count = 0

@@ -11,6 +11,7 @@ from distq_mpi.architectures import Allreduce
 from distq_mpi.environments.base import Environment
 from distq_mpi.fusion import FUSIONS, FixedPoint, fusion_kernels
 from distq_mpi.kernels import loop
+from distq_mpi.kernels.exploration import EXPLORATIONS
 from distq_mpi.kernels.step_sizes import step_parameter
 from distq_mpi.lanes import Lanes
 from distq_mpi.table import Rows, record_of
@@ -36,7 +37,7 @@ class Learner:
         self.rows, self.lanes = Rows(record, environment.n_states), Lanes(first, n_lanes)
         self.params, self.n_lanes = environment.params, n_lanes
         self.control = np.array(
-            [0, 1, first, n_lanes, seed, round(epsilon * 2**32),
+            [0, 1, first, n_lanes, seed, EXPLORATIONS[learn.exploration].encode(epsilon),
              environment.max_episode_steps or NO_LIMIT], np.uint64,
         )  # fmt: skip
         self.rates, self.totals = np.array([learn.discount, step_parameter(learn)]), np.zeros(3)
@@ -57,6 +58,14 @@ class Learner:
             self.control, self.rates, self.totals,
         )  # fmt: skip
         self.control[loop.FIRST_STEP] += np.uint64(n_steps)
+
+    @property
+    def visits(self) -> np.ndarray:
+        """Visits (S, width) so far, a view."""
+        record = self.rows.record
+        offset = record.clock_offset + record.visits_ahead
+        words = self.rows.clock_words.reshape(self.rows.n_rows, -1)
+        return words[:, offset : offset + record.width]
 
     def state(self) -> bytes:
         """Every bit of table, lanes and totals."""

@@ -115,7 +115,7 @@ def softmax(n_actions, at=entry):
         inverse, total = float_of(explore), 0.0
         for a in range(n_actions):
             total += exponential((f8(at(q, row + u8(a))) - f8(value)) * inverse)
-        wanted = f8(word >> SHIFT32) * 2.0**-32 * total
+        wanted = (f8(word >> SHIFT32) + 0.5) * 2.0**-32 * total
         passed, index = 0.0, u8(0)
         for a in range(n_actions - 1):
             passed += exponential((f8(at(q, row + u8(a))) - f8(value)) * inverse)

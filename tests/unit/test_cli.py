@@ -107,18 +107,20 @@ def test_all_mistakes_at_once_each_with_its_place(tmp_path: Path) -> None:
         f"stop.rounds in {file}: true must be an integer >= 1 or none",
         f"env.kwargs.y in {file}: [1] must be true or false, an integer, a finite number or a text",
         "--learn.gama: unknown key; did you mean learn.discount?",
-        '--parallel.fusion: "poled" must be pooled, count, mean or max; did you mean pooled?',
+        '--parallel.fusion: "poled" must be pooled, count, mean, importance, delta, delta_capped, '
+        "median, trimmed_mean or max; did you mean pooled?",
         "--learn.alpha: needs a value",
         "--env.kwargs: one argument each: env.kwargs.NAME",
         "learn.discount: 1 must be < 1 with learn.step_size rescaled_linear, which never falls at "
-        "1; take learn.step_size constant (polynomial will be the rule for it)",
+        "1; take learn.step_size polynomial",
     ])  # fmt: skip
 
 
 def test_a_default_in_the_place_of_a_mistake_is_not_blamed() -> None:
     lines = mistakes("--learn.discount", "1", "--learn.step_size", "constnt")
     assert lines == [
-        '--learn.step_size: "constnt" must be rescaled_linear or constant; did you mean constant?'
+        '--learn.step_size: "constnt" must be rescaled_linear, constant, polynomial, linear or '
+        "sign_change; did you mean constant?"
     ]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distq_mpi.environments import exploring_starts
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.explicit import explicit_model
 from distq_mpi.kernels import loop
@@ -216,11 +217,16 @@ def test_not_a_number_reaches_the_totals() -> None:
     assert np.isnan(learner.totals[loop.SQUARE_SUM])
 
 
+# Each rule and each step size with each type, exploration and start somewhere.
 COMBINATIONS = [
-    (rule, step_size, dtype)
-    for rule in ("q_learning", "sarsa")
-    for step_size in ("rescaled_linear", "constant")
-    for dtype in ("float64", "float32")
+    dict(rule="q_learning", step_size="rescaled_linear", dtype="float64"),
+    dict(rule="sarsa", step_size="constant", dtype="float32"),
+    dict(rule="expected_sarsa", step_size="polynomial", dtype="float64", exploration="softmax"),
+    dict(rule="double_q", step_size="sign_change", dtype="float32", exploring_starts=True),
+    dict(rule="q_learning", step_size="linear", dtype="float32", exploration="softmax"),
+    dict(rule="sarsa", step_size="sign_change", dtype="float64"),
+    dict(rule="expected_sarsa", step_size="rescaled_linear", dtype="float32"),
+    dict(rule="double_q", step_size="constant", dtype="float64", exploration="softmax"),
 ]
 LANE_COUNTS = (1, 7, 15, 17, 63, 65, 79, 100, 129)
 CASES = [(4, 65, combination) for combination in COMBINATIONS] + [
@@ -231,22 +237,24 @@ CASES = [(4, 65, combination) for combination in COMBINATIONS] + [
 
 @pytest.mark.parametrize(("n_actions", "n_lanes", "combination"), CASES)
 def test_plain_python_and_compiled_code_agree_bit_for_bit(
-    n_actions: int, n_lanes: int, combination: tuple[str, str, str]
+    n_actions: int, n_lanes: int, combination: dict[str, Any]
 ) -> None:
-    rule, step_size, dtype = combination
     model = random_model(11, n_actions, seed=n_actions)
-    learn = config(rule=rule, step_size=step_size, dtype=dtype).learn
+    learn = config(**combination).learn
+    if learn.exploring_starts:
+        model = exploring_starts(model)
     pair = [
         Learner(model, learn, n_lanes, 1 << 40, 0.3, 2**64 - 5, use_compiled)
         for use_compiled in (False, True)
     ]
     for learner in pair:
-        learner.rows.values[...] = np.linspace(-1, 1, 11 * n_actions).reshape(11, n_actions)
+        shape = learner.rows.values.shape
+        learner.rows.values[...] = np.linspace(-1, 1, 11 * shape[1]).reshape(shape)
         learner.begin()
     assert pair[0].state() == pair[1].state()
     for n_steps in (3, 1, 4):
         for learner in pair:
             learner.learn(n_steps)
         assert pair[0].state() == pair[1].state()
-    assert pair[0].rows.clock.sum() == 8 * n_lanes
+    assert pair[0].visits.sum() == 8 * n_lanes
     assert pair[0].totals[loop.EPISODES] > 0 or n_lanes < 2

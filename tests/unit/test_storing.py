@@ -11,7 +11,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from distq_mpi.kernels import Kernel
-from distq_mpi.kernels.step_sizes import STEP_SIZES
 from distq_mpi.kernels.storing import bits_of, exact, float_of, stochastic
 from tests.stand_in import compiled, plain
 
@@ -119,12 +118,3 @@ def test_not_a_number_is_not_hidden() -> None:
     assert np.isnan(store(1.0, math.nan, 0))
     assert not np.isfinite(store(1.0, math.inf, STEP - 1))
     assert not np.isfinite(store(3.4e38, 1e38, 0))
-
-
-@pytest.mark.parametrize("clock", [1, 2, 1000, 2**29])
-@pytest.mark.parametrize("discount", [0.0, 0.5, 0.99])
-def test_step_sizes(clock: int, discount: float) -> None:
-    count = np.uint32(clock)
-    rescaled = STEP_SIZES["rescaled_linear"](count, f8(discount), f8(0.3))
-    assert rescaled == pytest.approx(1 / (1 + (1 - discount) * clock), rel=1e-15)
-    assert STEP_SIZES["constant"](count, f8(discount), f8(0.3)) == 0.3
