@@ -53,7 +53,7 @@ def make(config: EnvironmentConfig) -> Environment:
     if id == "garnet":
         return call(id, garnet, kwargs)
     if id == "grid":
-        return law_environment(id, Grid, kwargs)
+        return law_environment(id, Grid, kwargs, built_in=True)
     if ACTION in id:
         return call(id, functools.partial(read_sparse_model, id), kwargs)
     if id.endswith(SUFFIXES):
