@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distq_mpi.environments.guard import refuse_noted
 from distq_mpi.files import publish
 from distq_mpi.monitor.drawing import draw_policy
 from distq_mpi.partition import Partition
@@ -60,6 +61,7 @@ def sample(run: Run) -> dict[str, Any] | None:
     run.prepared.kernels["evaluate"](
         run.architecture.base.q, returns, run.environment.params, control
     )
+    refuse_noted(run.environment, run.transport, run.config.run.seed, 0, range(0))
     gathered = run.transport.gather_rows(returns, episodes)
     if gathered is None:
         return None
