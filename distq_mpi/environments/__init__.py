@@ -3,6 +3,21 @@
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.explicit import explicit_model
 from distq_mpi.environments.exploring import exploring_starts
-from distq_mpi.environments.registry import is_law, make
+from distq_mpi.environments.registry import (
+    from_object,
+    is_gymnasium,
+    is_law,
+    make,
+    object_id,
+)
 
-__all__ = ["Environment", "explicit_model", "exploring_starts", "is_law", "make"]
+__all__ = [
+    "Environment",
+    "explicit_model",
+    "exploring_starts",
+    "from_object",
+    "is_gymnasium",
+    "is_law",
+    "make",
+    "object_id",
+]

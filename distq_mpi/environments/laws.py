@@ -93,12 +93,14 @@ def import_law(id: str) -> type:
     return law
 
 
-def law_environment(id: str, law_class: type, kwargs: Mapping[str, Any]) -> Environment:
+def law_environment(
+    id: str, law_class: Callable[..., Any], kwargs: Mapping[str, Any]
+) -> Environment:
     """Construct a law with `kwargs`, look hard at it, and wrap it as an `Environment`.
 
     Parameters
     ----------
-    law_class : a class whose instances have `n_states`, `n_actions`, `n_outcomes`, `params` (a
+    law_class : a class, or what makes a law, with `n_states`, `n_actions`, `n_outcomes`, `params` (a
         tuple of int, float and bool) and the static functions `outcome(state, action, i, params)
         -> (probability, next_state, reward, terminated)` and `start(i, params) -> (probability,
         state)`; optionally `n_starts` (1), `max_episode_steps` (0 = no limit), `return_bound`

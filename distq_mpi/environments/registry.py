@@ -63,3 +63,51 @@ def make(config: EnvironmentConfig) -> Environment:
     from distq_mpi.environments.gymnasium_models import gymnasium_model
 
     return gymnasium_model(id, kwargs, BUILT_IN)
+
+
+def object_id(given: Any) -> str:
+    """Return what an object that `from_object` takes is called in a configuration. Local."""
+    if isinstance(given, Environment):
+        return given.id
+    spec = getattr(given, "spec", None)
+    if is_gymnasium(given) and spec is not None:
+        return str(spec.id)
+    kind = given if isinstance(given, type) else type(getattr(given, "unwrapped", given))
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def is_gymnasium(given: Any) -> bool:
+    """Tell whether an object steps as Gymnasium's environments do. Local; imports nothing."""
+    return not isinstance(given, type) and all(
+        hasattr(given, name) for name in ("reset", "step", "observation_space", "action_space")
+    )
+
+
+def from_object(given: Any, kwargs: Mapping[str, Any]) -> Environment:
+    """Make the environment that an object of the user stands for. Local, not collective.
+
+    given : an `Environment`; a law, or its class, which `kwargs` construct; an environment of
+        Gymnasium with a table of transitions. It is only looked at, never stepped or changed.
+
+    Raises
+    ------
+    ModelError
+        If it is none of these, or no Markov decision process.
+    """
+    id = object_id(given)
+    if isinstance(given, type) and hasattr(given, "outcome"):
+        return law_environment(id, given, kwargs)
+    if kwargs:
+        raise ModelError(f"env.kwargs: {id} is made already and takes no arguments")
+    if isinstance(given, Environment):
+        return given
+    if hasattr(given, "outcome"):
+        return law_environment(id, lambda: given, {})
+    if is_gymnasium(given):
+        from distq_mpi.environments.gymnasium_models import gymnasium_object
+
+        return gymnasium_object(id, given)
+    raise ModelError(
+        f"env: {given!r} is no environment (an id, an Environment, a law or its class, or an "
+        "environment of Gymnasium)"
+    )
