@@ -16,7 +16,7 @@ from distq_mpi.kernels.fusing import GAIN_LIMIT
 from distq_mpi.preparation import Prepared, from_command, prepare, watch
 from distq_mpi.saving import Saver
 from distq_mpi.signals import Signals, uninterrupted
-from distq_mpi.stopping import Verdict, is_check_round, verdict
+from distq_mpi.stopping import EXACT_TARGETS, Verdict, is_check_round, verdict
 from distq_mpi.summary import finish
 from distq_mpi.transport import Transport
 
@@ -69,10 +69,7 @@ class Run:
         self.restore()
         self.solve()
         self.times.startup_s = self.times.wall_s - self.times.certify_s
-        if self.prepared.checkpoint is None:
-            return None
-        self._certify_if_due()
-        return self.reached()
+        return self._reached() if self.prepared.checkpoint is not None else None
 
     def restore(self) -> None:
         """Take the state of the checkpoint the run begins with, if any. COLLECTIVE."""
@@ -90,15 +87,23 @@ class Run:
         self.solver.solve()
         self.times.certify_s += time.perf_counter() - begin
 
-    def go_on(self, stop: StopConfig) -> None:
-        """Take other stop rules; count time and speed from now. Local, the same on all ranks."""
+    def go_on(self, stop: StopConfig) -> Verdict | None:
+        """Take other stop rules, and count time and speed from now; COLLECTIVE.
+
+        Returns a verdict where the committed state meets one of them already.
+        """
         self.config = replace(self.config, stop=stop)
         self.architecture.config = self.saver.config = self.config
         self.saver.restored_steps = self.architecture.progress.steps
         self.times, self._report_at = Times(), 0.0
+        if self.prepared.kept or any(getattr(stop, name) is not None for name in EXACT_TARGETS):
+            self.solve()
+        self.times.startup_s = self.times.wall_s - self.times.certify_s
+        return self._reached() if self.architecture.progress.round else None
 
-    def reached(self) -> Verdict | None:
-        """The stop rule that the committed state meets, without another round. Local."""
+    def _reached(self) -> Verdict | None:
+        """The stop rule that the state taken up meets already. COLLECTIVE."""
+        self._certify_if_due()
         return verdict(self.config.stop, self.architecture.progress, None, self.certificate)
 
     def policy_values(self) -> np.ndarray:

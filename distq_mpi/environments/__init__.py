@@ -8,6 +8,7 @@ from distq_mpi.environments.registry import (
     is_gymnasium,
     is_law,
     make,
+    make_world,
     object_id,
 )
 
@@ -19,5 +20,6 @@ __all__ = [
     "is_gymnasium",
     "is_law",
     "make",
+    "make_world",
     "object_id",
 ]

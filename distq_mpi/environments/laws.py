@@ -100,7 +100,7 @@ def law_environment(
 
     Parameters
     ----------
-    law_class : a class, or what makes a law, with `n_states`, `n_actions`, `n_outcomes`, `params` (a
+    law_class : what makes a law, with `n_states`, `n_actions`, `n_outcomes`, `params` (a
         tuple of int, float and bool) and the static functions `outcome(state, action, i, params)
         -> (probability, next_state, reward, terminated)` and `start(i, params) -> (probability,
         state)`; optionally `n_starts` (1), `max_episode_steps` (0 = no limit), `return_bound`

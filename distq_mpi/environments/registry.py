@@ -47,6 +47,28 @@ def make(config: EnvironmentConfig) -> Environment:
         If the id is unknown, the arguments do not fit, or the result is not a Markov decision
         process.
     """
+    found = _without_gymnasium(config)
+    if found is not None:
+        return found
+    from distq_mpi.environments.gymnasium_models import gymnasium_model
+
+    return gymnasium_model(config.id, config.kwargs, BUILT_IN)
+
+
+def make_world(config: EnvironmentConfig) -> Any:
+    """Make what episodes can be played in: `Environment`, or what Gymnasium makes of its id. Local.
+
+    Raises ModelError as `make` does; the caller closes what Gymnasium made.
+    """
+    found = _without_gymnasium(config)
+    if found is not None:
+        return found
+    from distq_mpi.environments.gymnasium_models import gymnasium_environment
+
+    return gymnasium_environment(config.id, config.kwargs, BUILT_IN)
+
+
+def _without_gymnasium(config: EnvironmentConfig) -> Environment | None:
     id, kwargs = config.id, config.kwargs
     if id == "garnet":
         return call(id, garnet, kwargs)
@@ -60,9 +82,7 @@ def make(config: EnvironmentConfig) -> Environment:
         raise ModelError(f"env.id: {id}: models are read from npz files; HDF5 is not supported yet")
     if is_law(id):
         return law_environment(id, import_law(id), kwargs)
-    from distq_mpi.environments.gymnasium_models import gymnasium_model
-
-    return gymnasium_model(id, kwargs, BUILT_IN)
+    return None
 
 
 def object_id(given: Any) -> str:
