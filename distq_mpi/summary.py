@@ -41,7 +41,6 @@ def finish(run: Run, ended: Verdict) -> int:
             run.monitor.finish(
                 summary, _next_commands(run, ended, run.monitor.directory.path), _drawing(run)
             )
-    run.transport.close()
     return ended.exit_code
 
 

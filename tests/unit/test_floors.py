@@ -26,6 +26,9 @@ FLOORS = [
     {"keys"},
     {"cli"},
     {"usage"},
+    {"evaluation"},
+    {"callbacks"},
+    {"api"},
     {"__main__"},
 ]
 DOORS = {
