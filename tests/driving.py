@@ -32,6 +32,7 @@ class Learner:
         epsilon: float = 0.3,
         seed: int = 1,
         use_compiled: bool = False,
+        kernels: dict[str, Any] | None = None,
     ) -> None:
         record = record_of(learn, environment.n_actions)
         self.rows, self.lanes = Rows(record, environment.n_states), Lanes(first, n_lanes)
@@ -43,8 +44,10 @@ class Learner:
         self.rates, self.totals = np.array([learn.discount, step_parameter(learn)]), np.zeros(3)
         self.draws = np.zeros(2 * loop.BATCH, np.uint64)
         requests = loop.learning_kernels(learn, environment, record, self.lanes)
-        if use_compiled:
-            self.kernels: dict[str, Any] = dict(compiled(requests))
+        if kernels is not None:
+            self.kernels: dict[str, Any] = kernels
+        elif use_compiled:
+            self.kernels = dict(compiled(requests))
         else:
             self.kernels = {name: plain(k.template, k.parts) for name, k in requests.items()}
 

@@ -19,7 +19,6 @@ from unittest import mock
 
 import numpy as np
 
-from distq_mpi import environments
 from distq_mpi.architectures import Allreduce
 from distq_mpi.checkpoint import file_name
 from distq_mpi.config import Config, from_dict
@@ -27,7 +26,7 @@ from distq_mpi.environments import explicit
 from distq_mpi.environments.sharing import share
 from distq_mpi.fusion import FixedPoint
 from distq_mpi.kernels.objects import load
-from distq_mpi.preparation import settle
+from distq_mpi.preparation import build, settle
 from distq_mpi.saving import Saver
 from distq_mpi.table import table_sha256
 from distq_mpi.transport import Transport
@@ -63,12 +62,47 @@ def combinations() -> dict[str, dict[str, Any]]:
         "learn": {"initial": "zeros", "epsilon_schedule": "linear", "epsilon_steps": 20000},
         "parallel": {"lanes": 200, "fusion": "count"},
     }
+    # Every fusion under a clock of visits and under one of signs; every rule with either.
+    signed = {"step_size": "sign_change"}
+    for fusion in ("pooled", "count", "mean", "max"):
+        found[f"taxi signs {fusion}"] = {
+            "env": ENVIRONMENTS["taxi"], "learn": signed, "parallel": {"fusion": fusion},
+        }  # fmt: skip
+    for fusion in ("importance", "delta", "delta_capped", "median", "trimmed_mean"):
+        for learn in ({}, signed):
+            found[f"lake {fusion} {'signs' if learn else ''}"] = {
+                "env": lake, "learn": learn, "parallel": {"fusion": fusion},
+            }  # fmt: skip
+    found["taxi expected_sarsa softmax polynomial"] = {
+        "env": ENVIRONMENTS["taxi"],
+        "learn": {"rule": "expected_sarsa", "exploration": "softmax", "step_size": "polynomial",
+                  "temperature_schedule": "linear", "temperature_steps": 50_000},
+    }  # fmt: skip
+    for fusion in ("pooled", "median"):
+        found[f"lake double_q {fusion} float32"] = {
+            "env": lake,
+            "learn": {"rule": "double_q", "dtype": "float32", "initial": "random"},
+            "parallel": {"fusion": fusion},
+        }
+    found["taxi double_q signs exploring starts"] = {
+        "env": ENVIRONMENTS["taxi"],
+        "learn": {"rule": "double_q", "exploring_starts": True, **signed},
+    }
+    found["chain7 sarsa softmax linear"] = {
+        "env": ENVIRONMENTS["chain7"],
+        "learn": {"rule": "sarsa", "exploration": "softmax", "step_size": "linear"},
+    }
     # Beyond the size that is reduced whole: contributions go to the owners of the blocks.
-    for fusion in ("pooled", "count", "mean"):
+    for fusion in ("pooled", "count", "mean", "delta_capped"):
         found[f"garnet owners {fusion}"] = {
             "env": {"id": "garnet", "kwargs": {"states": 17_001, "actions": 3, "branching": 4}},
             "parallel": {"fusion": fusion, "steps_per_round": 20},
         }
+    found["garnet owners double_q signs mean"] = {
+        "env": {"id": "garnet", "kwargs": {"states": 17_001, "actions": 3, "branching": 4}},
+        "learn": {"rule": "double_q", **signed},
+        "parallel": {"fusion": "mean", "steps_per_round": 20},
+    }
     found["grid law float32"] = {
         "env": {"id": "grid", "kwargs": {"rows": 9, "columns": 11, "slip": 0.2}},
         "learn": {"dtype": "float32"},
@@ -97,7 +131,8 @@ def learn(sections: dict[str, Any], transport: Transport, save: str = "", load_:
     if transport.rank == 0:
         config, environment, _ = settle(from_dict(sections), transport.size)
     config = transport.broadcast(config)
-    environment = share(environment, lambda: environments.make(config.env), transport)
+    exploring = config.learn.exploring_starts
+    environment = share(environment, lambda: build(config.env, exploring), transport)
     requests = Allreduce.requests(config, environment) if transport.leads_node else None
     architecture = Allreduce(config, environment, load(requests, transport), transport)
     directory = SimpleNamespace(checkpoints=Path(save)) if transport.rank == 0 else None
@@ -113,14 +148,17 @@ def learn(sections: dict[str, Any], transport: Transport, save: str = "", load_:
     if save:
         saver.write(transport)
         return ""
-    blocks, rest = [], hashlib.sha256(architecture.progress.to_json().encode())
+    rest = hashlib.sha256(architecture.progress.to_json().encode())
+    parts: list[list[np.ndarray]] = [[] for _ in range(architecture.base.record.n_parts)]
     for _, q, clock, visits in architecture.iter_rows():
-        blocks.append(q.copy())
+        for number, part in enumerate(parts):
+            start = number * environment.n_actions
+            part.append(q[:, start : start + environment.n_actions].copy())
         rest.update(clock.tobytes() + visits.tobytes())
     lanes = architecture.gather_lanes()
     for name in () if lanes is None else lanes.dtype.names or ():
         rest.update(lanes[name].tobytes())
-    return f"{table_sha256(blocks)} {rest.hexdigest()}"
+    return f"{table_sha256(sum(parts, []))} {rest.hexdigest()}"
 
 
 def main() -> None:
