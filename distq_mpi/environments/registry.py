@@ -14,6 +14,7 @@ from distq_mpi.environments.grid import Grid
 from distq_mpi.environments.laws import import_law, law_environment
 from distq_mpi.environments.model_file import SUFFIXES, read_model
 from distq_mpi.environments.sparse import ACTION, read_sparse_model
+from distq_mpi.errors import ModelError
 
 BUILT_IN = ("garnet", "grid")
 
@@ -53,7 +54,6 @@ def make(config: EnvironmentConfig) -> Environment:
     if found is not None:
         return found
     from distq_mpi.environments.gymnasium_models import gymnasium_model
-
     return gymnasium_model(config.id, config.kwargs, BUILT_IN)
 
 
