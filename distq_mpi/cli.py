@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from distq_mpi.commands import COMMANDS, FREE_ON_RESUME, SWITCHES, TOOLS
 from distq_mpi.config import SECTIONS, Config, check, from_dict, to_dict
 from distq_mpi.errors import ConfigError
 from distq_mpi.keys import (
@@ -32,9 +33,6 @@ from distq_mpi.keys import (
     words,
 )
 
-OPERANDS = {"train": "no operand", "resume": "one run directory", "info": "one file"}
-FREE_ON_RESUME = ("stop.", "checkpoint.", "run.report_every_s", "evaluate.episodes")
-
 
 @dataclass(frozen=True)
 class Command:
@@ -42,25 +40,30 @@ class Command:
 
     Parameters
     ----------
-    name : train, resume or info.
+    name : one of `COMMANDS`.
     config : checked `Config` of `train`.
-    directory : operand of `resume`; file : operand of `info`.
-    overrides : dotted key -> text, of `resume`.
-    dry_run, ranks : of `train`.
+    directory : operand of `resume`; operands : of the tools.
+    overrides : dotted key -> text, of `resume` and `evaluate`.
+    dry_run, ranks : of `train`; json : of `evaluate`, `verify`, `doctor`; output : of `upgrade`.
     """
 
     name: str
     config: Config = field(default_factory=Config)
     directory: str = ""
-    file: str = ""
+    operands: tuple[str, ...] = ()
     overrides: dict[str, str] = field(default_factory=dict)
     dry_run: bool = False
     ranks: int | None = None
+    json: bool = False
+    output: str = ""
 
-    def override(self, stored: str) -> Config:
-        """The configuration of an interrupted run, TOML text, with this command's overrides."""
+    def override(self, stored: str, origin: str = "") -> Config:
+        """The configuration of an earlier run, TOML text, with this command's overrides.
+
+        origin : where the text stands, for messages; else config.toml of the directory.
+        """
         merged = _Merged()
-        merged.add_toml(stored, str(Path(self.directory, "config.toml")))
+        merged.add_toml(stored, origin or str(Path(self.directory, "config.toml")))
         merged.add_line(self.overrides)
         return merged.checked()
 
@@ -72,17 +75,16 @@ def parse(argv: list[str]) -> Command:
     """
     rest = list(argv)
     name = rest.pop(0) if rest and not rest[0].startswith("-") else "train"
-    if name not in OPERANDS:
-        raise ConfigError(f"unknown command {name!r}{did_you_mean(closest(name, OPERANDS))}")
+    if name not in COMMANDS:
+        raise ConfigError(f"unknown command {name!r}{did_you_mean(closest(name, COMMANDS))}")
+    takes = COMMANDS[name]
     merged = _Merged()
     operands, options = _split(rest, merged.mistakes)
-    if len(operands) != (name != "train"):
+    if not takes.least <= len(operands) <= takes.most:
         found = " ".join(operands) or "none"
-        merged.mistakes.append(f"{name} takes {OPERANDS[name]}, not {found}")
-    if name == "info":
-        merged.mistakes += [f"--{key}: info takes no option" for key in options]
-        merged.checked()
-        return Command(name, file=operands[0])
+        merged.mistakes.append(f"{name} takes {takes.operands}, not {found}")
+    if name in TOOLS:
+        return _tool(name, operands, options, merged)
     if name == "resume":
         _refuse_what_changes_bits(options, merged)
         merged.add_line(options)
@@ -135,6 +137,23 @@ def from_keywords(
     return merged.checked()
 
 
+def _tool(
+    name: str, operands: list[str], options: dict[str, str], merged: _Merged
+) -> Command:
+    known = (*COMMANDS[name].options, *COMMANDS[name].keys)
+    told = ", ".join(f"--{key}" for key in known) or "no option"
+    for key in [key for key in options if key not in known]:
+        hint = did_you_mean(closest(key, known))
+        merged.mistakes.append(f"--{key}: {name} takes {told}{hint}")
+    keys = {key: options[key] for key in COMMANDS[name].keys if key in options}
+    merged.add_line(keys)
+    merged.checked()
+    return Command(
+        name, operands=tuple(operands), overrides=keys, json="json" in options,
+        output=options.get("output", ""),
+    )  # fmt: skip
+
+
 def _refuse_what_changes_bits(options: dict[str, str], merged: _Merged) -> None:
     for key in list(options):
         if key in OPTIONS:
@@ -164,16 +183,16 @@ def _split(rest: list[str], mistakes: list[str]) -> tuple[list[str], dict[str, s
             operands.append(word)
             continue
         key, equals, text = word[2:].partition("=")
-        if key == "dry-run":
+        if key in SWITCHES:
             if equals:
-                mistakes.append(f"--dry-run takes no value, not {text}")
+                mistakes.append(f"--{key} takes no value, not {text}")
         elif not equals:
             switch = "boolean" in kinds(key)
             if rest and (rest[0] in ("true", "false") or not switch) and rest[0][:2] != "--":
                 text = rest.pop(0)
             elif switch:
                 text = "true"
-            elif key in (*OPTIONS, *SCHEMAS) or is_argument(key):
+            elif key in (*OPTIONS, "output", *SCHEMAS) or is_argument(key):
                 mistakes.append(f"--{key}: needs a value")
                 continue
         options[key] = text

@@ -181,7 +181,7 @@ def prepare(
         requests = _requests(config, environment, exact) if transport.leads_node else None
         kernels = load(requests, transport)
         if settled is not None and "check" in kernels:
-            check_all(settled.environment, kernels["check"])
+            check_all(environment, kernels["check"])
     directory: RunDirectory | None = None
     with transport.same_outcome():
         if settled is not None and kept:

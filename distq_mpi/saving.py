@@ -111,9 +111,4 @@ class Saver:
 
     def sha256(self) -> str:
         """`table_sha256` of the committed table. Local: every rank holds all of it."""
-        base = self.architecture.base
-        return table_sha256(
-            base.part(number)[start : start + SLICE_ROWS]
-            for number in range(base.record.n_parts)
-            for start in range(0, base.n_rows, SLICE_ROWS)
-        )
+        return table_sha256(self.architecture.base.part_slices())

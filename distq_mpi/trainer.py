@@ -12,6 +12,7 @@ import numpy as np
 from distq_mpi.architectures import ARCHITECTURES, Agreement
 from distq_mpi.certificate import Certificate, Solver
 from distq_mpi.config import StopConfig
+from distq_mpi.environments.guard import refuse_noted
 from distq_mpi.kernels.fusing import GAIN_LIMIT
 from distq_mpi.preparation import Prepared, from_command, prepare, watch
 from distq_mpi.saving import Saver
@@ -163,6 +164,7 @@ class Run:
         while True:
             begin = time.perf_counter()
             self.architecture.learn()
+            self._refuse_mistakes()
             middle = time.perf_counter()
             agreement = self.architecture.exchange(wishes)
             self.times.learn_s += middle - begin
@@ -170,6 +172,15 @@ class Run:
             if agreement is not None:
                 return agreement
             self.architecture.rollback()
+
+    def _refuse_mistakes(self) -> None:
+        """Raise what the guard of a law noted in this round. COLLECTIVE."""
+        progress = self.architecture.progress
+        steps = range(progress.lane_steps, progress.lane_steps + progress.period + 1)
+        refuse_noted(
+            self.environment, self.transport, self.config.run.seed, self.config.parallel.lanes,
+            steps,
+        )  # fmt: skip
 
     def _wishes(self) -> tuple[bool, bool, bool]:
         checkpoint, stop = self.signals.take()

@@ -3,6 +3,7 @@
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.explicit import explicit_model
 from distq_mpi.environments.exploring import exploring_starts
+from distq_mpi.environments.model_file import read_model, write_model
 from distq_mpi.environments.registry import (
     from_object,
     is_gymnasium,
@@ -11,6 +12,7 @@ from distq_mpi.environments.registry import (
     make_world,
     object_id,
 )
+from distq_mpi.environments.sparse import sparse_model
 
 __all__ = [
     "Environment",
@@ -22,4 +24,7 @@ __all__ = [
     "make",
     "make_world",
     "object_id",
+    "read_model",
+    "sparse_model",
+    "write_model",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -11,7 +12,8 @@ from distq_mpi.environments.base import Environment
 from distq_mpi.environments.garnet import garnet
 from distq_mpi.environments.grid import Grid
 from distq_mpi.environments.laws import import_law, law_environment
-from distq_mpi.environments.model_file import read_model
+from distq_mpi.environments.model_file import SUFFIXES, read_model
+from distq_mpi.environments.sparse import ACTION, read_sparse_model
 from distq_mpi.errors import ModelError
 
 BUILT_IN = ("garnet", "grid")
@@ -39,7 +41,8 @@ def make(config: EnvironmentConfig) -> Environment:
     """Make the environment a configuration names. Local, not collective.
 
     `config.id` is a Gymnasium id (`Taxi-v4`, `module:Name-v0`), `garnet`, `grid`, `module:Law` or
-    a file `*.npz`; `config.kwargs` go to whatever makes it.
+    a file `*.npz`, `*.h5`, `*.hdf5`, or files `*{action}*.npz`; `config.kwargs` go to whatever
+    makes it.
 
     Raises
     ------
@@ -51,7 +54,6 @@ def make(config: EnvironmentConfig) -> Environment:
     if found is not None:
         return found
     from distq_mpi.environments.gymnasium_models import gymnasium_model
-
     return gymnasium_model(config.id, config.kwargs, BUILT_IN)
 
 
@@ -73,13 +75,11 @@ def _without_gymnasium(config: EnvironmentConfig) -> Environment | None:
     if id == "garnet":
         return call(id, garnet, kwargs)
     if id == "grid":
-        return law_environment(id, Grid, kwargs)
-    if id.endswith(".npz"):
-        if "path" in kwargs:
-            raise ModelError(f"env.kwargs: {id} takes no 'path' (it takes max_episode_steps)")
-        return call(id, read_model, {"path": id, **kwargs})
-    if id.endswith((".h5", ".hdf5")):
-        raise ModelError(f"env.id: {id}: models are read from npz files; HDF5 is not supported yet")
+        return law_environment(id, Grid, kwargs, built_in=True)
+    if ACTION in id:
+        return call(id, functools.partial(read_sparse_model, id), kwargs)
+    if id.endswith(SUFFIXES):
+        return call(id, functools.partial(read_model, id), kwargs)
     if is_law(id):
         return law_environment(id, import_law(id), kwargs)
     return None

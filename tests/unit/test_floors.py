@@ -14,7 +14,7 @@ import distq_mpi
 PACKAGE = Path(distq_mpi.__file__).parent
 
 FLOORS = [
-    {"errors", "launcher", "__init__"},
+    {"errors", "launcher", "commands", "__init__"},
     {"config", "partition", "files", "kernels"},
     {"environments", "table", "lanes", "transport"},
     {"fusion", "planning", "checkpoint"},
@@ -22,7 +22,8 @@ FLOORS = [
     {"architectures", "stopping", "monitor"},
     {"memory"},
     {"signals", "saving", "preparation", "summary"},
-    {"dry_run", "trainer"},
+    {"comparison", "operands"},
+    {"doctor", "dry_run", "judging", "trainer", "upgrading", "verification"},
     {"keys"},
     {"cli"},
     {"usage"},
@@ -36,6 +37,7 @@ DOORS = {
     "numba": {"kernels/compiler.py"},
     "llvmlite": {"kernels/compiler.py", "kernels/objects.py"},
     "h5py": {"files.py"},
+    "scipy": {"files.py"},
     "gymnasium": {"environments/gymnasium_models.py", "environments/registry.py"},
     "rich": {"monitor/console.py"},
     "cyclopts": {"usage.py"},
