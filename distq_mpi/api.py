@@ -180,9 +180,9 @@ class QLearning:
         """
         with self._transport.together():
             self._open()
-            if reset_num_timesteps:
+            total, anew = self._transport.broadcast((total_timesteps, reset_num_timesteps))
+            if anew:
                 raise _agreed(ConfigError("reset_num_timesteps: steps are never counted anew"))
-            total = self._transport.broadcast(total_timesteps)
             stop = self._stop_after(total)
             called = self._any(callback is not None)
             handlers = self._signals if signals else contextlib.nullcontext()

@@ -11,7 +11,8 @@ import pytest
 from tests.launching import distq, run
 
 SCRIPT = """
-import sys
+from mpi4py import MPI
+
 from distq_mpi import QLearning
 from distq_mpi.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from distq_mpi.errors import DistqError
@@ -27,6 +28,8 @@ class LastRankStops(BaseCallback):
 model = QLearning("FrozenLake8x8-v1", **KEYS)
 model.learn(100_000)
 found = {"learned": model.table_sha256(), "steps": model.num_timesteps}
+alone = QLearning("FrozenLake8x8-v1", MPI.COMM_SELF, **KEYS).learn(100_000)
+assert (alone.size, alone.table_sha256()) == (1, found["learned"])
 model.learn(50_000)
 found["twice"] = model.table_sha256()
 found["gap"] = model.certificate().policy_gap
