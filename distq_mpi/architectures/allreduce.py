@@ -170,7 +170,7 @@ class Allreduce:
             self.each = (
                 np.zeros((n_hosted, n_pairs)),
                 np.zeros((n_hosted, n_pairs), np.uint32),
-                np.zeros((max(1, n_hosted), n_pairs if self.signed else 1), np.uint32),
+                np.zeros((n_hosted, n_pairs) if self.signed else (max(1, n_hosted), 1), np.uint32),
             )
             self.parts["visits"] = np.zeros(n_owned, np.int64)
             self.scratch = np.zeros(self.n_agents)
