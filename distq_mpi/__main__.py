@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
+from distq_mpi.commands import COMMANDS
 from distq_mpi.errors import DistqError
 from distq_mpi.launcher import launched_rank, launched_size
 
@@ -12,11 +14,12 @@ WITHOUT_MPI = {"--help", "-h", "--version", "--dry-run"}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit code. COLLECTIVE for `train` and `resume`."""
+    """Run one command and return its exit code. COLLECTIVE for those of `COMMANDS` with mpi."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     argv = sys.argv[1:] if argv is None else argv
-    if WITHOUT_MPI.isdisjoint(argv) and (not argv or argv[0] != "info"):
+    takes = COMMANDS.get(argv[0] if argv else "train", COMMANDS["train"])
+    if WITHOUT_MPI.isdisjoint(argv) and takes.mpi:
         return _run_on_all_ranks(argv)
     try:
         return _run_without_mpi(argv)
@@ -44,12 +47,27 @@ def _run_without_mpi(argv: list[str]) -> int:
     from distq_mpi.cli import parse
 
     command = parse(argv)
-    if not first:
-        return 0
+    if command.name == "doctor":
+        from distq_mpi.doctor import examine
+
+        return examine(command.json)  # starts MPI by itself, and on every rank, if it can
+    return _read_files(command) if first else 0
+
+
+def _read_files(command: Any) -> int:
     if command.name == "info":
         from distq_mpi.checkpoint import describe
 
-        print(describe(command.file))
+        print(describe(command.operands[0]))
+        return 0
+    if command.name == "verify":
+        from distq_mpi.verification import verify
+
+        return verify(command.operands, command.json)
+    if command.name == "upgrade":
+        from distq_mpi.upgrading import upgrade
+
+        print("\n".join(upgrade(command.operands[0], command.output)))
         return 0
     from distq_mpi.dry_run import dry_run
 
@@ -70,9 +88,12 @@ def _run_on_all_ranks(argv: list[str]) -> int:
                 from distq_mpi.cli import parse
 
                 command = parse(argv)
-        from distq_mpi.trainer import run
-
         # Rank 0 alone has the command: to unpickle it the others would import its parser.
+        if argv[:1] == ["evaluate"]:
+            from distq_mpi.judging import evaluate
+
+            return evaluate(command, transport)
+        from distq_mpi.trainer import run
 
         return run(command, transport)
     except DistqError as error:

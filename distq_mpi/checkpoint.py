@@ -255,12 +255,29 @@ def verify(path: str | os.PathLike[str], model_id: str | None = None) -> Header:
     return header
 
 
+def paths(folder: str | os.PathLike[str]) -> list[Path]:
+    """Return the checkpoints of a folder, the newest last; none where there is no folder.
+
+    Raises
+    ------
+    FileError
+        If the folder cannot be read.
+    """
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise explain(error, folder, "read") from error
+    return [Path(folder) / name for name in names if re.fullmatch(r"round-\d{12,}\.h5", name)]
+
+
 def newest_good(
     folder: str | os.PathLike[str], model_id: str | None = None
 ) -> tuple[Path | None, list[str]]:
     """Return the newest checkpoint of a folder that verifies, and why newer ones were refused."""
     refusals: list[str] = []
-    for path in reversed(_checkpoints(folder)):
+    for path in reversed(paths(folder)):
         try:
             return verify(path, model_id).path, refusals
         except FileError as error:
@@ -276,7 +293,7 @@ def prune(folder: str | os.PathLike[str], keep: int) -> None:
     FileError
         If a file cannot be deleted.
     """
-    for path in [*_checkpoints(folder)[: -max(keep, 1)], *Path(folder).glob(".round-*.part")]:
+    for path in [*paths(folder)[: -max(keep, 1)], *Path(folder).glob(".round-*.part")]:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
@@ -344,16 +361,6 @@ def _joined(arrays: dict[str, np.ndarray]) -> tuple[Any, Any, Any]:
         both = np.concatenate(parts, axis=1) if len(parts) > 1 else None
         found.append(both if len(parts) > 1 else parts[0] if parts else None)
     return found[0], found[1], found[2]
-
-
-def _checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
-    try:
-        names = sorted(os.listdir(folder))
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise explain(error, folder, "read") from error
-    return [Path(folder) / name for name in names if re.fullmatch(r"round-\d{12,}\.h5", name)]
 
 
 def _packed(lanes: np.ndarray) -> np.ndarray:

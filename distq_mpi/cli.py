@@ -8,13 +8,16 @@ mistakes are told at once, each with its key, its value, its limit and where it 
 from __future__ import annotations
 
 import json
+import os
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distq_mpi.config import SECTIONS, Config, check, from_dict
+from distq_mpi.commands import COMMANDS, FREE_ON_RESUME, SWITCHES, TOOLS
+from distq_mpi.config import SECTIONS, Config, check, from_dict, to_dict
 from distq_mpi.errors import ConfigError
 from distq_mpi.keys import (
     OPTIONS,
@@ -23,14 +26,12 @@ from distq_mpi.keys import (
     closest,
     did_you_mean,
     is_argument,
+    keyword_names,
     kinds,
     limits,
     validate,
     words,
 )
-
-OPERANDS = {"train": "no operand", "resume": "one run directory", "info": "one file"}
-FREE_ON_RESUME = ("stop.", "checkpoint.", "run.report_every_s", "evaluate.episodes")
 
 
 @dataclass(frozen=True)
@@ -39,25 +40,30 @@ class Command:
 
     Parameters
     ----------
-    name : train, resume or info.
+    name : one of `COMMANDS`.
     config : checked `Config` of `train`.
-    directory : operand of `resume`; file : operand of `info`.
-    overrides : dotted key -> text, of `resume`.
-    dry_run, ranks : of `train`.
+    directory : operand of `resume`; operands : of the tools.
+    overrides : dotted key -> text, of `resume` and `evaluate`.
+    dry_run, ranks : of `train`; json : of `evaluate`, `verify`, `doctor`; output : of `upgrade`.
     """
 
     name: str
     config: Config = field(default_factory=Config)
     directory: str = ""
-    file: str = ""
+    operands: tuple[str, ...] = ()
     overrides: dict[str, str] = field(default_factory=dict)
     dry_run: bool = False
     ranks: int | None = None
+    json: bool = False
+    output: str = ""
 
-    def override(self, stored: str) -> Config:
-        """The configuration of an interrupted run, TOML text, with this command's overrides."""
+    def override(self, stored: str, origin: str = "") -> Config:
+        """The configuration of an earlier run, TOML text, with this command's overrides.
+
+        origin : where the text stands, for messages; else config.toml of the directory.
+        """
         merged = _Merged()
-        merged.add_toml(stored, str(Path(self.directory, "config.toml")))
+        merged.add_toml(stored, origin or str(Path(self.directory, "config.toml")))
         merged.add_line(self.overrides)
         return merged.checked()
 
@@ -69,17 +75,16 @@ def parse(argv: list[str]) -> Command:
     """
     rest = list(argv)
     name = rest.pop(0) if rest and not rest[0].startswith("-") else "train"
-    if name not in OPERANDS:
-        raise ConfigError(f"unknown command {name!r}{did_you_mean(closest(name, OPERANDS))}")
+    if name not in COMMANDS:
+        raise ConfigError(f"unknown command {name!r}{did_you_mean(closest(name, COMMANDS))}")
+    takes = COMMANDS[name]
     merged = _Merged()
     operands, options = _split(rest, merged.mistakes)
-    if len(operands) != (name != "train"):
+    if not takes.least <= len(operands) <= takes.most:
         found = " ".join(operands) or "none"
-        merged.mistakes.append(f"{name} takes {OPERANDS[name]}, not {found}")
-    if name == "info":
-        merged.mistakes += [f"--{key}: info takes no option" for key in options]
-        merged.checked()
-        return Command(name, file=operands[0])
+        merged.mistakes.append(f"{name} takes {takes.operands}, not {found}")
+    if name in TOOLS:
+        return _tool(name, operands, options, merged)
     if name == "resume":
         _refuse_what_changes_bits(options, merged)
         merged.add_line(options)
@@ -95,6 +100,58 @@ def parse(argv: list[str]) -> Command:
     merged.add_line(options)
     config = merged.checked()
     return Command(name, config, dry_run=dry_run, ranks=None if ranks is None else int(ranks))
+
+
+def from_keywords(
+    keywords: Mapping[str, Any], source: Config | Mapping[str, Any] | str | os.PathLike[str] = ""
+) -> Config:
+    """Return the configuration that keyword arguments mean, over that of `source`. Local.
+
+    keywords : key -> value. A key is the last word of a configuration key, or `section_word`;
+        `env_kwargs` takes a mapping. `learning_rate` is `alpha` of a constant step size.
+    source : a configuration, its sections, or the path of a TOML file; "" for none.
+
+    Raises ConfigError with one line per mistake.
+    """
+    merged, called = _Merged(), keyword_names()
+    if isinstance(source, Config):
+        merged.add_sections(to_dict(source), "config")
+    elif isinstance(source, Mapping):
+        merged.add_sections(source, "config")
+    elif os.fspath(source):
+        merged.add_file(os.fspath(source))
+    given: dict[str, str] = {}
+    for name, value in keywords.items():
+        key = called.get(name)
+        if key is None:
+            hint = did_you_mean(closest(name, called))
+            merged.mistakes.append(f"{name}: unknown keyword{hint}")
+            continue
+        if key in given:
+            merged.mistakes.append(f"{name}: {given[key]} says the same already")
+            continue
+        given[key] = name
+        merged.put(key, value.item() if hasattr(value, "item") else value, name)
+    if "learning_rate" in keywords and "learn.step_size" not in given:
+        merged.put("learn.step_size", "constant", "learning_rate")
+    return merged.checked()
+
+
+def _tool(
+    name: str, operands: list[str], options: dict[str, str], merged: _Merged
+) -> Command:
+    known = (*COMMANDS[name].options, *COMMANDS[name].keys)
+    told = ", ".join(f"--{key}" for key in known) or "no option"
+    for key in [key for key in options if key not in known]:
+        hint = did_you_mean(closest(key, known))
+        merged.mistakes.append(f"--{key}: {name} takes {told}{hint}")
+    keys = {key: options[key] for key in COMMANDS[name].keys if key in options}
+    merged.add_line(keys)
+    merged.checked()
+    return Command(
+        name, operands=tuple(operands), overrides=keys, json="json" in options,
+        output=options.get("output", ""),
+    )  # fmt: skip
 
 
 def _refuse_what_changes_bits(options: dict[str, str], merged: _Merged) -> None:
@@ -126,16 +183,16 @@ def _split(rest: list[str], mistakes: list[str]) -> tuple[list[str], dict[str, s
             operands.append(word)
             continue
         key, equals, text = word[2:].partition("=")
-        if key == "dry-run":
+        if key in SWITCHES:
             if equals:
-                mistakes.append(f"--dry-run takes no value, not {text}")
+                mistakes.append(f"--{key} takes no value, not {text}")
         elif not equals:
             switch = "boolean" in kinds(key)
             if rest and (rest[0] in ("true", "false") or not switch) and rest[0][:2] != "--":
                 text = rest.pop(0)
             elif switch:
                 text = "true"
-            elif key in (*OPTIONS, *SCHEMAS) or is_argument(key):
+            elif key in (*OPTIONS, "output", *SCHEMAS) or is_argument(key):
                 mistakes.append(f"--{key}: needs a value")
                 continue
         options[key] = text
@@ -165,26 +222,29 @@ class _Merged:
         except tomllib.TOMLDecodeError as error:
             self.mistakes.append(f"{path}: not TOML: {error}")
             return
+        self.add_sections(sections, path)
+
+    def add_sections(self, sections: Mapping[str, Any], path: str) -> None:
         for section, keys in sections.items():
             if section not in SECTIONS:
                 known = words() | {name: f"[{name}]" for name in SECTIONS}
                 hint = did_you_mean(known.get(section) or known.get(closest(section, known)))
                 self.mistakes.append(f"{section} in {path}: unknown section{hint}")
-            elif not isinstance(keys, dict):
+            elif not isinstance(keys, Mapping):
                 self.mistakes.append(f"{section} in {path}: must be a section, [{section}]")
             else:
                 for key, value in keys.items():
-                    self._put(f"{section}.{key}", value, f"{section}.{key} in {path}")
+                    self.put(f"{section}.{key}", value, f"{section}.{key} in {path}")
 
     def add_line(self, options: dict[str, str]) -> None:
         for key, text in options.items():
-            self._put(key, _value(key, text), f"--{key}")
+            self.put(key, _value(key, text), f"--{key}")
 
-    def _put(self, key: str, value: Any, origin: str) -> None:
+    def put(self, key: str, value: Any, origin: str) -> None:
         section, _, name = key.partition(".")
-        if key == "env.kwargs" and isinstance(value, dict):
+        if key == "env.kwargs" and isinstance(value, Mapping):
             for argument, item in value.items():
-                self._put(f"{key}.{argument}", item, origin.replace(key, f"{key}.{argument}", 1))
+                self.put(f"{key}.{argument}", item, origin.replace(key, f"{key}.{argument}", 1))
         elif key == "env.kwargs":
             self.mistakes.append(f"{origin}: one argument each: env.kwargs.NAME")
         elif is_argument(key):

@@ -93,6 +93,20 @@ def publish(path: AnyPath, needed_bytes: int = 0) -> Iterator[Path]:
         raise
 
 
+def make_folder(path: AnyPath) -> None:
+    """Make a folder and those above it, where they are missing.
+
+    Raises
+    ------
+    FileError
+        If it cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain(error, path, "create") from error
+
+
 def temporary_name(path: Path) -> Path:
     """Name under which this process writes `path` before it is published."""
     return path.with_name(f".{path.name}.{os.getpid()}.part")

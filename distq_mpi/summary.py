@@ -17,7 +17,11 @@ from distq_mpi.partition import Partition
 from distq_mpi.stopping import TARGETS, Verdict
 
 if TYPE_CHECKING:
+    from distq_mpi.config import Config
+    from distq_mpi.environments.base import Environment
+    from distq_mpi.kernels.objects import LoadedKernel
     from distq_mpi.trainer import Run
+    from distq_mpi.transport import Transport
 
 NO_LIMIT_STEPS = 100_000
 DRAWN_CELLS = 2048
@@ -29,7 +33,10 @@ def finish(run: Run, ended: Verdict) -> int:
     certificate, evaluation = run.certificate, None
     if ended.status != "interrupted":  # whoever interrupts gives little time
         certificate = run.certify(tight=True)
-        evaluation = sample(run)
+        evaluation = sample(
+            run.config, run.environment, run.prepared.kernels, run.architecture.base.q,
+            run.transport,
+        )  # fmt: skip
     peak = np.array([peak_bytes()], np.int64)
     run.transport.max_int(peak)
     with run.transport.same_outcome():
@@ -41,28 +48,33 @@ def finish(run: Run, ended: Verdict) -> int:
             run.monitor.finish(
                 summary, _next_commands(run, ended, run.monitor.directory.path), _drawing(run)
             )
-    run.transport.close()
     return ended.exit_code
 
 
-def sample(run: Run) -> dict[str, Any] | None:
+def sample(
+    config: Config,
+    environment: Environment,
+    kernels: dict[str, LoadedKernel],
+    q: np.ndarray,
+    transport: Transport,
+) -> dict[str, Any] | None:
     """Returns of `evaluate.episodes` greedy episodes, spread over the ranks; COLLECTIVE.
 
     Every episode is a function of (seed, its number). None on ranks other than 0.
+
+    q : flat values in the layout of `table.record_of`. kernels : `evaluate` among them.
     """
-    n_episodes = run.config.evaluate.episodes
+    n_episodes = config.evaluate.episodes
     if n_episodes == 0:
         return None
-    episodes = Partition.balanced(n_episodes, run.transport.size)
-    first, stop = episodes.block(run.transport.rank)
-    longest = run.environment.max_episode_steps or NO_LIMIT_STEPS
+    episodes = Partition.balanced(n_episodes, transport.size)
+    first, stop = episodes.block(transport.rank)
+    longest = environment.max_episode_steps or NO_LIMIT_STEPS
     returns = np.zeros(stop - first)
-    control = np.array([first, run.config.run.seed, longest], np.uint64)
-    run.prepared.kernels["evaluate"](
-        run.architecture.base.q, returns, run.environment.params, control
-    )
-    refuse_noted(run.environment, run.transport, run.config.run.seed, 0, range(0))
-    gathered = run.transport.gather_rows(returns, episodes)
+    control = np.array([first, config.run.seed, longest], np.uint64)
+    kernels["evaluate"](q, returns, environment.params, control)
+    refuse_noted(environment, transport, config.run.seed, 0, range(0))
+    gathered = transport.gather_rows(returns, episodes)
     if gathered is None:
         return None
     return {

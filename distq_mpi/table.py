@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,11 +89,13 @@ class Rows:
 
     Attributes: `raw` uint8 (n * row_bytes,), and views of it: `q` flat (n * stride,), `clock_words`
     flat uint32, `values` (n, width) and `clock` (n, width), both strided.
+
+    raw : uint8 (n * row_bytes,) to view in place of memory of its own.
     """
 
-    def __init__(self, record: Record, n_rows: int) -> None:
+    def __init__(self, record: Record, n_rows: int, raw: np.ndarray | None = None) -> None:
         self.record, self.n_rows = record, n_rows
-        self.raw = _aligned(n_rows * record.row_bytes)
+        self.raw = _aligned(n_rows * record.row_bytes) if raw is None else raw
         self.q: np.ndarray = self.raw.view(record.dtype)
         self.clock_words: np.ndarray = self.raw.view(np.uint32)
         width, offset = record.width, record.clock_offset
@@ -106,12 +108,34 @@ class Rows:
         n_actions = self.record.n_actions
         return self.values[:, number * n_actions : (number + 1) * n_actions]
 
-    def policy_values(self) -> np.ndarray:
+    def policy_values(self, rows: Any = slice(None)) -> np.ndarray:
         """Values (n, A) that the policy is greedy on and that estimate Q*: a view of the only part,
-        or the mean of both (their sum, as the behaviour sees it, but for a power of two)."""
+        or the mean of both (their sum, as the behaviour sees it, but for a power of two).
+
+        rows : an index of rows, where not all are wanted.
+        """
         if self.record.n_parts == 1:
-            return self.values
-        return (self.part(0) + self.part(1)) * self.record.dtype.type(0.5)
+            return self.values[rows]
+        return (self.part(0)[rows] + self.part(1)[rows]) * self.record.dtype.type(0.5)
+
+    def policy_table(self) -> tuple[np.ndarray, int]:
+        """What `policy_values` says as flat q, and values per state in it; a view if it can be."""
+        if self.record.n_parts == 1:
+            return self.q, self.record.stride
+        return self.policy_values().reshape(-1), self.record.n_actions
+
+    def visited(self) -> np.ndarray:
+        """Clocks, uint32 (n, A): 0 means never learned (in one of the parts under Double Q)."""
+        if self.record.n_parts == 1:
+            return self.clock
+        n_actions = self.record.n_actions
+        return np.minimum(self.clock[:, :n_actions], self.clock[:, n_actions:])
+
+    def part_slices(self) -> Iterator[np.ndarray]:
+        """Yield what `table_sha256` hashes: the parts one after the other, in slices (n, A)."""
+        for number in range(self.record.n_parts):
+            for start in range(0, self.n_rows, SLICE_ROWS):
+                yield self.part(number)[start : start + SLICE_ROWS]
 
 
 def _aligned(size: int) -> np.ndarray:

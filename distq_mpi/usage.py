@@ -9,11 +9,18 @@ from typing import Annotated, Any
 from cyclopts import App, Group, Parameter
 
 from distq_mpi import __version__
-from distq_mpi.cli import OPERANDS
+from distq_mpi.commands import COMMANDS
 from distq_mpi.config import SECTIONS
 from distq_mpi.keys import SCHEMAS, kinds, limits
 
 TYPES = {"boolean": bool, "integer": int, "number": float}
+
+
+def _named(name: str, text: str) -> Any:
+    return Parameter(name=name, help=text, negative=(), show_default=False)
+
+
+AsJson = Annotated[bool, _named("--json", "Print JSON.")]
 
 
 def show(argv: list[str]) -> None:
@@ -28,9 +35,9 @@ def show(argv: list[str]) -> None:
         help_format="plaintext",
     )
     app.default(train)
-    for command in (train, resume, info):
+    for command in (train, resume, evaluate, info, verify, upgrade, doctor):
         app.command(command)
-    names = [word for word in argv[:1] if word in OPERANDS]
+    names = [word for word in argv[:1] if word in COMMANDS]
     app([*names, "--help"], exit_on_error=False, result_action="return_value")
 
 
@@ -48,6 +55,44 @@ def resume(directory: str, /) -> None:
 
 def info(file: str, /) -> None:
     """Show what a checkpoint or result file holds, and whether it is whole."""
+
+
+def evaluate(
+    path: str,
+    /,
+    *,
+    episodes: Annotated[int | None, _named("--evaluate.episodes", "Greedy episodes.")] = None,
+    exact: Annotated[bool | None, _named("--evaluate.exact", "Exact values, too.")] = None,
+    seed: Annotated[int | None, _named("--run.seed", "Another one: other episodes.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Judge the table of a run, or of one checkpoint: sampled returns, exact values and bounds.
+
+    The numbers are the same on any number of ranks. Nothing is written.
+    """
+
+
+def verify(first: str, second: str = "", /, *, json: AsJson = False) -> None:
+    """Check all checksums of a run's newest table or of a file; of two, compare the tables.
+
+    Exit code 0: whole, and the same table; 1: damaged; 3: the tables differ.
+    """
+
+
+def upgrade(
+    path: str,
+    /,
+    *,
+    output: Annotated[str, _named("--output", "File to write; else in place, old one kept.")] = "",
+) -> None:
+    """Bring a checkpoint, a result or all of a run to the newest file format."""
+
+
+def doctor(*, json: AsJson = False) -> None:
+    """Check what is installed here and how many ranks it is good for; under mpirun, all ranks.
+
+    Exit code 0: nothing is wrong; 1: something is.
+    """
 
 
 def _option(name: str, kind: type, text: str, panel: Group, default: Any = None) -> Any:

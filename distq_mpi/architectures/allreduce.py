@@ -304,17 +304,11 @@ class Allreduce:
     def visited(self) -> np.ndarray:
         """Clocks of the committed table, uint32 (S, A): 0 means never learned (in one of the parts
         under Double Q). Local."""
-        clock = self.base.clock
-        return clock if self.width == self.n_actions else np.minimum(
-            clock[:, : self.n_actions], clock[:, self.n_actions :]
-        )
+        return self.base.visited()
 
     def policy_table(self) -> tuple[np.ndarray, int]:
         """The committed values a policy is greedy on: flat q, and values per state in it. Local."""
-        base = self.base
-        if base.record.n_parts == 1:
-            return base.q, base.record.stride
-        return base.policy_values().reshape(-1), self.n_actions
+        return self.base.policy_table()
 
     def gather_lanes(self) -> np.ndarray | None:
         """Return all committed lanes, packed in order, on rank 0; None elsewhere. COLLECTIVE."""

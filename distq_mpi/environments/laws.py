@@ -111,13 +111,13 @@ def import_law(id: str) -> type:
 
 
 def law_environment(
-    id: str, law_class: type, kwargs: Mapping[str, Any], built_in: bool = False
+    id: str, law_class: Callable[..., Any], kwargs: Mapping[str, Any], built_in: bool = False
 ) -> Environment:
     """Construct a law with `kwargs`, look hard at it, and wrap it as an `Environment`.
 
     Parameters
     ----------
-    law_class : a class whose instances have `n_states`, `n_actions`, `n_outcomes`, `params` (a
+    law_class : what makes a law, with `n_states`, `n_actions`, `n_outcomes`, `params` (a
         tuple of int, float, bool and arrays of these) and the static functions `outcome(state,
         action, i, params) -> (probability, next_state, reward, terminated)` and `start(i, params)
         -> (probability, state)`; optionally `n_starts` (1), `uniform_starts`, `max_episode_steps`

@@ -14,7 +14,7 @@ import distq_mpi
 PACKAGE = Path(distq_mpi.__file__).parent
 
 FLOORS = [
-    {"errors", "launcher", "__init__"},
+    {"errors", "launcher", "commands", "__init__"},
     {"config", "partition", "files", "kernels"},
     {"environments", "table", "lanes", "transport"},
     {"fusion", "planning", "checkpoint"},
@@ -22,10 +22,14 @@ FLOORS = [
     {"architectures", "stopping", "monitor"},
     {"memory"},
     {"signals", "saving", "preparation", "summary"},
-    {"dry_run", "trainer"},
+    {"comparison", "operands"},
+    {"doctor", "dry_run", "judging", "trainer", "upgrading", "verification"},
     {"keys"},
     {"cli"},
     {"usage"},
+    {"evaluation"},
+    {"callbacks"},
+    {"api"},
     {"__main__"},
 ]
 DOORS = {

@@ -1,0 +1,46 @@
+"""The commands: operands and options of each, and whether it starts MPI."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FREE_ON_RESUME = ("stop.", "checkpoint.", "run.report_every_s", "evaluate.episodes")
+
+
+@dataclass(frozen=True)
+class Takes:
+    """What may stand behind a command.
+
+    Parameters
+    ----------
+    operands : in words; least, most : how many.
+    options : those that are no configuration keys.
+    keys : configuration keys; `train` and `resume` see to theirs themselves.
+    mpi : whether every rank works, over MPI.
+    """
+
+    operands: str
+    least: int = 1
+    most: int = 1
+    options: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    mpi: bool = False
+
+
+COMMANDS = {
+    "train": Takes("no operand", 0, 0, ("config", "dry-run", "ranks"), mpi=True),
+    "resume": Takes("one run directory", mpi=True),
+    "evaluate": Takes(
+        "one run directory or checkpoint",
+        options=("json",),
+        keys=("evaluate.episodes", "evaluate.exact", "run.seed"),
+        mpi=True,
+    ),
+    "info": Takes("one file"),
+    "verify": Takes("one or two run directories or files", 1, 2, ("json",)),
+    "upgrade": Takes("one run directory or file", options=("output",)),
+    "doctor": Takes("no operand", 0, 0, ("json",)),
+}
+SWITCHES = {"dry-run", "json"}
+"""Options without a value."""
+TOOLS = set(COMMANDS) - {"train", "resume"}

@@ -1,0 +1,170 @@
+"""`evaluate`: how good the table of a run or of one file is, sampled and exact."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distq_mpi import checkpoint
+from distq_mpi.architectures import Progress
+from distq_mpi.certificate import Certificate, Solver, solvable
+from distq_mpi.certificate import requests as certificate_requests
+from distq_mpi.checkpoint import Header
+from distq_mpi.config import Config
+from distq_mpi.environments.base import Environment
+from distq_mpi.environments.sharing import share
+from distq_mpi.errors import FileError
+from distq_mpi.files import plain
+from distq_mpi.kernels import Kernel
+from distq_mpi.kernels.evaluation import evaluation_kernel
+from distq_mpi.kernels.objects import load
+from distq_mpi.monitor.console import count, number, summary_lines
+from distq_mpi.operands import table_file
+from distq_mpi.preparation import build
+from distq_mpi.summary import sample
+from distq_mpi.table import Record, Rows, record_of, table_sha256
+
+if TYPE_CHECKING:
+    from distq_mpi.transport import Transport
+
+SAMPLED = ("sampled return", "table sha256")
+EXACT = ("policy value", "policy return", "policy gap, loss")
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What rank 0 finds before anybody works."""
+
+    header: Header
+    config: Config
+    environment: Environment
+    reason: str | None
+    """Why there are no exact values; None where there are."""
+    refusals: list[str]
+
+
+def evaluate(command: Any, transport: Transport) -> int:
+    """Judge a table and print what is known of it; return the exit code. COLLECTIVE.
+
+    The numbers are those that `train` ends with, and the same on any number of ranks. Nothing is
+    written. Rank 0 alone reads the command and the file; a host holds the table once.
+
+    Raises
+    ------
+    FileError
+        If the file is damaged, or was learned on another environment than its configuration makes
+        now.
+    """
+    found: _Found | None = None
+    with transport.same_outcome():
+        if transport.rank == 0:
+            found = _find(command)
+    config, exact = transport.broadcast(found and (found.config, found.reason is None))
+    make = functools.partial(build, config.env, config.learn.exploring_starts)
+    environment = share(found.environment if found else None, make, transport)
+    record = record_of(config.learn, environment.n_actions)
+    with transport.same_outcome():
+        leads = transport.leads_node
+        kernels = load(_requests(config, environment, exact) if leads else None, transport)
+    rows = _read(found.header if found else None, record, environment.n_states, transport)
+    certificate, n_reachable = Certificate(kind="none"), None
+    if exact:
+        solver = Solver(environment, config.learn.discount, kernels, transport)
+        solver.solve()
+        certificate = solver.certify(*rows.policy_table(), rows.visited(), tight=True)
+        n_reachable = solver.n_reachable
+    evaluation = sample(config, environment, kernels, rows.q, transport)
+    if found is not None:
+        told = {
+            **_facts(found),
+            "states_reachable": n_reachable,
+            "table_sha256": table_sha256(rows.part_slices()),
+            "certificate": asdict(certificate),
+            "evaluation": evaluation,
+        }
+        text = json.dumps(plain(told), indent=2, allow_nan=False)
+        print(text if command.json else "\n".join(_lines(found, told)))
+    transport.close()
+    return 0
+
+
+def _find(command: Any) -> _Found:
+    operand = Path(command.operands[0])
+    path = table_file(operand)
+    refusals: list[str] = []
+    if operand.is_dir() and path.parent != operand:
+        newest, refusals = checkpoint.newest_good(path.parent)
+        if newest is None:
+            told = "".join(f"\n  {refusal}" for refusal in refusals)
+            raise FileError(f"{path.parent}: no good checkpoint to evaluate{told}")
+        path = newest
+    header = checkpoint.read_header(path)
+    config = command.override(header.config_toml, f"/config of {path}")
+    environment = build(config.env, config.learn.exploring_starts)
+    checkpoint.read_header(path, environment.model_id)
+    reason = solvable(environment, config.learn.discount)
+    if not config.evaluate.exact:
+        reason = "evaluate.exact is false"
+    return _Found(header, config, environment, reason, refusals)
+
+
+def _requests(config: Config, environment: Environment, exact: bool) -> dict[str, Kernel]:
+    record = record_of(config.learn, environment.n_actions)
+    found = evaluation_kernel(config.learn, environment, record)
+    return found | (certificate_requests(environment, record.dtype) if exact else {})
+
+
+def _read(header: Header | None, record: Record, n_states: int, transport: Transport) -> Rows:
+    """Return the file's rows, which only rank 0 reads, as views of one copy a host. COLLECTIVE."""
+    rows: Rows | None = None
+    with transport.same_outcome():
+        if header is not None:
+            rows = Rows(record, n_states)
+            for start, q, clock, _ in checkpoint.iter_rows(header):
+                rows.values[start : start + len(q)] = q
+                rows.clock[start : start + len(q)] = clock
+    if transport.size == 1 and rows is not None:
+        return rows
+    (raw,) = transport.share_on_node((rows.raw,) if rows is not None else None)
+    return Rows(record, n_states, raw)
+
+
+def _facts(found: _Found) -> dict[str, Any]:
+    header, environment = found.header, found.environment
+    progress = Progress.from_json(header.attributes["state"])
+    return {
+        "file": str(header.path),
+        "env": environment.id,
+        "rounds": progress.round,
+        "steps": progress.steps,
+        "seed": found.config.run.seed,
+        "discount": found.config.learn.discount,
+        "states": environment.n_states,
+        "actions": environment.n_actions,
+        "no_exact_values": found.reason,
+    }
+
+
+def _lines(found: _Found, told: dict[str, Any]) -> list[str]:
+    certificate = told["certificate"]
+    lines = [f"refused: {refusal}" for refusal in found.refusals]
+    lines += [
+        f"{found.header.path}: round {told['rounds']}, {count(told['steps'])} steps",
+        found.environment.summary,
+    ]
+    if found.reason is not None:
+        lines.append(f"no exact values: {found.reason}")
+    shown = SAMPLED if found.reason is not None else EXACT + SAMPLED
+    lines += [f"  {title:<20} {text}" for title, text in summary_lines(told) if title in shown]
+    if found.reason is None:
+        bounds = (number(certificate[name]) for name in ("q_error", "q_error_bound"))
+        lines.append("  {:<20} {}, bound {}".format("q error", *bounds))
+        lines.append(
+            f"  {'never learned':<20} {certificate['uncertified_pairs']:,} pairs of "
+            f"{told['states_reachable']:,} reachable states"
+        )
+    return lines
+
