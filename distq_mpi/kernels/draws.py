@@ -9,7 +9,7 @@ Which bits of a draw serve what (part of the checkpoint's `format_version`):
 | purpose | counter | word | bits | serves |
 |---|---|---|---|---|
 | TRANSITION | (step, lane) | 0 | 0-31 | explore if below epsilon x 2^32 |
-| | | 0 | 32-63 | the random action, or which of the tied greedy actions |
+| | | 0 | 32-63 | the random action, or which of the tied greedy actions (of a part, too) |
 | | | 1 | 32-63 | the outcome of (state, action) |
 | | | 1 | 0-28 | stochastic rounding of a float32 write |
 | RESET | (step, lane) | 0 | 0-63 | the start state of the next episode |

@@ -119,7 +119,7 @@ def transition_law(record, best, choose, bootstrap, toss, step_size, store):
         row, part = next_state * stride, toss(bits)
         value = best(q, row)[1]
         a_next = choose(q, row, value, word, explore)
-        future = bootstrap(q, row, a_next, value, explore, part)
+        future = bootstrap(q, row, a_next, value, explore, part, word)
         target = reward + (0.0 if terminated else discount * future)
         pair = state * stride + part + action
         cell = state * clock_stride + clock_offset + part + action

@@ -1,9 +1,9 @@
 """Rules: what a transition bootstraps from. Laws for one transition.
 
-Each maker takes (n_actions, expected) and returns bootstrap(q, row, a_next, value, explore, part):
-the table as a 1-D array, the first index of next_state's row (uint64), the action chosen there,
-the largest value the policy sees there, the behaviour's `explore`, and which part of the row is
-being updated (uint64, first index of it within the row).
+Each maker takes (n_actions, expected) and returns bootstrap(q, row, a_next, value, explore, part,
+word): the table as a 1-D array, the first index of next_state's row (uint64), the action chosen
+there, the largest value the policy sees there, the behaviour's `explore`, which part of the row is
+being updated (uint64, first index of it within the row), and the draw's first word.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from distq_mpi.kernels.exploration import best_of
+from distq_mpi.kernels.exploration import best_of, epsilon_greedy
 
 u8, f8 = np.uint64, np.float64
 
@@ -24,7 +24,7 @@ COIN_SHIFT = u8(29)
 def q_learning(n_actions, expected):
     """Bootstrap from the best action (Watkins & Dayan 1992)."""
 
-    def bootstrap(q, row, a_next, value, explore, part):
+    def bootstrap(q, row, a_next, value, explore, part, word):
         return f8(value)
 
     return bootstrap
@@ -33,7 +33,7 @@ def q_learning(n_actions, expected):
 def sarsa(n_actions, expected):
     """Bootstrap from the action that will be executed (Rummery & Niranjan 1994)."""
 
-    def bootstrap(q, row, a_next, value, explore, part):
+    def bootstrap(q, row, a_next, value, explore, part, word):
         return f8(q[row + a_next])
 
     return bootstrap
@@ -42,18 +42,25 @@ def sarsa(n_actions, expected):
 def expected_sarsa(n_actions, expected):
     """Bootstrap from the mean over the behaviour's actions (van Seijen et al. 2009)."""
 
-    def bootstrap(q, row, a_next, value, explore, part):
+    def bootstrap(q, row, a_next, value, explore, part, word):
         return expected(q, row, value, explore)
 
     return bootstrap
 
 
 def double_q(n_actions, expected):
-    """Bootstrap from the other part's value of this part's best action (van Hasselt 2010)."""
-    best, width = best_of(n_actions), u8(n_actions)
+    """Bootstrap from the other part's value of this part's best action (van Hasselt 2010).
 
-    def bootstrap(q, row, a_next, value, explore, part):
-        return f8(q[row + (width - part) + best(q, row + part)[0]])
+    Exact ties are broken uniformly, by the bits that break those of the behaviour: where a table
+    starts with equal values, always taking the first keeps the bias that the rule is there to avoid
+    for longer.
+    """
+    best, choose, width = best_of(n_actions), epsilon_greedy(n_actions), u8(n_actions)
+
+    def bootstrap(q, row, a_next, value, explore, part, word):
+        own = row + part
+        a_best = choose(q, own, best(q, own)[1], word, u8(0))
+        return f8(q[row + (width - part) + a_best])
 
     return bootstrap
 

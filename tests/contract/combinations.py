@@ -116,6 +116,9 @@ def combinations() -> dict[str, dict[str, Any]]:
         "env": {"id": "grid", "kwargs": {"rows": 9, "columns": 11, "slip": 0.2}},
         "learn": {"dtype": "float32"},
     }
+    found["drawn grid"] = {
+        "env": {"id": "grid", "kwargs": {"layout": "tests/contract/maze.txt", "slip": 0.2}}
+    }
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,23 @@ def write_models(folder: Path) -> None:
     np.savez(folder / "nan.npz", **{**model, "reward": np.array([0.0, np.nan])})
 
 
+# So many outcomes that only a sample is looked at; the fourth state is not among it.
+UNSEEN = """
+def outcome(state, action, i, params):
+    bad = state == 3 and action == 1
+    return 1.0 / 64, 2**40 if bad else (state + 1 + (i == 9)) % 200000, -1.0, False
+
+
+def start(i, params):
+    return 1.0, 0
+
+
+class Unseen:
+    n_states, n_actions, n_outcomes, params = 200000, 4, 64, ()
+    outcome, start = staticmethod(outcome), staticmethod(start)
+"""
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_mistake(name: str, tmp_path: Path) -> None:
     options, wanted = CASES[name]
@@ -80,6 +98,20 @@ def test_mistake(name: str, tmp_path: Path) -> None:
     assert "Traceback" not in ended.err
     assert ended.err.count(wanted) <= 3  # one message (which may name the thing twice), one rank
     assert not (tmp_path / "runs").exists()
+
+
+def test_law_that_leaves_its_states_where_nobody_looked(tmp_path: Path) -> None:
+    (tmp_path / "unseen.py").write_text(UNSEEN)
+    ended = distq(
+        3, "train", "--env.id", "unseen:Unseen", "--run.dir", "here", "--stop.steps", "1000000",
+        "--parallel.agents", "2", cwd=tmp_path, limit_s=60,
+    )  # fmt: skip
+    assert ended.code == 2, (ended.code, ended.out, ended.err)
+    assert "watched while learning" in ended.out
+    wanted = r"next_state 1099511627776 is not in 0..199999 \(met by lane \d+ in its step \d+\)"
+    assert len(re.findall(r"outcome\(state=3, action=1, i=\d+\): " + wanted, ended.err)) == 1
+    assert "Traceback" not in ended.err
+    assert not list((tmp_path / "here" / "checkpoints").iterdir())
 
 
 def test_all_mistakes_at_once(tmp_path: Path) -> None:

@@ -18,6 +18,19 @@ def test_the_table_shown_is_a_model(tmp_path, monkeypatch):
     assert env.outcome(1, 1, 0, env.params) == (0.9, 0, 5.0, True)
 
 
+def test_the_matrices_shown_are_a_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    space = {}
+    exec(BLOCKS[1], space)
+    kwargs = {"reward": "R.npy", "terminated": "ends.npy"}
+    env = make(SimpleNamespace(id="P_{action}.npz", kwargs=kwargs))
+    assert (env.n_states, env.n_actions, env.n_starts) == (50, 2, 49)
+    assert env.outcome(48, 1, 1, env.params) == (0.9, 49, -1.0, True)
+    exec(BLOCKS[2], space)
+    again = make(SimpleNamespace(id="corridor.h5", kwargs={}))
+    assert again.model_id == space["model"].model_id == env.model_id
+
+
 def test_the_law_shown_is_the_law_tested():
     _, _, code = (ROOT / "tests/river.py").read_text().partition('"""\n\n\n')
-    assert code == BLOCKS[1]
+    assert code == BLOCKS[3]

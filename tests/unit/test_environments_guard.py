@@ -166,7 +166,7 @@ def test_the_lane_and_its_step_are_named(n_lanes: int) -> None:
     learner.begin()
     learner.learn(4000)
     assert np.all(learner.lane("next_state") < 64) and np.all(learner.lane("state") < 64)
-    told = r"state=63, action=2, i=1\): next_state 1099511627776 .*met by lane (\d+) in .*step (\d+)"
+    told = r"state=63, action=2, i=1\): next_state 1099511627776 .*by lane (\d+) in .*step (\d+)"
     with pytest.raises(ModelError, match=told) as caught:
         refuse_noted(environment, Lonely(), 1, n_lanes, range(4001))  # type: ignore[arg-type]
     found = re.search(told, str(caught.value))

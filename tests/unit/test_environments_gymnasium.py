@@ -114,6 +114,7 @@ def test_drawing():
         ("FrozenLak-v1", {}, "unknown environment 'FrozenLak-v1'; did you mean FrozenLake-v1?"),
         ("gird", {}, "did you mean grid?"),
         ("qqqqqq", {}, r"unknown environment 'qqqqqq' \(a Gymnasium id, garnet, grid"),
+        ("model.h5", {}, r"there is no file model\.h5"),
         ("CartPole-v1", {}, r"observation space Box\(.*is continuous"),
         ("Blackjack-v1", {}, r"observation space Tuple\(.* is not Discrete"),
         ("FrozenLake-v1", {"slippery": True}, "unexpected keyword argument 'slippery'"),

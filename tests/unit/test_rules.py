@@ -28,13 +28,14 @@ u8, f8 = np.uint64, np.float64
 
 
 def bootstrap(
-    rule: str, q: list[float], n_actions: int, a_next: int, expected: Any = None, part: int = 0
-) -> float:
+    rule: str, q: list[float], n_actions: int, a_next: int, expected: Any = None, part: int = 0,
+    word: int = 0,
+) -> float:  # fmt: skip
     table = np.array(q)
     at = sum_of_parts(n_actions) if RULES[rule].n_parts == 2 else None
     value = best_of(n_actions, *([at] if at else []))(table, u8(0))[1]
     function = RULES[rule].bootstrap(n_actions, expected)
-    return float(function(table, u8(0), u8(a_next), value, u8(0), u8(part)))
+    return float(function(table, u8(0), u8(a_next), value, u8(0), u8(part), u8(word)))
 
 
 def test_q_learning_takes_the_best_and_sarsa_the_next() -> None:
@@ -46,6 +47,12 @@ def test_double_q_judges_the_best_of_one_part_by_the_other() -> None:
     row = [1.0, 3.0, 2.0, 10.0, 20.0, 30.0]
     assert bootstrap("double_q", row, 3, 0, part=0) == 20.0
     assert bootstrap("double_q", row, 3, 0, part=3) == 2.0
+
+
+def test_double_q_breaks_ties_within_a_part_by_the_draw() -> None:
+    row = [5.0, 1.0, 5.0, 10.0, 20.0, 30.0]
+    for high, wanted in ((0, 10.0), (2**31 - 1, 10.0), (2**31, 30.0), (2**32 - 1, 30.0)):
+        assert bootstrap("double_q", row, 3, 0, part=0, word=high << 32) == wanted
 
 
 def test_the_coin_is_bit_29() -> None:
