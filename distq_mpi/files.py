@@ -356,7 +356,8 @@ def open_hdf5(path: AnyPath, kind: str, format_name: str, newest: int) -> Stored
             if version > newest:
                 raise FileError(
                     f"{path} was written by a newer distq_mpi (format {version}); "
-                    f"this one reads up to {newest}"
+                    f"this one reads up to {newest}; take "
+                    f"{attributes.get('creator', 'the one that wrote it')} or later"
                 )
             texts, arrays = _datasets(file)
             crc32 = {name: int(file[f"crc32/{name}"][0]) for name in ("attributes", *texts)}
