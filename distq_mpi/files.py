@@ -289,6 +289,13 @@ def create_hdf5(path: AnyPath, needed_bytes: int = 0) -> Iterator[ArrayWriter]:
         sink.check()
 
 
+def hdf5_version() -> str:
+    """Version of the HDF5 library. Raises ImportError where it cannot be loaded."""
+    import h5py
+
+    return str(h5py.version.hdf5_version)
+
+
 @dataclass(frozen=True)
 class StoredArray:
     """Where one contiguous array lies in its file; picklable."""
