@@ -56,8 +56,11 @@ def examine(as_json: bool) -> int:
     as_json : print a list of objects with name, found, verdict (ok, note, wrong) and advice.
     """
     teller = _Teller(launched_rank() == 0, as_json)
+    expected = installation.wheel_family()
     if teller.speaks:
         teller.tell(*installation.package_rows(), installation.wheel_row())
+        if expected:  # before MPI starts: with a foreign launcher some libraries end the process
+            teller.tell(installation.launcher_row(expected, sys.prefix), _started_by(expected))
     transport, library, rows = _connect()
     teller.speaks = transport.rank == 0 if transport else teller.speaks
     if teller.speaks:
@@ -65,7 +68,9 @@ def examine(as_json: bool) -> int:
         if library:
             told = f"{library}, from {installation.origin(path)}{f' ({path})' if path else ''}"
             teller.tell(Row("mpi library", told))
-        teller.tell(*rows, installation.launcher_row(library, path), _started_by())
+        if not expected:
+            teller.tell(installation.launcher_row(library, path), _started_by(library))
+        teller.tell(*rows)
     versions = {name: installation.installed(name) for name in installation.SHOWN}
     threads = {name: os.environ[name] for name in machine.THREADS if name in os.environ}
     place = machine.look(platform.node(), threads, versions)
@@ -120,7 +125,7 @@ def _ulfm_row(transport: Transport, library: str) -> Row:
     return Row("ulfm", "available, not switched on", "note", advice)
 
 
-def _started_by() -> Row:
+def _started_by(library: str) -> Row:
     """What the environment tells of launcher and batch system."""
     environ, said = os.environ, []
     if "SLURM_JOB_ID" in environ:
@@ -131,6 +136,10 @@ def _started_by() -> Row:
     elif "PMI_RANK" in environ:
         said.append("a PMI launcher (MPICH's, Intel's or srun)")
     found = ", ".join(said) or "nothing: a plain process"
+    family = installation.family_of(library)
+    if "OMPI_COMM_WORLD_RANK" in environ and family not in ("", "Open MPI"):
+        return Row("started by", f"{found}, but the library is {family}", "wrong",
+                   "use the mpirun that belongs to the library")  # fmt: skip
     if "SLURM_JOB_ID" in environ and launched_size() is None:
         return Row("started by", found, "note", "in a SLURM job start ranks with srun or mpirun")
     return Row("started by", found)

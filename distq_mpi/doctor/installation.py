@@ -125,6 +125,12 @@ def wheel_row() -> Row:
     return Row("mpi wheels", present[0] if present else "none: the system's MPI is used")
 
 
+def wheel_family() -> str:
+    """Family of the one MPI wheel that is installed, "" where there is none or more."""
+    found = [family for name, family in WHEELS.items() if installed(name)]
+    return found[0] if len(found) == 1 else ""
+
+
 def library_path() -> str:
     """File of the MPI library that this process has loaded, "" where there is none."""
     try:
@@ -145,7 +151,8 @@ def origin(path: str) -> str:
 def launcher_row(library: str, path: str) -> Row:
     """Which mpirun would be started, and whether it belongs to the library.
 
-    library : what the library says about itself, "" where there is none; path : its file.
+    library : what the library says about itself, "" where there is none; path : its file, or a
+    folder around it.
     """
     beside = Path(sys.executable).parent / "mpirun"
     mpirun = shutil.which("mpirun") or shutil.which("mpiexec")
