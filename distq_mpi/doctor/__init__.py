@@ -57,11 +57,13 @@ def examine(as_json: bool) -> int:
     """
     teller = _Teller(launched_rank() == 0, as_json)
     expected = installation.wheel_family()
+    starter = _started_by(expected)
     if teller.speaks:
         teller.tell(*installation.package_rows(), installation.wheel_row())
-        if expected:  # before MPI starts: with a foreign launcher some libraries end the process
-            teller.tell(installation.launcher_row(expected, sys.prefix), _started_by(expected))
-    transport, library, rows = _connect()
+        if expected:
+            teller.tell(installation.launcher_row(expected, sys.prefix), starter)
+    # Started by a foreign launcher, some libraries end the process.
+    transport, library, rows = (None, "", []) if starter.verdict == "wrong" else _connect()
     teller.speaks = transport.rank == 0 if transport else teller.speaks
     if teller.speaks:
         path = installation.library_path()
