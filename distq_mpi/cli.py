@@ -8,14 +8,16 @@ mistakes are told at once, each with its key, its value, its limit and where it 
 from __future__ import annotations
 
 import json
+import os
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from distq_mpi.commands import COMMANDS, FREE_ON_RESUME, SWITCHES, TOOLS
-from distq_mpi.config import SECTIONS, Config, check, from_dict
+from distq_mpi.config import SECTIONS, Config, check, from_dict, to_dict
 from distq_mpi.errors import ConfigError
 from distq_mpi.keys import (
     OPTIONS,
@@ -24,6 +26,7 @@ from distq_mpi.keys import (
     closest,
     did_you_mean,
     is_argument,
+    keyword_names,
     kinds,
     limits,
     validate,
@@ -97,6 +100,41 @@ def parse(argv: list[str]) -> Command:
     merged.add_line(options)
     config = merged.checked()
     return Command(name, config, dry_run=dry_run, ranks=None if ranks is None else int(ranks))
+
+
+def from_keywords(
+    keywords: Mapping[str, Any], source: Config | Mapping[str, Any] | str | os.PathLike[str] = ""
+) -> Config:
+    """Return the configuration that keyword arguments mean, over that of `source`. Local.
+
+    keywords : key -> value. A key is the last word of a configuration key, or `section_word`;
+        `env_kwargs` takes a mapping. `learning_rate` is `alpha` of a constant step size.
+    source : a configuration, its sections, or the path of a TOML file; "" for none.
+
+    Raises ConfigError with one line per mistake.
+    """
+    merged, called = _Merged(), keyword_names()
+    if isinstance(source, Config):
+        merged.add_sections(to_dict(source), "config")
+    elif isinstance(source, Mapping):
+        merged.add_sections(source, "config")
+    elif os.fspath(source):
+        merged.add_file(os.fspath(source))
+    given: dict[str, str] = {}
+    for name, value in keywords.items():
+        key = called.get(name)
+        if key is None:
+            hint = did_you_mean(closest(name, called))
+            merged.mistakes.append(f"{name}: unknown keyword{hint}")
+            continue
+        if key in given:
+            merged.mistakes.append(f"{name}: {given[key]} says the same already")
+            continue
+        given[key] = name
+        merged.put(key, value.item() if hasattr(value, "item") else value, name)
+    if "learning_rate" in keywords and "learn.step_size" not in given:
+        merged.put("learn.step_size", "constant", "learning_rate")
+    return merged.checked()
 
 
 def _tool(
@@ -184,26 +222,29 @@ class _Merged:
         except tomllib.TOMLDecodeError as error:
             self.mistakes.append(f"{path}: not TOML: {error}")
             return
+        self.add_sections(sections, path)
+
+    def add_sections(self, sections: Mapping[str, Any], path: str) -> None:
         for section, keys in sections.items():
             if section not in SECTIONS:
                 known = words() | {name: f"[{name}]" for name in SECTIONS}
                 hint = did_you_mean(known.get(section) or known.get(closest(section, known)))
                 self.mistakes.append(f"{section} in {path}: unknown section{hint}")
-            elif not isinstance(keys, dict):
+            elif not isinstance(keys, Mapping):
                 self.mistakes.append(f"{section} in {path}: must be a section, [{section}]")
             else:
                 for key, value in keys.items():
-                    self._put(f"{section}.{key}", value, f"{section}.{key} in {path}")
+                    self.put(f"{section}.{key}", value, f"{section}.{key} in {path}")
 
     def add_line(self, options: dict[str, str]) -> None:
         for key, text in options.items():
-            self._put(key, _value(key, text), f"--{key}")
+            self.put(key, _value(key, text), f"--{key}")
 
-    def _put(self, key: str, value: Any, origin: str) -> None:
+    def put(self, key: str, value: Any, origin: str) -> None:
         section, _, name = key.partition(".")
-        if key == "env.kwargs" and isinstance(value, dict):
+        if key == "env.kwargs" and isinstance(value, Mapping):
             for argument, item in value.items():
-                self._put(f"{key}.{argument}", item, origin.replace(key, f"{key}.{argument}", 1))
+                self.put(f"{key}.{argument}", item, origin.replace(key, f"{key}.{argument}", 1))
         elif key == "env.kwargs":
             self.mistakes.append(f"{origin}: one argument each: env.kwargs.NAME")
         elif is_argument(key):

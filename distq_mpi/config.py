@@ -30,7 +30,7 @@ class EnvConfig:
     """What is learned on."""
 
     id: str = "FrozenLake8x8-v1"
-    """Gymnasium id, built-in name, module:Law, or a model file (.npz)."""
+    """Gymnasium id, built-in name, module:Law, or a model file (.npz, .h5, .hdf5)."""
     kwargs: dict[str, Value] = field(default_factory=dict)
     """Arguments of the environment: --env.kwargs.NAME VALUE."""
     max_episode_steps: Count = 0

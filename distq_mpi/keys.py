@@ -101,6 +101,20 @@ def words() -> dict[str, str]:
     return found
 
 
+def keyword_names() -> dict[str, str]:
+    """What a key may be called as a keyword argument of Python -> the key.
+
+    `section_word` of every key; the last word alone where one section has it; synonyms of it.
+    """
+    found: dict[str, str] = {}
+    leaves = [key.partition(".")[2] for key in SCHEMAS]
+    for key, leaf in zip(SCHEMAS, leaves, strict=True):
+        found[key.replace(".", "_", 1)] = key
+        if leaves.count(leaf) == 1:
+            found[leaf] = key
+    return found | {word: key for word, key in SYNONYMS.items() if word not in OPTIONS}
+
+
 def closest(word: str, known: Iterable[str]) -> str:
     """The known word most like this one, empty where none is."""
     return next(iter(difflib.get_close_matches(word, list(known), 1)), "")

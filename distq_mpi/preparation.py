@@ -7,6 +7,7 @@ import hashlib
 import time
 import tomllib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,7 @@ LINEAR_DISCOUNT = 0.5
 
 @dataclass
 class Prepared:
-    """What a run starts from, on one rank. `directory` and `monitor` exist on rank 0 only."""
+    """What a run starts from, on one rank."""
 
     config: Config
     environment: Environment
@@ -51,17 +52,41 @@ class Prepared:
     exact: bool
     agents_from_ranks: bool
     checkpoint: Path | None
+    kept: bool
+    """Whether there is a run directory; the same on every rank."""
     directory: RunDirectory | None
-    monitor: Monitor | None
+    """That directory, on rank 0 only."""
+    refusals: tuple[str, ...]
+    """Why newer checkpoints were not taken; known to rank 0 only."""
     started: float
 
 
-def build(env: EnvConfig, exploring: bool = False) -> Environment:
+@dataclass
+class Settled:
+    """What rank 0 finds before anybody works; `directory` and `checkpoint` of a resumed run.
+
+    keep : whether to make a run directory where there is none yet.
+    """
+
+    config: Config
+    environment: Environment
+    reason: str | None
+    agents_from_ranks: bool
+    directory: RunDirectory | None = None
+    checkpoint: Path | None = None
+    refusals: tuple[str, ...] = ()
+    keep: bool = True
+
+
+def build(env: EnvConfig, exploring: bool = False, given: Any = None) -> Environment:
     """Make the environment of an `[env]` configuration, under its time limit. Local.
 
-    exploring : `learn.exploring_starts`.
+    exploring : `learn.exploring_starts`. given : an object in place of `env.id`.
     """
-    environment = environments.make(env)
+    if given is None:
+        environment = environments.make(env)
+    else:
+        environment = environments.from_object(given, env.kwargs)
     if env.max_episode_steps:
         text = f"{environment.model_id} limit {env.max_episode_steps}"
         environment = replace(
@@ -73,14 +98,15 @@ def build(env: EnvConfig, exploring: bool = False) -> Environment:
 
 
 def settle(
-    config: Config, size: int, per_host: int = 1
+    config: Config, size: int, per_host: int = 1, given: Any = None
 ) -> tuple[Config, Environment, str | None]:
     """Return the resolved configuration, the environment, and why it cannot be solved (or None).
 
-    size : ranks of the job; per_host : most ranks on one host, which share its memory.
+    size : ranks of the job; per_host : most ranks on one host, which share its memory; given : an
+    object in place of the environment that the configuration names.
     Local; reads no MPI. Raises ConfigError and ModelError for whatever cannot run as written.
     """
-    environment = build(config.env, config.learn.exploring_starts)
+    environment = build(config.env, config.learn.exploring_starts, given)
     discount = config.learn.discount
     reason = solvable(environment, discount)
     if not config.evaluate.exact:
@@ -127,60 +153,52 @@ def warnings(config: Config) -> list[str]:
     return found
 
 
-def prepare(command: Any, transport: Transport) -> Prepared:
+def prepare(
+    find: Callable[[int, int], Settled], transport: Transport, given: Any = None
+) -> Prepared:
     """Return what the run starts from, on every rank. COLLECTIVE.
 
     Rank 0 alone reads files and asks Gymnasium; the other ranks are told. A mistake found there
     is raised on all ranks.
+
+    find : called on rank 0 with the ranks of the job and the most on one host: `from_command`,
+        `from_config` or `from_checkpoint`. given : the object it makes the environment of, on
+        every rank; None where the configuration names it.
     """
     started = time.perf_counter() - process_age_s()
-    settled: _Settled | None = None
+    settled: Settled | None = None
     with transport.same_outcome():
         if transport.rank == 0:
-            per_host = max(Counter(transport.hosts).values())
-            settled = _settled(command, transport.size, per_host)
-    told = settled and (settled.config, settled.reason is None, settled.checkpoint)
-    config, exact, path = transport.broadcast(told)
-    make = functools.partial(build, config.env, config.learn.exploring_starts)
+            settled = find(transport.size, max(Counter(transport.hosts).values()))
+    told = settled and (
+        settled.config, settled.reason is None, settled.checkpoint, settled.keep,
+        settled.agents_from_ranks,
+    )  # fmt: skip
+    config, exact, path, kept, from_ranks = transport.broadcast(told)
+    make = functools.partial(build, config.env, config.learn.exploring_starts, given)
     environment = share(settled.environment if settled else None, make, transport)
     with transport.same_outcome():
         requests = _requests(config, environment, exact) if transport.leads_node else None
         kernels = load(requests, transport)
         if settled is not None and "check" in kernels:
-            check_all(settled.environment, kernels["check"])
+            check_all(environment, kernels["check"])
     directory: RunDirectory | None = None
-    monitor: Monitor | None = None
     with transport.same_outcome():
-        if settled is not None:
+        if settled is not None and kept:
             # Made last, so that a mistake leaves no directory behind.
             directory = settled.directory or RunDirectory.create(
                 to_toml(config), config.env.id, config.run.dir, config.run.overwrite
             )
-            monitor = Monitor(directory)
-            _introduce(monitor, settled, transport)
-    from_ranks = settled is not None and settled.agents_from_ranks
+    refusals = settled.refusals if settled else ()
     return Prepared(
-        config, environment, kernels, exact, from_ranks, path, directory, monitor, started
+        config, environment, kernels, exact, from_ranks, path, kept, directory, refusals, started
     )
 
 
-@dataclass
-class _Settled:
-    """What rank 0 finds before anybody works; `directory` and `checkpoint` of a resumed run."""
-
-    config: Config
-    environment: Environment
-    reason: str | None
-    agents_from_ranks: bool
-    directory: RunDirectory | None = None
-    checkpoint: Path | None = None
-    refusals: tuple[str, ...] = ()
-
-
-def _settled(command: Any, size: int, per_host: int) -> _Settled:
+def from_command(command: Any, size: int, per_host: int) -> Settled:
+    """What `train` or `resume` asks for. Local; takes the directory of a resumed run."""
     if command.name == "train":
-        from_ranks = command.config.parallel.agents == 0
-        return _Settled(*settle(command.config, size, per_host), agents_from_ranks=from_ranks)
+        return from_config(command.config, True, None, size, per_host)
     directory = RunDirectory.open(command.directory)
     directory.lock()
     stored = command.override(directory.config_toml())
@@ -190,22 +208,49 @@ def _settled(command: Any, size: int, per_host: int) -> _Settled:
         told = "".join(f"\n  {refusal}" for refusal in refusals)
         raise FileError(f"{directory.checkpoints}: no good checkpoint to resume from{told}")
     header = checkpoint.read_header(path)
-    _refuse_other_bits(config, header.config_toml, path)
+    _refuse_other_bits(config, header.config_toml, path, "config.toml: ")
     with publish(directory.config) as temporary:
         temporary.write_text(to_toml(config), encoding="utf-8")
     from_ranks = bool(header.attributes.get("agents_from_ranks", False))
-    return _Settled(config, environment, reason, from_ranks, directory, path, tuple(refusals))
+    return Settled(config, environment, reason, from_ranks, directory, path, tuple(refusals))
 
 
-def _refuse_other_bits(config: Config, stored: str, path: Path) -> None:
-    """Raise ConfigError where a configuration asks for other bits than its checkpoint holds."""
+def from_config(config: Config, keep: bool, given: Any, size: int, per_host: int) -> Settled:
+    """A run from its beginning, with a run directory if `keep`. Local; `given` as in `settle`."""
+    settled = settle(config, size, per_host, given)
+    return Settled(*settled, agents_from_ranks=config.parallel.agents == 0, keep=keep)
+
+
+def from_checkpoint(path: Path, config: Config, given: Any, size: int, per_host: int) -> Settled:
+    """Learning that goes on from one file under its configuration, with what may change. Local.
+
+    A run directory is made where `run.dir` names one. Raises FileError where the file cannot be
+    trusted or belongs to another environment, ConfigError where `config` asks for other bits.
+    """
+    config, environment, reason = settle(config, size, per_host, given)
+    header = checkpoint.read_header(path, environment.model_id)
+    _refuse_other_bits(config, header.config_toml, path, "", given is not None)
+    from_ranks = bool(header.attributes.get("agents_from_ranks", False))
+    return Settled(
+        config, environment, reason, from_ranks, checkpoint=path, keep=bool(config.run.dir)
+    )
+
+
+def _refuse_other_bits(
+    config: Config, stored: str, path: Path, where: str, given: bool = False
+) -> None:
+    """Raise ConfigError where a configuration asks for other bits than its checkpoint holds.
+
+    where : begins each message. given : the environment is an object, whatever it is called.
+    """
     wanted, held = to_dict(config), tomllib.loads(stored)
     free = {"memory_bytes", "force"}
+    sections = ("learn", "parallel") if given else ("env", "learn", "parallel")
     mistakes = [
-        f"config.toml: {section}.{key} is {wanted[section].get(key)!r}, but {path.name} was "
+        f"{where}{section}.{key} is {wanted[section].get(key)!r}, but {path.name} was "
         f"written under {value!r}; it would change the bits"
         for section, keys in (
-            *((name, held[name]) for name in ("env", "learn", "parallel")),
+            *((name, held[name]) for name in sections),
             ("run", {"seed": held["run"]["seed"]}),
         )
         for key, value in keys.items()
@@ -215,18 +260,26 @@ def _refuse_other_bits(config: Config, stored: str, path: Path) -> None:
         raise ConfigError("\n".join(mistakes))
 
 
-def _introduce(monitor: Monitor, settled: _Settled, transport: Transport) -> None:
-    """Say what runs, and what was refused on the way."""
-    monitor.start(
-        _banner(settled.config, settled.environment, transport, settled.reason is None),
-        provenance(transport.library, transport.hosts),
-    )
-    for warning in warnings(settled.config):
-        monitor.event("warning", warning)
-    for refusal in settled.refusals:
-        monitor.event("refused", refusal)
-    if settled.checkpoint is not None:
-        monitor.event("resumed", path=str(settled.checkpoint))
+def watch(prepared: Prepared, transport: Transport, quiet: bool = False) -> Monitor | None:
+    """Return the monitor of a run with a directory, on rank 0; None elsewhere. COLLECTIVE.
+
+    Says what runs, and what was refused on the way; `quiet`: into the files only.
+    """
+    monitor: Monitor | None = None
+    with transport.same_outcome():
+        if prepared.directory is not None:
+            monitor = Monitor(prepared.directory, quiet)
+            monitor.start(
+                _banner(prepared.config, prepared.environment, transport, prepared.exact),
+                provenance(transport.library, transport.hosts),
+            )
+            for warning in warnings(prepared.config):
+                monitor.event("warning", warning)
+            for refusal in prepared.refusals:
+                monitor.event("refused", refusal)
+            if prepared.checkpoint is not None:
+                monitor.event("resumed", path=str(prepared.checkpoint))
+    return monitor
 
 
 def _requests(config: Config, environment: Environment, exact: bool) -> dict[str, Any]:

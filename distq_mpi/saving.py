@@ -44,20 +44,30 @@ class Saver:
         progress = self.architecture.progress
         if progress.round == self._written_round:
             return self.newest
+        folder = None if self.directory is None else self.directory.checkpoints
+        path = None if folder is None else folder / checkpoint.file_name(progress.round)
+        self.write_to(path, transport)
+        with transport.same_outcome():
+            if folder is not None:
+                checkpoint.prune(folder, self.config.checkpoint.keep)
+        self.newest, self._written_round = path, progress.round
+        return path
+
+    def write_to(self, path: Path | None, transport: Transport) -> None:
+        """Write a checkpoint of the last commit to a file, named on rank 0; COLLECTIVE.
+
+        Raises FileError on every rank where rank 0 could not write; what was there is untouched.
+        """
         rows, lanes = self.architecture.iter_rows(), self.architecture.gather_lanes()
         with transport.same_outcome():
             try:
-                if self.directory is not None:
-                    self.newest = self._write_rank_0(rows, lanes, progress)
+                if path is not None:
+                    self._write_rank_0(path, rows, lanes, self.architecture.progress)
             finally:
                 for _ in rows:  # the other ranks' part of the slices, and rank 0's after an error
                     pass
-        self._written_round = progress.round
-        return self.newest
 
-    def _write_rank_0(self, rows: Any, lanes: Any, progress: Progress) -> Path:
-        folder = self.directory.checkpoints
-        path: Path = folder / checkpoint.file_name(progress.round)
+    def _write_rank_0(self, path: Path, rows: Any, lanes: Any, progress: Progress) -> None:
         checkpoint.write(
             path,
             rows=rows,
@@ -75,8 +85,6 @@ class Saver:
                 "state": progress.to_json(),
             },
         )
-        checkpoint.prune(folder, self.config.checkpoint.keep)
-        return path
 
     def restore(self, path: Path, transport: Transport) -> None:
         """Take table, lanes and counters from a checkpoint; COLLECTIVE. Rank 0 reads.

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 REPEAT_S = 0.5
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """A few statements that an interrupt does not cut in two; it comes right after. Local."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    old: Any = signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if old is None else old)
+    for number, frame in came[-1:]:
+        if callable(old):
+            old(number, frame)
+        elif old != signal.SIG_IGN:
+            raise KeyboardInterrupt
 
 
 class Signals:
@@ -18,6 +39,7 @@ class Signals:
     USR1 asks for a checkpoint; USR2, TERM and INT ask for a checkpoint and the end; a second INT
     raises KeyboardInterrupt. Outside the main thread Python allows no handlers, and none are set.
     Only `signal.signal` is used: masking signals after MPI has started its threads kills the rank.
+    Where nobody enters it, it sees no signal.
 
     Attributes
     ----------

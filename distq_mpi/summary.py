@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distq_mpi.environments.guard import refuse_noted
 from distq_mpi.files import publish
 from distq_mpi.monitor.drawing import draw_policy
 from distq_mpi.partition import Partition
@@ -47,7 +48,6 @@ def finish(run: Run, ended: Verdict) -> int:
             run.monitor.finish(
                 summary, _next_commands(run, ended, run.monitor.directory.path), _drawing(run)
             )
-    run.transport.close()
     return ended.exit_code
 
 
@@ -73,6 +73,7 @@ def sample(
     returns = np.zeros(stop - first)
     control = np.array([first, config.run.seed, longest], np.uint64)
     kernels["evaluate"](q, returns, environment.params, control)
+    refuse_noted(environment, transport, config.run.seed, 0, range(0))
     gathered = transport.gather_rows(returns, episodes)
     if gathered is None:
         return None

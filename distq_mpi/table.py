@@ -108,12 +108,15 @@ class Rows:
         n_actions = self.record.n_actions
         return self.values[:, number * n_actions : (number + 1) * n_actions]
 
-    def policy_values(self) -> np.ndarray:
+    def policy_values(self, rows: Any = slice(None)) -> np.ndarray:
         """Values (n, A) that the policy is greedy on and that estimate Q*: a view of the only part,
-        or the mean of both (their sum, as the behaviour sees it, but for a power of two)."""
+        or the mean of both (their sum, as the behaviour sees it, but for a power of two).
+
+        rows : an index of rows, where not all are wanted.
+        """
         if self.record.n_parts == 1:
-            return self.values
-        return (self.part(0) + self.part(1)) * self.record.dtype.type(0.5)
+            return self.values[rows]
+        return (self.part(0)[rows] + self.part(1)[rows]) * self.record.dtype.type(0.5)
 
     def policy_table(self) -> tuple[np.ndarray, int]:
         """What `policy_values` says as flat q, and values per state in it; a view if it can be."""

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from distq_mpi.architectures import ARCHITECTURES, Agreement
 from distq_mpi.certificate import Certificate, Solver
+from distq_mpi.config import StopConfig
+from distq_mpi.environments.guard import refuse_noted
 from distq_mpi.kernels.fusing import GAIN_LIMIT
-from distq_mpi.preparation import Prepared, prepare
+from distq_mpi.preparation import Prepared, from_command, prepare, watch
 from distq_mpi.saving import Saver
-from distq_mpi.signals import Signals
-from distq_mpi.stopping import Verdict, is_check_round, verdict
+from distq_mpi.signals import Signals, uninterrupted
+from distq_mpi.stopping import EXACT_TARGETS, Verdict, is_check_round, verdict
 from distq_mpi.summary import finish
 from distq_mpi.transport import Transport
+
+if TYPE_CHECKING:
+    from distq_mpi.monitor import Monitor
 
 
 class Times:
@@ -30,12 +39,15 @@ class Times:
 
 
 class Run:
-    """One run as this rank sees it: the state of learning and what watches over it."""
+    """One run as this rank sees it: the state of learning and what watches over it.
+
+    Attributes: `monitor`, set by whoever makes the run, on rank 0 alone and where it is to be told.
+    """
 
     def __init__(self, prepared: Prepared, transport: Transport, signals: Signals) -> None:
         self.prepared, self.transport, self.signals = prepared, transport, signals
         self.config, self.environment = prepared.config, prepared.environment
-        self.monitor = prepared.monitor
+        self.monitor: Monitor | None = None
         self.times = Times()
         self.times.started = prepared.started
         self.architecture = ARCHITECTURES[self.config.parallel.architecture](
@@ -55,26 +67,56 @@ class Run:
 
         Returns a verdict where the restored run had already reached it.
         """
+        self.restore()
+        self.solve()
+        self.times.startup_s = self.times.wall_s - self.times.certify_s
+        return self._reached() if self.prepared.checkpoint is not None else None
+
+    def restore(self) -> None:
+        """Take the state of the checkpoint the run begins with, if any. COLLECTIVE."""
         if self.prepared.checkpoint is not None:
             self.saver.restore(self.prepared.checkpoint, self.transport)
-        if self.prepared.exact:
-            begin = time.perf_counter()
-            self.solver = Solver(
-                self.environment, self.config.learn.discount, self.prepared.kernels, self.transport
-            )
-            self.solver.solve()
-            self.times.certify_s += time.perf_counter() - begin
+
+    def solve(self) -> None:
+        """Compute exact values once, where that is possible; certificates need it. COLLECTIVE."""
+        if self.solver is not None or not self.prepared.exact:
+            return
+        begin = time.perf_counter()
+        self.solver = Solver(
+            self.environment, self.config.learn.discount, self.prepared.kernels, self.transport
+        )
+        self.solver.solve()
+        self.times.certify_s += time.perf_counter() - begin
+
+    def go_on(self, stop: StopConfig) -> Verdict | None:
+        """Take other stop rules, and count time and speed from now; COLLECTIVE.
+
+        Returns a verdict where the committed state meets one of them already.
+        """
+        self.config = replace(self.config, stop=stop)
+        self.architecture.config = self.saver.config = self.config
+        self.saver.restored_steps = self.architecture.progress.steps
+        self.times, self._report_at = Times(), 0.0
+        if self.prepared.kept or any(getattr(stop, name) is not None for name in EXACT_TARGETS):
+            self.solve()
         self.times.startup_s = self.times.wall_s - self.times.certify_s
-        if self.prepared.checkpoint is None:
-            return None
+        return self._reached() if self.architecture.progress.round else None
+
+    def _reached(self) -> Verdict | None:
+        """The stop rule that the state taken up meets already. COLLECTIVE."""
         self._certify_if_due()
         return verdict(self.config.stop, self.architecture.progress, None, self.certificate)
+
+    def policy_values(self) -> np.ndarray:
+        """Committed values (S, A) that the policy is greedy on; maybe a view. Local."""
+        return self.architecture.base.policy_values()
 
     def step(self) -> Verdict | None:
         """One round, from LEARN to TELL. COLLECTIVE. Returns the verdict that ends the run."""
         agreement = self._learn_and_agree()
         if not agreement.non_finite:
-            self.architecture.commit()
+            with uninterrupted():
+                self.architecture.commit()
         else:
             self.architecture.rollback()
         progress = self.architecture.progress
@@ -96,7 +138,9 @@ class Run:
         return ended
 
     def checkpoint(self, why: str) -> None:
-        """Write a checkpoint. COLLECTIVE."""
+        """Write a checkpoint into the run directory, if there is one. COLLECTIVE."""
+        if not self.prepared.kept:
+            return
         begin = time.perf_counter()
         path = self.saver.write(self.transport)
         self.times.io_s += time.perf_counter() - begin
@@ -120,6 +164,7 @@ class Run:
         while True:
             begin = time.perf_counter()
             self.architecture.learn()
+            self._refuse_mistakes()
             middle = time.perf_counter()
             agreement = self.architecture.exchange(wishes)
             self.times.learn_s += middle - begin
@@ -127,6 +172,15 @@ class Run:
             if agreement is not None:
                 return agreement
             self.architecture.rollback()
+
+    def _refuse_mistakes(self) -> None:
+        """Raise what the guard of a law noted in this round. COLLECTIVE."""
+        progress = self.architecture.progress
+        steps = range(progress.lane_steps, progress.lane_steps + progress.period + 1)
+        refuse_noted(
+            self.environment, self.transport, self.config.run.seed, self.config.parallel.lanes,
+            steps,
+        )  # fmt: skip
 
     def _wishes(self) -> tuple[bool, bool, bool]:
         checkpoint, stop = self.signals.take()
@@ -192,14 +246,18 @@ class Run:
 def run(command: Any, transport: Transport) -> int:
     """Run `train` or `resume` to its end and return the exit code. COLLECTIVE."""
     with Signals() as signals:
-        prepared = prepare(command, transport)
+        prepared = prepare(functools.partial(from_command, command), transport)
+        monitor = watch(prepared, transport)
         try:
             this = Run(prepared, transport, signals)
+            this.monitor = monitor
             ended = this.start()
             while ended is None:
                 ended = this.step()
-            return finish(this, ended)
+            code = finish(this, ended)
         except BaseException as error:
-            if prepared.monitor is not None:
-                prepared.monitor.fail(f"{type(error).__name__}: {error}")
+            if monitor is not None:
+                monitor.fail(f"{type(error).__name__}: {error}")
             raise
+        transport.close()
+        return code

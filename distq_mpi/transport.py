@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -212,6 +212,26 @@ class Transport:
         if errors:
             errors[0].agreed = True
             raise errors[0]
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Run a block that all ranks leave in the same way, or end the job.
+
+        An exception of one rank alone is printed there and ends all ranks: its peers would wait
+        for it for ever. Alone, and for a DistqError that all ranks raise, it goes on as usual.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if self.size > 1 and not getattr(error, "agreed", False):
+                sys.__excepthook__(type(error), error, error.__traceback__)
+                sys.stderr.flush()
+                self.abort(getattr(error, "exit_code", 1))
+            raise
+
+    def from_rank_0(self, work: Callable[[], Any]) -> Any:
+        """Return what rank 0 finds on every rank (pickled). Its exception is its own."""
+        return self.broadcast(work() if self.rank == 0 else None)
 
     def abort(self, exit_code: int) -> None:
         """End all ranks at once. Local, and does not return."""

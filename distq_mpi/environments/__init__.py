@@ -3,6 +3,28 @@
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.explicit import explicit_model
 from distq_mpi.environments.exploring import exploring_starts
-from distq_mpi.environments.registry import is_law, make
+from distq_mpi.environments.model_file import read_model, write_model
+from distq_mpi.environments.registry import (
+    from_object,
+    is_gymnasium,
+    is_law,
+    make,
+    make_world,
+    object_id,
+)
+from distq_mpi.environments.sparse import sparse_model
 
-__all__ = ["Environment", "explicit_model", "exploring_starts", "is_law", "make"]
+__all__ = [
+    "Environment",
+    "explicit_model",
+    "exploring_starts",
+    "from_object",
+    "is_gymnasium",
+    "is_law",
+    "make",
+    "make_world",
+    "object_id",
+    "read_model",
+    "sparse_model",
+    "write_model",
+]

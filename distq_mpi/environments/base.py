@@ -46,6 +46,9 @@ class Environment:
     """SHA-256 (hex) of all that defines the process, the time limit included."""
     explores_starts: bool = False
     """Whether every state is a start state by `exploring_starts`, not by the environment's law."""
+    trusted: bool = True
+    """Whether all outcomes are looked at before kernels run, or the law is ours; else see `guard`.
+    """
     grid: tuple[int, int] | None = None
     """(rows, columns) where the states are the cells of a grid, row-major."""
     marks: str = ""

@@ -43,8 +43,13 @@ def check_all(environment: Environment, kernel: Callable[..., None]) -> None:
     kind, state, action, i = where.tolist()
     if kind == FINE:
         return
-    number, pair = value[0], f"outcome(state={state}, action={action}, i={i})"
-    wrong = {
+    raise ModelError(f"{environment.id}: {mistake(kind, state, action, i, value[0], n_states)}")
+
+
+def mistake(kind: int, state: int, action: int, i: int, number: float, n_states: int) -> str:
+    """What is wrong with a law: one of the kinds of `kernels.checking`, where, and the number."""
+    pair = f"outcome(state={state}, action={action}, i={i})"
+    return {
         PROBABILITY: f"{pair}: probability {number:g} must be from 0 to 1",
         NEXT_STATE: f"{pair}: next_state {number:.0f} is not in 0..{n_states - 1}",
         REWARD: f"{pair}: reward {number:g} must be a finite number",
@@ -52,5 +57,4 @@ def check_all(environment: Environment, kernel: Callable[..., None]) -> None:
         START_PROBABILITY: f"start(i={i}): probability {number:g} must be from 0 to 1",
         START_STATE: f"start(i={i}): state {number:.0f} is not in 0..{n_states - 1}",
         START_SUM: f"the start probabilities sum to {number:.12g}, not 1",
-    }
-    raise ModelError(f"{environment.id}: {wrong[kind]}")
+    }[kind]

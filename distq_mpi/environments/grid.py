@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from distq_mpi.environments.arguments import real_number, time_limit, whole_number
+from distq_mpi.environments.layout import GOAL, PIT, WALL, read_layout
 from distq_mpi.errors import ModelError
 
 u8, i8 = np.uint64, np.int64
@@ -52,6 +55,23 @@ def obstacle_outcome(state, action, i, params):  # type: ignore[no-untyped-def]
     return probability, cell + wall * (state - cell), (1 - pit) * reward, goal | pit
 
 
+def layout_outcome(state, action, i, params):  # type: ignore[no-untyped-def]
+    """Move as `obstacle_outcome` does, over cells that are drawn, not seeded; any may be a goal."""
+    rows, columns, slip, step_reward, goal_reward, cells, starts = params
+    plain = (rows, columns, slip, step_reward, goal_reward)
+    probability, cell, _, _ = open_outcome(state, action, i, plain)
+    kind = cells[u8(cell)]
+    wall, pit, goal = kind == WALL, kind == PIT, kind == GOAL
+    reward = goal_reward if goal else step_reward
+    return probability, cell + wall * (state - cell), (1 - pit) * reward, goal | pit
+
+
+def layout_start(i, params):  # type: ignore[no-untyped-def]
+    """Start in any of the drawn cells, each as likely."""
+    rows, columns, slip, step_reward, goal_reward, cells, starts = params
+    return 1.0 / starts.size, starts[i]
+
+
 def origin(i, params):  # type: ignore[no-untyped-def]
     """Start in the first cell."""
     return 1.0, 0
@@ -69,19 +89,20 @@ class Grid:
     wall_density, pit_density : share of cells that are walls and pits; a pit ends the episode
         with reward 0. First and last cell are free.
     layout_seed : decides which cells.
-    max_episode_steps : time limit, 0 = none; walls may close off the goal.
+    layout : a text file that draws the cells instead (see `layout.read_layout`).
+    max_episode_steps : time limit, 0 = none; seeded walls may close off the goal.
 
-    Nothing is stored per cell, so there is no limit on the size but 2^62 states.
+    Nothing is stored per cell, so there is no limit on the size but 2^62 states; a layout takes a
+    byte per cell, once per host.
     """
 
     n_actions = 4
     arrows = "↑→↓←"
-    start = staticmethod(origin)
 
     def __init__(
         self,
-        rows: int,
-        columns: int,
+        rows: int | None = None,
+        columns: int | None = None,
         slip: float = 0.0,
         step_reward: float = -1.0,
         goal_reward: float = 0.0,
@@ -89,12 +110,30 @@ class Grid:
         pit_density: float = 0.0,
         layout_seed: int = 0,
         max_episode_steps: int = 0,
+        layout: str | None = None,
     ) -> None:
-        rows = whole_number("rows", rows, 1, 2**31 - 1)
-        columns = whole_number("columns", columns, 1, 2**31 - 1)
         slip = real_number("slip", slip, 0.0, 1.0)
         step_reward = real_number("step_reward", step_reward)
         goal_reward = real_number("goal_reward", goal_reward)
+        self.n_outcomes = 3 if slip > 0 else 1
+        self.max_episode_steps = time_limit(max_episode_steps)
+        # Without positive rewards on the way, only the last step can raise the return.
+        self.return_bound = max(0.0, goal_reward) if step_reward <= 0 else None
+        if layout is not None:
+            seeded = {"rows": rows, "columns": columns, "wall_density": wall_density,
+                      "pit_density": pit_density, "layout_seed": layout_seed}  # fmt: skip
+            given = [name for name, value in seeded.items() if value]
+            if given:
+                raise ModelError(f"{given[0]} is what the layout {layout} says: leave it out")
+            self._draw(layout, (slip, step_reward, goal_reward))
+            return
+        if rows is None or columns is None:
+            raise ModelError(
+                f"missing a required argument: '{'rows' if rows is None else 'columns'}' "
+                "(or 'layout', a text file)"
+            )
+        rows = whole_number("rows", rows, 1, 2**31 - 1)
+        columns = whole_number("columns", columns, 1, 2**31 - 1)
         wall_density = real_number("wall_density", wall_density, 0.0, 1.0)
         pit_density = real_number("pit_density", pit_density, 0.0, 1.0)
         layout_seed = whole_number("layout_seed", layout_seed, 0, 2**63 - 1)
@@ -105,12 +144,9 @@ class Grid:
                 f"wall_density + pit_density must be below 1, not {wall_density + pit_density:g}"
             )
         self.n_states = rows * columns
-        self.n_outcomes = 3 if slip > 0 else 1
-        self.max_episode_steps = time_limit(max_episode_steps)
-        # Without positive rewards on the way, only the last step can raise the return.
-        self.return_bound = max(0.0, goal_reward) if step_reward <= 0 else None
         self.grid = (rows, columns)
-        self.params: tuple[int | float, ...] = (rows, columns, slip, step_reward, goal_reward)
+        self.start = origin
+        self.params: tuple[Any, ...] = (rows, columns, slip, step_reward, goal_reward)
         self.outcome = open_outcome
         walls = int(wall_density * 2**53)
         obstacles = int((wall_density + pit_density) * 2**53)
@@ -123,3 +159,12 @@ class Grid:
                 draws = [layout_draw(cell, layout_seed) for cell in range(1, self.n_states - 1)]
             inner = ("#" if draw < walls else "O" if draw < obstacles else "." for draw in draws)
             self.marks = f"S{''.join(inner)}G"
+
+    def _draw(self, path: str, rewards: tuple[float, float, float]) -> None:
+        layout = read_layout(path)
+        rows, columns = self.grid = layout.cells.shape
+        self.n_states = rows * columns
+        self.n_starts, self.uniform_starts = layout.starts.size, True
+        self.params = (rows, columns, *rewards, layout.cells.ravel(), layout.starts)
+        self.outcome, self.start = layout_outcome, layout_start
+        self.marks = layout.marks if max(rows, columns) <= DRAWN else ""

@@ -13,6 +13,12 @@ from distq_mpi.environments.base import Environment
 from distq_mpi.environments.explicit import explicit_model
 from distq_mpi.errors import ModelError
 
+NEUTRAL = (
+    "TimeLimit", "OrderEnforcing", "PassiveEnvChecker", "RecordEpisodeStatistics", "RecordVideo",
+    "HumanRendering", "RenderCollection", "Monitor",
+)  # fmt: skip
+"""Wrappers that change nothing but the length of episodes: the table below them tells all."""
+
 
 def gymnasium_model(id: str, kwargs: Mapping[str, Any], built_in: tuple[str, ...]) -> Environment:
     """Compile `gymnasium.make(id, **kwargs)` to an explicit model through its `P`.
@@ -26,6 +32,21 @@ def gymnasium_model(id: str, kwargs: Mapping[str, Any], built_in: tuple[str, ...
         If the id is unknown or renamed, the arguments do not fit, the spaces are not `Discrete`,
         or there is no table that tells all of the dynamics.
     """
+    made = gymnasium_environment(id, kwargs, built_in)
+    try:
+        return _compiled(id, made, made.spec.max_episode_steps or 0)
+    finally:
+        made.close()
+
+
+def gymnasium_environment(id: str, kwargs: Mapping[str, Any], built_in: tuple[str, ...]) -> Any:
+    """Return `gymnasium.make(id, **kwargs)`; the caller closes it. Local.
+
+    Raises
+    ------
+    ModelError
+        If the id is unknown or renamed, or the arguments do not fit.
+    """
     import gymnasium
 
     if ":" not in id and id not in gymnasium.registry:
@@ -33,13 +54,33 @@ def gymnasium_model(id: str, kwargs: Mapping[str, Any], built_in: tuple[str, ...
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            made = gymnasium.make(id, disable_env_checker=True, **kwargs)
+            return gymnasium.make(id, disable_env_checker=True, **kwargs)
     except Exception as error:  # whatever the environment's own constructor raises
         raise ModelError(f"{id} could not be made: {type(error).__name__}: {error}") from error
-    try:
-        return _compiled(id, made)
-    finally:
-        made.close()
+
+
+def gymnasium_object(id: str, made: Any) -> Environment:
+    """Compile an environment object through its `P`; the time limit is that of its wrappers. Local.
+
+    Raises
+    ------
+    ModelError
+        If `P` does not tell all: there is none, or a wrapper changes what happens.
+    """
+    limit, layer = 0, made
+    while layer is not made.unwrapped:
+        kind = type(layer)
+        ours = kind.__module__.startswith(("gymnasium.wrappers", "stable_baselines3.common"))
+        if kind.__name__ not in NEUTRAL or not ours:
+            raise ModelError(
+                f"{id}: its wrapper {kind.__name__} may change what happens, and the table of "
+                "transitions below it does not tell; take it off (environments that are stepped "
+                "are not supported yet)"
+            )
+        if kind.__name__ == "TimeLimit":
+            limit = min(limit or layer._max_episode_steps, layer._max_episode_steps)
+        layer = layer.env
+    return _compiled(id, made, limit)
 
 
 def _unknown(id: str, known: list[str], built_in: tuple[str, ...]) -> str:
@@ -57,7 +98,7 @@ def _unknown(id: str, known: list[str], built_in: tuple[str, ...]) -> str:
     )
 
 
-def _compiled(id: str, made: Any) -> Environment:
+def _compiled(id: str, made: Any, limit: int) -> Environment:
     from gymnasium import spaces
 
     bare = made.unwrapped
@@ -108,7 +149,7 @@ def _compiled(id: str, made: Any) -> Environment:
         np.array(reward, np.float64),
         np.array(terminated, np.bool_),
         first,
-        max_episode_steps=made.spec.max_episode_steps or 0,
+        max_episode_steps=limit,
         **_drawing(bare),
     )
 

@@ -18,10 +18,17 @@ from distq_mpi.environments.arguments import call, suggestion
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.checking import CHECK_LIMIT
 from distq_mpi.environments.explicit import TOLERANCE
+from distq_mpi.environments.exploring import uniform_start
 from distq_mpi.errors import ModelError
 from distq_mpi.kernels.fingerprint import fingerprint, used_values
 
 u8, i8, f8 = np.uint64, np.int64, np.float64
+
+ARRAYS = (
+    "bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32",
+    "float64",
+)  # fmt: skip
+"""What arrays among a law's `params` may hold."""
 
 N_CHECKED = 1000
 """Pseudo-random pairs looked at before a law is believed."""
@@ -54,6 +61,16 @@ def sampled_start(start: Callable[..., Any], n_starts: int) -> Callable[..., Any
             passed += start(k, params)[0]
             i += u >= passed
         return u8(start(i, params)[1])
+
+    return first
+
+
+def uniform_starts(start: Callable[..., Any], n_starts: int) -> Callable[..., Any]:
+    """Derive the sampling of equally likely start states from `start`, however many they are."""
+    draw = uniform_start(n_starts)
+
+    def first(bits, params):  # type: ignore[no-untyped-def]
+        return u8(start(i8(draw(bits, params)), params)[1])
 
     return first
 
@@ -93,16 +110,19 @@ def import_law(id: str) -> type:
     return law
 
 
-def law_environment(id: str, law_class: type, kwargs: Mapping[str, Any]) -> Environment:
+def law_environment(
+    id: str, law_class: Callable[..., Any], kwargs: Mapping[str, Any], built_in: bool = False
+) -> Environment:
     """Construct a law with `kwargs`, look hard at it, and wrap it as an `Environment`.
 
     Parameters
     ----------
-    law_class : a class whose instances have `n_states`, `n_actions`, `n_outcomes`, `params` (a
-        tuple of int, float and bool) and the static functions `outcome(state, action, i, params)
-        -> (probability, next_state, reward, terminated)` and `start(i, params) -> (probability,
-        state)`; optionally `n_starts` (1), `max_episode_steps` (0 = no limit), `return_bound`
-        (None), `deterministic`, `grid`, `marks`, `arrows`.
+    law_class : what makes a law, with `n_states`, `n_actions`, `n_outcomes`, `params` (a
+        tuple of int, float, bool and arrays of these) and the static functions `outcome(state,
+        action, i, params) -> (probability, next_state, reward, terminated)` and `start(i, params)
+        -> (probability, state)`; optionally `n_starts` (1), `uniform_starts`, `max_episode_steps`
+        (0 = no limit), `return_bound` (None), `deterministic`, `grid`, `marks`, `arrows`.
+    built_in : it is ours, and needs no guard where it is too large to be looked at whole.
 
     Raises
     ------
@@ -126,16 +146,17 @@ def law_environment(id: str, law_class: type, kwargs: Mapping[str, Any]) -> Envi
     params = _params(id, law)
     outcome, start = _function(id, law, "outcome", 4), _function(id, law, "start", 2)
     deterministic = bool(getattr(law, "deterministic", n_outcomes == 1))
+    uniform = bool(getattr(law, "uniform_starts", False))
     with np.errstate(all="ignore"):  # as compiled code: integers wrap, nothing warns
         _check_outcomes(id, outcome, params, n_states, n_actions, n_outcomes, deterministic)
-        _check_starts(id, start, params, n_states, n_starts)
+        _check_starts(id, start, params, n_states, n_starts, uniform)
     grid, marks, arrows = _drawing(id, law, n_states, n_actions)
 
     def outcomes(state, action, params):  # type: ignore[no-untyped-def]
         return n_outcomes
 
     n_transitions = n_states * n_actions * n_outcomes
-    sampled_only = ", checked on a sample" if n_transitions > CHECK_LIMIT else ""
+    trusted = built_in or n_transitions <= CHECK_LIMIT
     return Environment(
         id=id,
         kind="law",
@@ -143,7 +164,7 @@ def law_environment(id: str, law_class: type, kwargs: Mapping[str, Any]) -> Envi
         n_actions=n_actions,
         params=params,
         law_step=sampled(outcome, n_outcomes),
-        law_start=sampled_start(start, n_starts),
+        law_start=(uniform_starts if uniform else sampled_start)(start, n_starts),
         outcomes=outcomes,
         outcome=outcome,
         start=start,
@@ -160,11 +181,13 @@ def law_environment(id: str, law_class: type, kwargs: Mapping[str, Any]) -> Envi
                 "sizes": (n_states, n_actions, n_outcomes, n_starts, limit),
             }
         ),
+        trusted=trusted,
         grid=grid,
         marks=marks,
         arrows=arrows,
         summary=f"law {id}: {n_states:,} states x {n_actions:,} actions, "
-        f"{n_outcomes:,} outcome{'s' if n_outcomes > 1 else ''} each{sampled_only}",
+        f"{n_outcomes:,} outcome{'s' if n_outcomes > 1 else ''} each"
+        f"{'' if trusted else ', checked on a sample and watched while learning'}",
     )
 
 
@@ -181,15 +204,27 @@ def _count(
     return int(value)
 
 
-def _params(id: str, law: object) -> tuple[int | float | bool, ...]:
+def _params(id: str, law: object) -> tuple[Any, ...]:
     params = getattr(law, "params", None)
     if not isinstance(params, tuple):
-        raise ModelError(f"{id}: params must be a tuple of int, float and bool, not {params!r}")
-    values: list[int | float | bool] = []
+        raise ModelError(
+            f"{id}: params must be a tuple of int, float, bool and arrays of these, not {params!r}"
+        )
+    values: list[Any] = []
     for i, item in enumerate(params):
-        value = item.item() if isinstance(item, np.generic) else item
+        if isinstance(item, np.ndarray) and item.ndim > 0:
+            if item.dtype.name not in ARRAYS or not item.dtype.isnative:
+                raise ModelError(
+                    f"{id}: params[{i}] is an array of {item.dtype}; an array of a law holds "
+                    f"{', '.join(ARRAYS)}"
+                )
+            values.append(np.ascontiguousarray(item))
+            continue
+        value = item.item() if isinstance(item, np.generic | np.ndarray) else item
         if not isinstance(value, bool | int | float):
-            raise ModelError(f"{id}: params[{i}] must be an int, float or bool, not {item!r}")
+            raise ModelError(
+                f"{id}: params[{i}] must be an int, float or bool, or an array, not {item!r}"
+            )
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ModelError(f"{id}: params[{i}] = {value} does not fit 64 bits")
         values.append(value)
@@ -278,7 +313,12 @@ def _check_outcomes(
 
 
 def _check_starts(
-    id: str, start: types.FunctionType, params: tuple[Any, ...], n_states: int, n_starts: int
+    id: str,
+    start: types.FunctionType,
+    params: tuple[Any, ...],
+    n_states: int,
+    n_starts: int,
+    uniform: bool,
 ) -> None:
     total = 0.0
     for i in range(n_starts):
@@ -291,6 +331,11 @@ def _check_starts(
             raise ModelError(f"{where} must return (probability, state), not {result!r}")
         _check_probability(where, result[0])
         _check_state(where, "state", result[1], n_states)
+        if uniform and abs(result[0] - 1.0 / n_starts) > TOLERANCE:
+            raise ModelError(
+                f"{where}: probability {result[0]:g}, but the law says uniform_starts, and there "
+                f"are {n_starts}"
+            )
         total += float(result[0])
     if abs(total - 1.0) > TOLERANCE:
         raise ModelError(f"{id}: the start probabilities sum to {total:.12g}, not 1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -11,7 +12,8 @@ from distq_mpi.environments.base import Environment
 from distq_mpi.environments.garnet import garnet
 from distq_mpi.environments.grid import Grid
 from distq_mpi.environments.laws import import_law, law_environment
-from distq_mpi.environments.model_file import read_model
+from distq_mpi.environments.model_file import SUFFIXES, read_model
+from distq_mpi.environments.sparse import ACTION, read_sparse_model
 from distq_mpi.errors import ModelError
 
 BUILT_IN = ("garnet", "grid")
@@ -39,7 +41,8 @@ def make(config: EnvironmentConfig) -> Environment:
     """Make the environment a configuration names. Local, not collective.
 
     `config.id` is a Gymnasium id (`Taxi-v4`, `module:Name-v0`), `garnet`, `grid`, `module:Law` or
-    a file `*.npz`; `config.kwargs` go to whatever makes it.
+    a file `*.npz`, `*.h5`, `*.hdf5`, or files `*{action}*.npz`; `config.kwargs` go to whatever
+    makes it.
 
     Raises
     ------
@@ -47,19 +50,84 @@ def make(config: EnvironmentConfig) -> Environment:
         If the id is unknown, the arguments do not fit, or the result is not a Markov decision
         process.
     """
+    found = _without_gymnasium(config)
+    if found is not None:
+        return found
+    from distq_mpi.environments.gymnasium_models import gymnasium_model
+    return gymnasium_model(config.id, config.kwargs, BUILT_IN)
+
+
+def make_world(config: EnvironmentConfig) -> Any:
+    """Make what episodes can be played in: `Environment`, or what Gymnasium makes of its id. Local.
+
+    Raises ModelError as `make` does; the caller closes what Gymnasium made.
+    """
+    found = _without_gymnasium(config)
+    if found is not None:
+        return found
+    from distq_mpi.environments.gymnasium_models import gymnasium_environment
+
+    return gymnasium_environment(config.id, config.kwargs, BUILT_IN)
+
+
+def _without_gymnasium(config: EnvironmentConfig) -> Environment | None:
     id, kwargs = config.id, config.kwargs
     if id == "garnet":
         return call(id, garnet, kwargs)
     if id == "grid":
-        return law_environment(id, Grid, kwargs)
-    if id.endswith(".npz"):
-        if "path" in kwargs:
-            raise ModelError(f"env.kwargs: {id} takes no 'path' (it takes max_episode_steps)")
-        return call(id, read_model, {"path": id, **kwargs})
-    if id.endswith((".h5", ".hdf5")):
-        raise ModelError(f"env.id: {id}: models are read from npz files; HDF5 is not supported yet")
+        return law_environment(id, Grid, kwargs, built_in=True)
+    if ACTION in id:
+        return call(id, functools.partial(read_sparse_model, id), kwargs)
+    if id.endswith(SUFFIXES):
+        return call(id, functools.partial(read_model, id), kwargs)
     if is_law(id):
         return law_environment(id, import_law(id), kwargs)
-    from distq_mpi.environments.gymnasium_models import gymnasium_model
+    return None
 
-    return gymnasium_model(id, kwargs, BUILT_IN)
+
+def object_id(given: Any) -> str:
+    """Return what an object that `from_object` takes is called in a configuration. Local."""
+    if isinstance(given, Environment):
+        return given.id
+    spec = getattr(given, "spec", None)
+    if is_gymnasium(given) and spec is not None:
+        return str(spec.id)
+    kind = given if isinstance(given, type) else type(getattr(given, "unwrapped", given))
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def is_gymnasium(given: Any) -> bool:
+    """Tell whether an object steps as Gymnasium's environments do. Local; imports nothing."""
+    return not isinstance(given, type) and all(
+        hasattr(given, name) for name in ("reset", "step", "observation_space", "action_space")
+    )
+
+
+def from_object(given: Any, kwargs: Mapping[str, Any]) -> Environment:
+    """Make the environment that an object of the user stands for. Local, not collective.
+
+    given : an `Environment`; a law, or its class, which `kwargs` construct; an environment of
+        Gymnasium with a table of transitions. It is only looked at, never stepped or changed.
+
+    Raises
+    ------
+    ModelError
+        If it is none of these, or no Markov decision process.
+    """
+    id = object_id(given)
+    if isinstance(given, type) and hasattr(given, "outcome"):
+        return law_environment(id, given, kwargs)
+    if kwargs:
+        raise ModelError(f"env.kwargs: {id} is made already and takes no arguments")
+    if isinstance(given, Environment):
+        return given
+    if hasattr(given, "outcome"):
+        return law_environment(id, lambda: given, {})
+    if is_gymnasium(given):
+        from distq_mpi.environments.gymnasium_models import gymnasium_object
+
+        return gymnasium_object(id, given)
+    raise ModelError(
+        f"env: {given!r} is no environment (an id, an Environment, a law or its class, or an "
+        "environment of Gymnasium)"
+    )

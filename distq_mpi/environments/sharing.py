@@ -5,27 +5,33 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from distq_mpi.environments.base import Environment
+from distq_mpi.environments.guard import guarded
 from distq_mpi.errors import ModelError
 
 if TYPE_CHECKING:
     from distq_mpi.transport import Transport
 
 FUNCTIONS = ("law_step", "law_start", "outcomes", "outcome", "start")
+ARRAY = "array"
+"""Stands for an array among `params` while they are told; numbers are all they hold otherwise."""
 
 
 def share(environment: Environment | None, make: Any, transport: Transport) -> Environment:
     """Return the environment on every rank. COLLECTIVE.
 
-    An explicit model's arrays are stored once per host. A law's functions exist only on the ranks
-    that compile (the leader of each host), where `make` builds them again; elsewhere they are None.
+    The arrays of an explicit model or a law are stored once per host. Functions exist only on the
+    ranks that compile (the leader of each host), where `make` builds them again; elsewhere they are
+    None. A law that could not be looked at whole comes under its `guard`.
     """
     bare: Any = None
     if environment is not None:
         unset = dict.fromkeys(FUNCTIONS)
         bare = replace(environment, params=(), **unset)  # type: ignore[arg-type]
-        bare = (bare, environment.params if environment.kind == "law" else None)
-    shared, scalars = transport.broadcast(bare)
+        bare = (bare, tuple(ARRAY if _is_array(p) else p for p in environment.params))
+    shared, params = transport.broadcast(bare)
     with transport.same_outcome():
         if environment is None and transport.leads_node:
             environment = make()
@@ -35,7 +41,15 @@ def share(environment: Environment | None, make: Any, transport: Transport) -> E
                     f"({environment.model_id[:12]}) than {transport.hosts[0]} "
                     f"({shared.model_id[:12]}): install the same versions and files everywhere"
                 )
-    if shared.kind == "law":
-        return environment or replace(shared, params=scalars)
-    told = environment.params if transport.rank == 0 and environment is not None else None
-    return replace(environment or shared, params=transport.share_on_node(told))
+    if ARRAY not in params:
+        return guarded(environment or replace(shared, params=params))
+    told = None
+    if transport.rank == 0 and environment is not None:
+        told = tuple(filter(_is_array, environment.params))
+    arrays = iter(transport.share_on_node(told))
+    params = tuple(next(arrays) if p == ARRAY else p for p in params)
+    return guarded(replace(environment or shared, params=params))
+
+
+def _is_array(param: Any) -> bool:
+    return isinstance(param, np.ndarray)

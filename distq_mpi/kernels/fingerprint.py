@@ -15,13 +15,16 @@ import numpy as np
 from distq_mpi.errors import ModelError
 
 
-def fingerprint(parts: Mapping[str, object], versions: bool = False) -> str:
+def fingerprint(
+    parts: Mapping[str, object], versions: bool = False, code: bool = False
+) -> str:
     """Return the SHA-256 (hex) of `parts`, followed through globals, closures and defaults.
 
     Parameters
     ----------
     parts : name -> function, type, constant, array or tuple of these.
     versions : also cover the versions of Python and NumPy, for what was compiled under them.
+    code : also cover the byte code, for the source may have been edited since it was imported.
 
     Functions count by their source without comments and layout, so the hash is the same in every
     process and changes with every edit that could matter. Attributes of modules are not followed.
@@ -46,6 +49,9 @@ def fingerprint(parts: Mapping[str, object], versions: bool = False) -> str:
                 return
             seen[value] = len(seen)
             write(name, "function", _source(value))
+            if code:
+                write(name, "code", value.__code__.co_code)
+                visit("constants", tuple(c for c in value.__code__.co_consts if _is_plain(c)))
             visit("defaults", value.__defaults__ or ())
             for key, default in sorted((value.__kwdefaults__ or {}).items()):
                 visit(key, default)
@@ -93,6 +99,10 @@ def used_values(function: types.FunctionType) -> dict[str, object]:
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         values[name] = cell.cell_contents
     return values
+
+
+def _is_plain(constant: object) -> bool:
+    return constant is None or isinstance(constant, bool | int | float | complex | str | bytes)
 
 
 def _source(function: types.FunctionType) -> bytes:

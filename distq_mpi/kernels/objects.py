@@ -73,7 +73,7 @@ def _compiler() -> str:
 def _key(kernel: Kernel, described: list[Any]) -> str:
     machine = (llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
     versions = (sys.version, version("numba"), version("llvmlite"), version("numpy"))
-    sources = fingerprint({**kernel.parts, "template": kernel.template})
+    sources = fingerprint({**kernel.parts, "template": kernel.template}, code=True)
     text = json.dumps([sources, described, machine, versions, _compiler()])
     return f"{kernel.template.__name__}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 

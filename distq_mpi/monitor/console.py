@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 HEADER_EVERY = 20
@@ -83,6 +83,17 @@ class Console:
             else:
                 self._stream.write(text + "\n")
                 self._stream.flush()
+
+
+@contextmanager
+def progress_bar(done: int, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show steps done of `total` (None: nobody knows) until the end; yields what takes new ones."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), "steps", TimeRemainingColumn())
+    with Progress(*columns) as shown:
+        task = shown.add_task("", total=total, completed=done)
+        yield lambda n_steps: shown.update(task, completed=n_steps)
 
 
 def summary_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:

@@ -27,6 +27,9 @@ FLOORS = [
     {"keys"},
     {"cli"},
     {"usage"},
+    {"evaluation"},
+    {"callbacks"},
+    {"api"},
     {"__main__"},
 ]
 DOORS = {
@@ -34,6 +37,7 @@ DOORS = {
     "numba": {"kernels/compiler.py"},
     "llvmlite": {"kernels/compiler.py", "kernels/objects.py"},
     "h5py": {"files.py"},
+    "scipy": {"files.py"},
     "gymnasium": {"environments/gymnasium_models.py", "environments/registry.py"},
     "rich": {"monitor/console.py"},
     "cyclopts": {"usage.py"},
