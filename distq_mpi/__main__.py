@@ -56,7 +56,7 @@ def _run_without_mpi(argv: list[str]) -> int:
 
 def _read_files(command: Any) -> int:
     if command.name == "info":
-        from distq_mpi.checkpoint import describe
+        from distq_mpi.description import describe
 
         print(describe(command.operands[0]))
         return 0

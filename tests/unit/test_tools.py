@@ -18,6 +18,7 @@ from distq_mpi import checkpoint, upgrading
 from distq_mpi.cli import parse
 from distq_mpi.comparison import compare
 from distq_mpi.config import Config, to_toml
+from distq_mpi.description import describe
 from distq_mpi.errors import ConfigError, FileError
 from distq_mpi.files import SLICE_ROWS, create_hdf5
 from distq_mpi.operands import table_file
@@ -355,3 +356,23 @@ def test_versions_that_cannot_be_upgraded(tmp_path: Path) -> None:
         file.attrs["format_version"] = 2
     with pytest.raises(FileError, match=r"newer .*\(format 2\).* take distq_mpi .* or later"):
         upgrade(str(path))
+
+
+def test_info_of_a_run_directory(tmp_path: Path) -> None:
+    run = run_directory(tmp_path / "run", first=10, second=20)
+    (run / "config.toml").write_text(to_toml(replace(Config(), run=replace(Config().run, seed=5))))
+    (run / "run.json").write_text('{"state": "running", "heartbeat": 1, "pid": 7, "host": "h"}')
+    told = describe(run)
+    assert "process 7 on h" in told and "probably killed: go on with resume" in told
+    assert "  run.seed = 5\n" in told and "learn.alpha" not in told
+    assert f"{checkpoint.file_name(20)}: checkpoint" in told and "checkpoints      2" in told
+    (run / "run.json").write_text('{"state": "finished"}')
+    (run / "summary.json").write_text(
+        '{"status": "converged", "stop_reason": "enough", "steps": 1234, "rounds": 20}'
+    )
+    told = describe(run)
+    assert "run directory, finished" in told and "  converged: enough\n" in told
+    assert "1234 in 20 rounds" in told
+    assert "no table yet" in describe(run_directory(tmp_path / "new"))
+    with pytest.raises(FileError, match="not a run directory"):
+        describe(tmp_path)
