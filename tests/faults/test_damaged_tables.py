@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from distq_mpi import checkpoint
-from tests.launching import distq
+from tests.launching import ROOT, distq
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +84,11 @@ def test_bad_usage(
     lines = [line for line in ended.err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and wanted in lines[0]
     assert "Traceback" not in ended.err
+
+
+def test_a_reader_that_has_enough_is_no_fault(run: Path) -> None:
+    command = f"{sys.executable} -u -m distq_mpi info {run} | head -1"
+    ended = subprocess.run(
+        command, shell=True, capture_output=True, text=True, timeout=60, cwd=ROOT, check=False
+    )
+    assert ended.stdout.startswith(f"{run}: run directory") and ended.stderr == ""
