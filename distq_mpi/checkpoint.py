@@ -151,10 +151,15 @@ def read_header(path: str | os.PathLike[str], model_id: str | None = None) -> He
     Raises
     ------
     FileError
-        If it is truncated, damaged, foreign, too new, or of another model.
+        If it is truncated, damaged, foreign, too new, too old, or of another model.
     """
     stored = open_hdf5(path, "checkpoint", FORMAT, FORMAT_VERSION)
     given = dict(stored.attributes)
+    if given["format_version"] < FORMAT_VERSION:
+        raise FileError(
+            f"{path} is of format {given['format_version']}, older than {FORMAT_VERSION}: bring it "
+            f"up to date with python -m distq_mpi upgrade {path}"
+        )
     try:
         own = {name: given.pop(name) for name in ("format_version", "creator", "created")}
         given.pop("format")

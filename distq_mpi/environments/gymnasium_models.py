@@ -175,3 +175,22 @@ def _drawing(bare: Any) -> dict[str, Any]:
         marks = "." * 36 + "S" + "C" * 10 + "G"
         return {"grid": (4, 12), "marks": marks, "arrows": "↑→↓←"}
     return {}
+
+
+def moved_ids() -> dict[str, str]:
+    """Ids of Gymnasium's discrete worlds that are gone -> the ids that took their place.
+
+    Computed from the registry: the version before the oldest one of a name. Imports Gymnasium.
+    """
+    import gymnasium
+
+    versions: dict[str, list[int]] = {}
+    for id, spec in gymnasium.registry.items():
+        stem, mark, version = id.rpartition("-v")
+        if mark and version.isdigit() and "toy_text" in str(spec.entry_point):
+            versions.setdefault(stem, []).append(int(version))
+    return {
+        f"{stem}-v{min(found) - 1}": f"{stem}-v{max(found)}"
+        for stem, found in sorted(versions.items())
+        if min(found) > 0
+    }

@@ -23,7 +23,7 @@ FLOORS = [
     {"memory"},
     {"signals", "saving", "preparation", "summary"},
     {"comparison", "operands"},
-    {"doctor", "dry_run", "judging", "trainer", "upgrading", "verification"},
+    {"description", "doctor", "dry_run", "judging", "trainer", "upgrading", "verification"},
     {"keys"},
     {"cli"},
     {"usage"},
