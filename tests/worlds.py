@@ -57,7 +57,7 @@ class Walk(gymnasium.Env):
         if self.cell == 3 and self.trouble == "outside":
             seen = np.array([0, 4])
         if self.cell == 3 and self.trouble == "hollow":
-            reward = float("hollow")
+            reward = float("nan")
         return seen, reward, self.cell == 10, False, {}
 
 
