@@ -22,7 +22,12 @@ def main(argv: list[str] | None = None) -> int:
     if WITHOUT_MPI.isdisjoint(argv) and takes.mpi:
         return _run_on_all_ranks(argv)
     try:
-        return _run_without_mpi(argv)
+        code = _run_without_mpi(argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read, `head` say, has enough; what is left goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except DistqError as error:
         if launched_rank() == 0:
             _print_error(error)
@@ -56,7 +61,7 @@ def _run_without_mpi(argv: list[str]) -> int:
 
 def _read_files(command: Any) -> int:
     if command.name == "info":
-        from distq_mpi.checkpoint import describe
+        from distq_mpi.description import describe
 
         print(describe(command.operands[0]))
         return 0

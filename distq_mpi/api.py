@@ -124,24 +124,23 @@ class QLearning:
         from distq_mpi.trainer import Run
         from distq_mpi.transport import Transport
 
-        self._transport = Transport.connect() if comm is None else Transport(comm)
-        self._own_stop = StopConfig()
-        self.stop_reason = ""
-        with self._transport.together():
+        transport = Transport.connect() if comm is None else Transport(comm)
+        self._transport, self._closed, self.stop_reason = transport, False, ""
+        if transport.size == 1:
+            # Alone it is local: a notebook that makes many models runs out of no communicators.
+            weakref.finalize(self, transport.close).atexit = False
+        self._own_stop, self._signals = StopConfig(), Signals()
+        with transport.together():
             try:
-                prepared = prepare(find, self._transport, given)
-            except DistqError:
-                self._transport.close()
+                prepared = prepare(find, transport, given)
+                self._own_stop = transport.broadcast(self._own_stop)
+                self._run = Run(prepared, transport, self._signals)
+                self._run.restore()
+            except DistqError as error:
+                if error.agreed:
+                    self.close()
                 raise
-            self._own_stop = self._transport.broadcast(self._own_stop)
-            self._signals = Signals()
-            self._run = Run(prepared, self._transport, self._signals)
-            self._run.restore()
-        self._closed = False
         self._random = np.random.default_rng(self.seed)
-        if self._transport.size == 1:
-            # Alone it is local: a notebook that makes many models does not run out of them.
-            weakref.finalize(self, self._transport.close).atexit = False
 
     def learn(
         self,
@@ -168,8 +167,9 @@ class QLearning:
         progress_bar : show one on the terminal of rank 0.
         reset_num_timesteps : must be False; every random number is a function of the step's number.
         signals : let INT, TERM and USR2 end learning after the round, on all ranks. By default no
-            handler is touched: alone, an interrupt raises KeyboardInterrupt, and the model stays as
-            the last round left it; on several ranks it ends the job.
+            handler is touched, but for the instant of a commit: alone, an interrupt raises
+            KeyboardInterrupt, and the model stays as the last round left it; on several ranks it
+            ends the job.
 
         Raises
         ------
@@ -180,9 +180,9 @@ class QLearning:
         """
         with self._transport.together():
             self._open()
-            if reset_num_timesteps:
+            total, anew = self._transport.broadcast((total_timesteps, reset_num_timesteps))
+            if anew:
                 raise _agreed(ConfigError("reset_num_timesteps: steps are never counted anew"))
-            total = self._transport.broadcast(total_timesteps)
             stop = self._stop_after(total)
             called = self._any(callback is not None)
             handlers = self._signals if signals else contextlib.nullcontext()

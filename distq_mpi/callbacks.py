@@ -225,7 +225,8 @@ class EvalCallback(EventCallback):
 
     Parameters
     ----------
-    eval_env : as `evaluate_policy` takes; used on rank 0 only.
+    eval_env : as `evaluate_policy` takes; used on rank 0 only. What is made here of a name begins
+        with the model's seed.
     callback_on_new_best, callback_after_eval : called after such an evaluation.
     n_eval_episodes : >= 1. eval_freq : steps of every lane.
     log_path : folder for `evaluations.npz` with `timesteps` (n,), `results` and `ep_lengths`
@@ -311,6 +312,8 @@ class EvalCallback(EventCallback):
     def _evaluate(self) -> tuple[list[float], list[int]]:
         if self._world is None:
             self._world = playable(self.eval_env)
+            if self._world is not self.eval_env:
+                self._world.reset(seed=self.model.seed)
         found: Any = evaluate_policy(
             self.model, self._world, self.n_eval_episodes, self.deterministic, self.render,
             return_episode_rewards=True, warn=self.warn,
@@ -375,8 +378,9 @@ def as_callback(given: Any) -> Any:
         return BaseCallback()
     if isinstance(given, list | tuple):
         return CallbackList([as_callback(each) for each in given])
-    if hasattr(given, "on_step") and hasattr(given, "init_callback"):
-        return given
-    if callable(given) and not isinstance(given, type):
-        return ConvertCallback(given)
+    if not isinstance(given, type):
+        if hasattr(given, "on_step") and hasattr(given, "init_callback"):
+            return given
+        if callable(given):
+            return ConvertCallback(given)
     raise TypeError(f"callback: {given!r} is no callback, list of callbacks or function")

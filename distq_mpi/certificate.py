@@ -67,6 +67,8 @@ class Certificate:
 
 def solvable(environment: Environment, discount: float) -> str | None:
     """Return None where exact values are affordable, else the reason why they are not. Local."""
+    if environment.kind == "stepped":
+        return f"{environment.id} is stepped in Python and its law is not known"
     limit = TRANSITION_LIMIT if discount < 1 else UNDISCOUNTED_LIMIT
     if environment.n_transitions <= limit:
         return None

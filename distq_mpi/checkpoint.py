@@ -74,6 +74,7 @@ def write(
     lanes: np.ndarray,
     config_toml: str,
     attributes: dict[str, Any],
+    worlds: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> None:
     """Write one checkpoint; it appears under `path` whole and durable, or not at all.
 
@@ -86,6 +87,9 @@ def write(
         before the next is asked for, so its arrays may be reused.
     lanes : structured array (L,)
         Every field a lane needs to go on.
+    worlds : structured array (L,) and uint32 array, optional
+        Of environments stepped in Python: what else a lane needs, and the actions of all open
+        episodes.
     attributes : dict
         Numbers and texts; `round` (int) and `model_id` (str) must be among them.
 
@@ -112,9 +116,13 @@ def write(
     needed_bytes = n_states * row_bytes + lanes.nbytes + len(config_toml)
     with create_hdf5(path, needed_bytes) as file:
         file.text("config", config_toml)
-        file.create("lanes", lanes.shape, lanes.dtype)
-        for start in range(0, len(lanes), SLICE_ROWS):
-            file.put("lanes", start, lanes[start : start + SLICE_ROWS])
+        pieces = {"lanes": lanes}
+        if worlds is not None:
+            pieces |= {"worlds": _packed(worlds[0]), "actions": worlds[1]}
+        for name, array in pieces.items():
+            file.create(name, array.shape, array.dtype)
+            for start in range(0, len(array), SLICE_ROWS):
+                file.put(name, start, array[start : start + SLICE_ROWS])
         expected = 0
         for start, *parts in rows:
             if start != expected:
@@ -143,10 +151,15 @@ def read_header(path: str | os.PathLike[str], model_id: str | None = None) -> He
     Raises
     ------
     FileError
-        If it is truncated, damaged, foreign, too new, or of another model.
+        If it is truncated, damaged, foreign, too new, too old, or of another model.
     """
     stored = open_hdf5(path, "checkpoint", FORMAT, FORMAT_VERSION)
     given = dict(stored.attributes)
+    if given["format_version"] < FORMAT_VERSION:
+        raise FileError(
+            f"{path} is of format {given['format_version']}, older than {FORMAT_VERSION}: bring it "
+            f"up to date with python -m distq_mpi upgrade {path}"
+        )
     try:
         own = {name: given.pop(name) for name in ("format_version", "creator", "created")}
         given.pop("format")
@@ -233,9 +246,29 @@ def read_lanes(source: Header | str | os.PathLike[str]) -> np.ndarray:
         If the file cannot be read or a checksum is wrong.
     """
     header = source if isinstance(source, Header) else read_header(source)
-    lanes = header.stored.arrays["lanes"]
-    out = np.empty(lanes.shape, lanes.dtype)
-    for first, rows in read_slices(header.stored, "lanes", 0, header.n_lanes):
+    return _whole(header.stored, "lanes")
+
+
+def read_worlds(
+    source: Header | str | os.PathLike[str],
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Read what `write` took as `worlds`, checked; None where there was none.
+
+    Raises
+    ------
+    FileError
+        If the file cannot be read or a checksum is wrong.
+    """
+    header = source if isinstance(source, Header) else read_header(source)
+    if "worlds" not in header.stored.arrays:
+        return None
+    return _whole(header.stored, "worlds"), _whole(header.stored, "actions")
+
+
+def _whole(stored: Stored, name: str) -> np.ndarray:
+    array = stored.arrays[name]
+    out = np.empty(array.shape, array.dtype)
+    for first, rows in read_slices(stored, name, 0, array.shape[0]):
         out[first : first + len(rows)] = rows
     return out
 

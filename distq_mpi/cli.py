@@ -299,6 +299,8 @@ def _value(key: str, text: str) -> Any:
         return text == "true"
     if not taken & {"integer", "number"}:
         return text
+    if "array" in taken and "," in text:
+        return [_value(key, part.strip()) for part in text.strip("[] ").split(",") if part.strip()]
     for number in (int, float):
         try:
             return number(text)

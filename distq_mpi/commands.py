@@ -36,7 +36,7 @@ COMMANDS = {
         keys=("evaluate.episodes", "evaluate.exact", "run.seed"),
         mpi=True,
     ),
-    "info": Takes("one file"),
+    "info": Takes("one file or run directory"),
     "verify": Takes("one or two run directories or files", 1, 2, ("json",)),
     "upgrade": Takes("one run directory or file", options=("output",)),
     "doctor": Takes("no operand", 0, 0, ("json",)),

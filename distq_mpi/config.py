@@ -23,6 +23,7 @@ Value = bool | int | float | str
 Probability = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Ge(0)]
 Positive = Annotated[int, Ge(1)]
+Limit = Annotated[float, Ge(0)]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class EnvConfig:
     """Arguments of the environment: --env.kwargs.NAME VALUE."""
     max_episode_steps: Count = 0
     """Time limit in steps; 0 = the environment's own."""
+    bins: Count | list[Positive] = 0
+    """Equal bins of each continuous dimension, observations then actions; 0 = none."""
+    clip: Limit | list[Limit] = 0.0
+    """Symmetric limits of each observed dimension, where the space has none or wider; 0 = none."""
 
 
 @dataclass(frozen=True)

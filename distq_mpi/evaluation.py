@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from distq_mpi import environments
+from distq_mpi.config import EnvConfig
 from distq_mpi.environments.base import Environment
 from distq_mpi.errors import ConfigError
 
@@ -76,10 +76,10 @@ def playable(env: Any) -> Any:
     if environments.is_gymnasium(env) or isinstance(env, Simulated):
         return env
     if isinstance(env, str):
-        env = environments.make_world(SimpleNamespace(id=env, kwargs={}))
+        env = environments.make_world(EnvConfig(env))
         if not isinstance(env, Environment):
             return env
-    return Simulated(environments.from_object(env, {}))
+    return Simulated(environments.from_object(env, EnvConfig()))
 
 
 def evaluate_policy(

@@ -307,6 +307,13 @@ def create_hdf5(path: AnyPath, needed_bytes: int = 0) -> Iterator[ArrayWriter]:
         sink.check()
 
 
+def hdf5_version() -> str:
+    """Version of the HDF5 library. Raises ImportError where it cannot be loaded."""
+    import h5py
+
+    return str(h5py.version.hdf5_version)
+
+
 @dataclass(frozen=True)
 class StoredArray:
     """Where one contiguous array lies in its file; picklable."""
@@ -374,7 +381,8 @@ def open_hdf5(path: AnyPath, kind: str, format_name: str, newest: int) -> Stored
             if version > newest:
                 raise FileError(
                     f"{path} was written by a newer distq_mpi (format {version}); "
-                    f"this one reads up to {newest}"
+                    f"this one reads up to {newest}; take "
+                    f"{attributes.get('creator', 'the one that wrote it')} or later"
                 )
             texts, arrays = _datasets(file)
             crc32 = {name: int(file[f"crc32/{name}"][0]) for name in ("attributes", *texts)}

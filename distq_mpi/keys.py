@@ -81,7 +81,8 @@ def choices(key: str) -> list[str]:
 def limits(key: str) -> str:
     """What a key takes, in words. Local."""
     names = {"integer": "an integer", "number": "a finite number", "string": "a text",
-             "boolean": "true or false", "object": "arguments by name", "null": "none"}  # fmt: skip
+             "boolean": "true or false", "object": "arguments by name", "null": "none",
+             "array": "several of these, comma between"}  # fmt: skip
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     told = choices(key)
     for part in _parts(key):

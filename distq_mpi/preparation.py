@@ -83,10 +83,9 @@ def build(env: EnvConfig, exploring: bool = False, given: Any = None) -> Environ
 
     exploring : `learn.exploring_starts`. given : an object in place of `env.id`.
     """
-    if given is None:
-        environment = environments.make(env)
-    else:
-        environment = environments.from_object(given, env.kwargs)
+    environment = (
+        environments.make(env) if given is None else environments.from_object(given, env)
+    )
     if env.max_episode_steps:
         text = f"{environment.model_id} limit {env.max_episode_steps}"
         environment = replace(
@@ -285,7 +284,8 @@ def watch(prepared: Prepared, transport: Transport, quiet: bool = False) -> Moni
 def _requests(config: Config, environment: Environment, exact: bool) -> dict[str, Any]:
     record = record_of(config.learn, environment.n_actions)
     found = ARCHITECTURES[config.parallel.architecture].requests(config, environment)
-    found |= evaluation_kernel(config.learn, environment, record)
+    if environment.kind != "stepped":
+        found |= evaluation_kernel(config.learn, environment, record)
     if environment.kind == "law":
         found |= checking_kernel(environment)
     if exact:

@@ -59,15 +59,17 @@ class Saver:
         Raises FileError on every rank where rank 0 could not write; what was there is untouched.
         """
         rows, lanes = self.architecture.iter_rows(), self.architecture.gather_lanes()
+        worlds = self.architecture.gather_worlds()
         with transport.same_outcome():
             try:
                 if path is not None:
-                    self._write_rank_0(path, rows, lanes, self.architecture.progress)
+                    self._write_rank_0(path, rows, lanes, worlds)
             finally:
                 for _ in rows:  # the other ranks' part of the slices, and rank 0's after an error
                     pass
 
-    def _write_rank_0(self, path: Path, rows: Any, lanes: Any, progress: Progress) -> None:
+    def _write_rank_0(self, path: Path, rows: Any, lanes: Any, worlds: Any) -> None:
+        progress = self.architecture.progress
         checkpoint.write(
             path,
             rows=rows,
@@ -75,6 +77,7 @@ class Saver:
             n_actions=self.environment.n_actions,
             dtype=np.dtype(self.config.learn.dtype),
             lanes=lanes,
+            worlds=worlds,
             config_toml=to_toml(self.config),
             attributes={
                 "round": progress.round,
@@ -96,8 +99,9 @@ class Saver:
         with transport.same_outcome():
             if transport.rank == 0:
                 header = checkpoint.read_header(path, self.environment.model_id)
-                told = header.attributes["state"], checkpoint.read_lanes(header)
-        state, lanes = transport.broadcast(told)
+                lanes, worlds = checkpoint.read_lanes(header), checkpoint.read_worlds(header)
+                told = header.attributes["state"], lanes, worlds
+        state, lanes, worlds = transport.broadcast(told)
         for start in range(0, self.environment.n_states, SLICE_ROWS):
             stop = min(start + SLICE_ROWS, self.environment.n_states)
             slices: Any = None
@@ -106,7 +110,8 @@ class Saver:
                     slices = checkpoint.read_rows(header, start, stop)
             self.architecture.restore_rows(start, *transport.broadcast(slices))
         progress = Progress.from_json(state)
-        self.architecture.restore(progress, lanes)
+        with transport.same_outcome():
+            self.architecture.restore(progress, lanes, worlds)
         self.restored_steps, self.newest, self._written_round = progress.steps, path, progress.round
 
     def sha256(self) -> str:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distq_mpi.environments.guard import refuse_noted
+from distq_mpi.environments.worlds import play
 from distq_mpi.files import publish
 from distq_mpi.monitor.drawing import draw_policy
 from distq_mpi.partition import Partition
 from distq_mpi.stopping import TARGETS, Verdict
+from distq_mpi.table import record_of
 
 if TYPE_CHECKING:
     from distq_mpi.config import Config
@@ -39,9 +41,12 @@ def finish(run: Run, ended: Verdict) -> int:
         )  # fmt: skip
     peak = np.array([peak_bytes()], np.int64)
     run.transport.max_int(peak)
+    reproducible = run.architecture.reproducible()
     with run.transport.same_outcome():
         if run.monitor is not None:
-            summary = _summary(run, ended, certificate, evaluation, int(peak[0]))
+            summary = _summary(
+                run, ended, certificate, evaluation, int(peak[0]), reproducible
+            )
             if ended.status in ("converged", "finished"):
                 with publish(run.monitor.directory.result) as temporary:
                     shutil.copyfile(str(run.saver.newest), temporary)
@@ -71,8 +76,16 @@ def sample(
     first, stop = episodes.block(transport.rank)
     longest = environment.max_episode_steps or NO_LIMIT_STEPS
     returns = np.zeros(stop - first)
-    control = np.array([first, config.run.seed, longest], np.uint64)
-    kernels["evaluate"](q, returns, environment.params, control)
+    if environment.kind == "stepped":
+        rows, n_actions = q.reshape(environment.n_states, -1), environment.n_actions
+        values = rows[:, :n_actions]
+        if record_of(config.learn, n_actions).n_parts == 2:
+            values = values + rows[:, n_actions : 2 * n_actions]
+        greedy = values.argmax(axis=1).tolist()
+        play(environment.worlds, greedy, config.run.seed, first, returns, longest)
+    else:
+        control = np.array([first, config.run.seed, longest], np.uint64)
+        kernels["evaluate"](q, returns, environment.params, control)
     refuse_noted(environment, transport, config.run.seed, 0, range(0))
     gathered = transport.gather_rows(returns, episodes)
     if gathered is None:
@@ -96,7 +109,7 @@ def peak_bytes() -> int:
 
 
 def _summary(
-    run: Run, ended: Verdict, certificate: Any, evaluation: Any, peak: int
+    run: Run, ended: Verdict, certificate: Any, evaluation: Any, peak: int, reproducible: bool
 ) -> dict[str, Any]:
     progress, times, size = run.architecture.progress, run.times, run.transport.size
     busy = times.learn_s + times.exchange_s
@@ -106,7 +119,7 @@ def _summary(
         "stop_reason": ended.reason,
         "exit_code": ended.exit_code,
         "architecture": run.config.parallel.architecture,
-        "reproducible": True,
+        "reproducible": reproducible,
         "agents_from_ranks": run.prepared.agents_from_ranks,
         "ranks_started": size,
         "ranks_finished": size,

@@ -19,10 +19,10 @@ from distq_mpi.saving import Saver
 from distq_mpi.signals import Signals, uninterrupted
 from distq_mpi.stopping import EXACT_TARGETS, Verdict, is_check_round, verdict
 from distq_mpi.summary import finish
-from distq_mpi.transport import Transport
 
 if TYPE_CHECKING:
     from distq_mpi.monitor import Monitor
+    from distq_mpi.transport import Transport
 
 
 class Times:

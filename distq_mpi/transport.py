@@ -50,9 +50,8 @@ class Transport:
         """
         expected, size = launched_size(), MPI.COMM_WORLD.size
         if expected is not None and expected > 1 and size == 1:
-            library = MPI.Get_library_version().splitlines()[0].strip("\0 ")
             mistake = DistqError(
-                f"the launcher started {expected} ranks, but the MPI library in use ({library}) "
+                f"the launcher started {expected} ranks, but the MPI library in use ({library()}) "
                 "sees one: use the mpirun that belongs to this library"
             )
             mistake.agreed = True
@@ -62,7 +61,19 @@ class Transport:
     @property
     def library(self) -> str:
         """Name and version of the MPI library. Local."""
-        return MPI.Get_library_version().splitlines()[0].strip("\0 ")
+        return library()
+
+    @staticmethod
+    def has_ulfm() -> bool:
+        """Whether the library has the calls to survive a lost rank (MPI_Comm_revoke). Local."""
+        probe = MPI.COMM_SELF.Dup()
+        try:
+            probe.Revoke()
+        except RuntimeError:  # NotImplementedError, or MPI's own
+            return False
+        finally:
+            probe.Free()
+        return True
 
     @property
     def leads_node(self) -> bool:
@@ -233,6 +244,11 @@ class Transport:
         for comm in (self._leaders, self._node, self._comm):
             if comm != MPI.COMM_NULL:
                 comm.Free()
+
+
+def library() -> str:
+    """Name and version of the MPI library. Local."""
+    return " ".join(MPI.Get_library_version().splitlines()[0].strip("\0 ").split())
 
 
 def abort_on_exception(

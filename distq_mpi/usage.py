@@ -53,8 +53,8 @@ def resume(directory: str, /) -> None:
     """
 
 
-def info(file: str, /) -> None:
-    """Show what a checkpoint or result file holds, and whether it is whole."""
+def info(path: str, /) -> None:
+    """Show how a run stands, or what a file holds and whether it is whole."""
 
 
 def evaluate(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distq_mpi.architectures.hosting import Hosted
 from distq_mpi.architectures.progress import (
     HEADER,
     UNSTABLE,
@@ -26,12 +27,14 @@ from distq_mpi.architectures.schedules import (
     lone_period,
     next_period,
 )
+from distq_mpi.environments.worlds import WORLD_DTYPE
 from distq_mpi.files import SLICE_ROWS
 from distq_mpi.fusion import FUSIONS, FixedPoint, fusion_kernels
 from distq_mpi.kernels import Kernel, fusing, loop
 from distq_mpi.kernels.exploration import EXPLORATIONS
 from distq_mpi.kernels.objects import LoadedKernel
 from distq_mpi.kernels.step_sizes import STEP_SIZES, step_parameter
+from distq_mpi.kernels.stepping import stepping_kernels
 from distq_mpi.lanes import LANE_DTYPE, Lanes
 from distq_mpi.partition import Partition
 from distq_mpi.table import Rows, initialise, record_of
@@ -39,7 +42,6 @@ from distq_mpi.table import Rows, initialise, record_of
 if TYPE_CHECKING:
     from distq_mpi.transport import Transport
 
-NO_LIMIT = 2**32 - 1
 WHOLE_BYTES = 1 << 19
 
 
@@ -55,18 +57,6 @@ def memory_bytes(config: Any, n_states: int, n_actions: int, size: int) -> dict[
     lanes = -(-config.parallel.lanes // min(n_agents, size)) * LANE_DTYPE.itemsize * 2
     return {"replica": table, "base": 2 * table, "contributions": sent,
             "visits": n_pairs * 8, "lanes": lanes}  # fmt: skip
-
-
-class Hosted:
-    """An agent on this rank: its lanes, working and committed, and its kernels' arguments."""
-
-    def __init__(self, number: int, lanes: Partition, config: Any, limit: int) -> None:
-        first, stop = lanes.block(number)
-        self.lanes, self.committed = Lanes(first, stop - first), Lanes(first, stop - first)
-        self.control = np.zeros(7, np.uint64)
-        self.control[loop.FIRST_LANE], self.control[loop.N_LANES] = first, stop - first
-        self.control[loop.SEED], self.control[loop.LIMIT] = config.run.seed, limit or NO_LIMIT
-        self.totals, self.found = np.zeros(3), np.zeros(5)
 
 
 class Allreduce:
@@ -89,7 +79,7 @@ class Allreduce:
     ) -> None:
         self.config, self.transport, self.kernels = config, transport, kernels
         self.n_states, self.n_actions = environment.n_states, environment.n_actions
-        self.params = environment.params
+        self.params, self.stepped = environment.params, environment.kind == "stepped"
         self.n_agents, self.n_lanes = config.parallel.agents, config.parallel.lanes
         self.fusion = FUSIONS[config.parallel.fusion]
         record = record_of(config.learn, self.n_actions)
@@ -97,7 +87,7 @@ class Allreduce:
         self.tables = [Rows(record, self.n_states), Rows(record, self.n_states)]
         self.replica = Rows(record, self.n_states)
         self.current = 0
-        self.place(environment.max_episode_steps)
+        self.place(environment)
         initialise(self.base, 0, config.learn.initial, environment.return_bound, config.run.seed)
         auto = config.parallel.steps_per_round == "auto"
         self.period = 0 if auto else int(config.parallel.steps_per_round)
@@ -109,16 +99,16 @@ class Allreduce:
         self.pending = self.progress
         for agent in self.agents:
             agent.control[loop.EXPLORE] = self._explore()
-            kernels["begin"](
-                self.base.q, *agent.committed.arrays(), self.params, agent.control
-            )
+            agent.begin(kernels["begin"], self.base.q, self.params)
 
     @staticmethod
     def requests(config: Any, environment: Any) -> dict[str, Kernel]:
         """Return the kernels this architecture needs under a resolved `Config`. Local."""
         record = record_of(config.learn, environment.n_actions)
+        stepped = environment.kind == "stepped"
+        learning = stepping_kernels if stepped else loop.learning_kernels
         return {
-            **loop.learning_kernels(config.learn, environment, record, Lanes(0, 1)),
+            **learning(config.learn, environment, record, Lanes(0, 1)),
             **fusion_kernels(config, record),
         }
 
@@ -135,12 +125,12 @@ class Allreduce:
     def _lone(self) -> bool:
         return self.n_agents == 1
 
-    def place(self, limit: int) -> None:
+    def place(self, environment: Any) -> None:
         """Give every rank its agents, their lanes and its block of rows. Local, same on all."""
         size = self.transport.size
         lanes = Partition.balanced(self.n_lanes, self.n_agents)
         first, stop = Partition.balanced(self.n_agents, size).block(self.transport.rank)
-        self.agents = [Hosted(k, lanes, self.config, limit) for k in range(first, stop)]
+        self.agents = [Hosted(k, lanes, self.config, environment) for k in range(first, stop)]
         starts = [int(lanes.starts[k]) for k in Partition.balanced(self.n_agents, size).starts]
         self.lane_blocks = Partition(np.array(starts))
         self.hosting = Partition.balanced(self.n_agents, size)
@@ -180,7 +170,7 @@ class Allreduce:
             self.each = (
                 np.zeros((n_hosted, n_pairs)),
                 np.zeros((n_hosted, n_pairs), np.uint32),
-                np.zeros((max(1, n_hosted), n_pairs if self.signed else 1), np.uint32),
+                np.zeros((n_hosted, n_pairs) if self.signed else (max(1, n_hosted), 1), np.uint32),
             )
             self.parts["visits"] = np.zeros(n_owned, np.int64)
             self.scratch = np.zeros(self.n_agents)
@@ -222,11 +212,8 @@ class Allreduce:
         for k, agent in enumerate(self.agents):
             self.replica.raw[:] = self.base.raw
             agent.lanes.copy_from(agent.committed)
-            agent.control[loop.N_STEPS] = n_steps
-            agent.control[loop.FIRST_STEP] = self.progress.lane_steps + 1
             agent.control[loop.EXPLORE] = explore
-            agent.totals[:] = 0.0
-            self._call("learn", k)
+            agent.learn(self._bind("learn", k), self.progress.lane_steps + 1, n_steps)
             self._call("adopt" if self._lone else "contribute", k)
             add_agent(self.header, agent.found, agent.totals, LENGTH_UNIT, self.n_agents)
         self._n_steps = n_steps
@@ -279,15 +266,18 @@ class Allreduce:
         self.current = 1 - self.current
         np.add(self.lifetime, self.visits.view(np.uint64), out=self.lifetime)
         for agent in self.agents:
-            agent.committed.copy_from(agent.lanes)
+            agent.commit()
         self.progress = self.pending
 
     def rollback(self) -> int:
         """Forget the round in progress; return the number of the last committed round. Local.
 
-        The base, the committed lanes and the counters were never touched by it.
+        The base, the committed lanes and the counters were never touched by it; environments that
+        are stepped are brought back.
         """
         self.pending = self.progress
+        for agent in self.agents:
+            agent.rewind(self.progress.lane_steps)
         return self.progress.round
 
     def iter_rows(self) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
@@ -316,12 +306,41 @@ class Allreduce:
         block = np.concatenate(mine) if mine else np.zeros(0, LANE_DTYPE)
         return self.transport.gather_rows(block, self.lane_blocks)
 
-    def restore(self, progress: Progress, lanes: np.ndarray) -> None:
-        """Take counters and all lanes of a checkpoint; rows come through `restore_rows`. Local."""
+    def gather_worlds(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return what checkpoints hold of environments that are stepped, and the actions of all
+        open episodes, in the order of the lanes; on rank 0, where there are any. COLLECTIVE."""
+        if not self.stepped:
+            return None
+        mine = [agent.worlds.pack() for agent in self.agents if agent.worlds is not None]
+        rows = np.concatenate([np.zeros(0, WORLD_DTYPE), *(rows for rows, _ in mine)])
+        actions = np.concatenate([np.zeros(0, np.uint32), *(actions for _, actions in mine)])
+        lengths = self.transport.gather(len(actions)) or [0]
+        blocks = Partition(np.cumsum([0, *lengths]))
+        all_rows = self.transport.gather_rows(rows, self.lane_blocks)
+        all_actions = self.transport.gather_rows(actions, blocks)
+        return None if all_rows is None or all_actions is None else (all_rows, all_actions)
+
+    def restore(self, progress: Progress, lanes: np.ndarray, worlds: Any = None) -> None:
+        """Take counters and all lanes of a checkpoint; rows come through `restore_rows`. Local.
+
+        worlds : as `gather_worlds` gave it, for environments that are stepped.
+        """
         self.progress = self.pending = progress
         for agent in self.agents:
-            first = agent.committed.first
-            agent.committed.unpack(lanes[first : first + agent.committed.n])
+            first, stop = agent.committed.first, agent.committed.first + agent.committed.n
+            agent.committed.unpack(lanes[first:stop])
+            if agent.worlds is not None:
+                rows, actions = worlds
+                stops = np.cumsum([0, *rows["n_actions"]])
+                mine = actions[stops[first] : stops[stop]]
+                agent.worlds.unpack(rows[first:stop], mine, agent.committed, progress.lane_steps)
+
+    def reproducible(self) -> bool:
+        """Whether the bits so far follow from the configuration alone. COLLECTIVE."""
+        worlds = [agent.worlds for agent in self.agents if agent.worlds is not None]
+        astray = np.array([sum(not world.matched for world in worlds)], np.int64)
+        self.transport.max_int(astray)
+        return not astray[0]
 
     def restore_rows(
         self, start: int, q: np.ndarray, clock: np.ndarray, visits: np.ndarray
@@ -404,11 +423,15 @@ class Allreduce:
         return fresh.q, fresh.clock_words, base.q, base.clock_words
 
     def _call(self, name: str, k: int) -> None:
-        """Call a kernel over this rank's arrays; arguments are bound once per table parity."""
+        """Call a kernel over this rank's arrays."""
+        self._bind(name, k)()
+
+    def _bind(self, name: str, k: int) -> Any:
+        """A kernel with its arguments, which are bound once per table parity."""
         key = (name, k, self.current)
         if key not in self._bound:
             self._bound[key] = self.kernels[name].bind(*self._arguments(name, k))
-        self._bound[key]()
+        return self._bound[key]
 
     def _arguments(self, name: str, k: int) -> tuple[Any, ...]:
         replica, base, fresh, parts = self.replica, self.base, self._next, self.parts
@@ -419,8 +442,9 @@ class Allreduce:
                     self.unstable)  # fmt: skip
         agent = self.agents[k]
         if name == "learn":
-            return (replica.q, replica.clock_words, *agent.lanes.arrays(), self.draws, self.params,
-                    agent.control, self.rates[:2].copy(), agent.totals)  # fmt: skip
+            return (replica.q, replica.clock_words,
+                    *agent.learning_arrays(self.draws, self.params), agent.control,
+                    self.rates[:2].copy(), agent.totals)  # fmt: skip
         if name == "adopt":
             return (fresh.q, fresh.clock_words, base.clock_words, replica.q, replica.clock_words,
                     parts["visits"], agent.found)  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,28 +10,29 @@ from typing import Any
 class Environment:
     """A finite Markov decision process as plain functions over `params`.
 
-    The functions take arrays and scalars only and are compiled by the kernels; nobody changes
-    `params`. An explicit model's `params` are arrays (see `explicit.py`) that may be replaced by
-    equal ones elsewhere in memory, which is how a node holds a model once.
+    The functions take arrays and scalars only and are compiled by the kernels (None where the
+    environment is stepped in Python); nobody changes `params`. An explicit model's `params` are
+    arrays (see `explicit.py`) that may be replaced by equal ones elsewhere in memory, which is how
+    a node holds a model once.
     """
 
     id: str
     kind: str
-    """`explicit` (a table of transitions) or `law` (two functions)."""
+    """`explicit` (a table of transitions), `law` (two functions) or `stepped` (in Python)."""
     n_states: int
     n_actions: int
     params: tuple[Any, ...]
     """Last argument of every function below; never empty."""
-    law_step: Callable[..., Any]
+    law_step: Any
     """(state u8, action u8, bits u8, params) -> (next_state u8, reward f8, terminated bool);
     reads bits 32 to 63 of the draw."""
-    law_start: Callable[..., Any]
+    law_start: Any
     """(bits u8, params) -> state u8; reads all 64 bits."""
-    outcomes: Callable[..., Any]
+    outcomes: Any
     """(state i8, action i8, params) -> number of outcomes."""
-    outcome: Callable[..., Any]
+    outcome: Any
     """(state i8, action i8, i i8, params) -> (probability f8, next_state, reward f8, terminated)"""
-    start: Callable[..., Any]
+    start: Any
     """(i i8, params) -> (probability f8, state), for i < n_starts."""
     n_starts: int
     n_transitions: int
@@ -57,5 +57,7 @@ class Environment:
     """One character per state for drawing; "" = none."""
     arrows: str = ""
     """One character per action for drawing; "" = none."""
+    worlds: Any = None
+    """Of a stepped environment, which has no functions: what makes it (`worlds.Kind`)."""
     summary: str = ""
     """One line for the user about what was built."""

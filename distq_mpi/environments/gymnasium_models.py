@@ -1,9 +1,9 @@
-"""Explicit models out of Gymnasium environments that carry their table of transitions."""
+"""Gymnasium's environments: explicit models where they carry their table, or stepped."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from distq_mpi.environments.arguments import suggestion
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.explicit import explicit_model
+from distq_mpi.environments.stepped import copies_of, stepped_environment
 from distq_mpi.errors import ModelError
 
 NEUTRAL = (
@@ -20,23 +21,55 @@ NEUTRAL = (
 """Wrappers that change nothing but the length of episodes: the table below them tells all."""
 
 
-def gymnasium_model(id: str, kwargs: Mapping[str, Any], built_in: tuple[str, ...]) -> Environment:
-    """Compile `gymnasium.make(id, **kwargs)` to an explicit model through its `P`.
+def gymnasium_model(config: Any, built_in: tuple[str, ...]) -> Environment:
+    """Make what can be learned on of a Gymnasium id: its table, or the environment stepped. Local.
 
-    The time limit is the one Gymnasium applies. `built_in` names join the suggestions for an
-    unknown id. Imports Gymnasium: call on one rank and share the result.
+    config : `[env]` configuration. An environment that tells all of its dynamics by `P` becomes an
+    explicit model; any other, or one to be cut into bins, is stepped in Python. The time limit is
+    the one Gymnasium applies, or the configuration's. `built_in` names join the suggestions for an
+    unknown id.
 
     Raises
     ------
     ModelError
-        If the id is unknown or renamed, the arguments do not fit, the spaces are not `Discrete`,
-        or there is no table that tells all of the dynamics.
+        If the id is unknown or renamed, the arguments do not fit, or a space is not finite.
     """
+    id, kwargs, limit = config.id, dict(config.kwargs), config.max_episode_steps
+    cut = {"bins": config.bins, "clip": config.clip, "max_episode_steps": limit}
+    vector = _only_vector(id, kwargs)
+    if vector is not None:
+        return stepped_environment(id, lambda: vector(1), vector, **cut)
     made = gymnasium_environment(id, kwargs, built_in)
     try:
-        return _compiled(id, made, made.spec.max_episode_steps or 0)
+        if tells_all(made) and not (config.bins or config.clip):
+            return _compiled(id, made, made.spec.max_episode_steps or 0)
     finally:
         made.close()
+    if limit:
+        kwargs["max_episode_steps"] = limit
+    return stepped_environment(id, lambda: gymnasium_environment(id, kwargs, built_in), **cut)
+
+
+def _only_vector(id: str, kwargs: Mapping[str, Any]) -> Callable[[int], Any] | None:
+    """What makes the environment of an id that exists only as vector; None for any other."""
+    import gymnasium
+
+    spec = gymnasium.registry.get(id.rpartition(":")[2])
+    if spec is None or spec.entry_point is not None or spec.vector_entry_point is None:
+        return None
+    return lambda n: gymnasium.make_vec(id, num_envs=n, **kwargs)
+
+
+def tells_all(made: Any) -> bool:
+    """Whether an environment's `P` and `initial_state_distrib` tell all of its dynamics. Local."""
+    from gymnasium import spaces
+
+    bare = made.unwrapped
+    found = (made.observation_space, made.action_space)
+    if not all(isinstance(space, spaces.Discrete) and space.start == 0 for space in found):
+        return False
+    named = (getattr(bare, name, None) for name in ("P", "initial_state_distrib"))
+    return all(x is not None for x in named) and not getattr(bare, "fickle_passenger", False)
 
 
 def gymnasium_environment(id: str, kwargs: Mapping[str, Any], built_in: tuple[str, ...]) -> Any:
@@ -59,28 +92,30 @@ def gymnasium_environment(id: str, kwargs: Mapping[str, Any], built_in: tuple[st
         raise ModelError(f"{id} could not be made: {type(error).__name__}: {error}") from error
 
 
-def gymnasium_object(id: str, made: Any) -> Environment:
-    """Compile an environment object through its `P`; the time limit is that of its wrappers. Local.
+def gymnasium_object(id: str, made: Any, config: Any) -> Environment:
+    """Make what can be learned on of an environment object, which is not stepped itself. Local.
+
+    Its table, under the time limit of its wrappers; or, where there is none, or a wrapper may
+    change what happens, copies of it, stepped.
 
     Raises
     ------
     ModelError
-        If `P` does not tell all: there is none, or a wrapper changes what happens.
+        If a space is not finite, or no copies can be made.
     """
-    limit, layer = 0, made
+    limit, layer, neutral = 0, made, tells_all(made) and not (config.bins or config.clip)
     while layer is not made.unwrapped:
         kind = type(layer)
         ours = kind.__module__.startswith(("gymnasium.wrappers", "stable_baselines3.common"))
-        if kind.__name__ not in NEUTRAL or not ours:
-            raise ModelError(
-                f"{id}: its wrapper {kind.__name__} may change what happens, and the table of "
-                "transitions below it does not tell; take it off (environments that are stepped "
-                "are not supported yet)"
-            )
+        neutral = neutral and kind.__name__ in NEUTRAL and ours
         if kind.__name__ == "TimeLimit":
             limit = min(limit or layer._max_episode_steps, layer._max_episode_steps)
         layer = layer.env
-    return _compiled(id, made, limit)
+    if neutral:
+        return _compiled(id, made, limit)
+    return stepped_environment(
+        id, copies_of(id, made), bins=config.bins, clip=config.clip, max_episode_steps=limit
+    )
 
 
 def _unknown(id: str, known: list[str], built_in: tuple[str, ...]) -> str:
@@ -99,32 +134,8 @@ def _unknown(id: str, known: list[str], built_in: tuple[str, ...]) -> str:
 
 
 def _compiled(id: str, made: Any, limit: int) -> Environment:
-    from gymnasium import spaces
-
     bare = made.unwrapped
-    for name, space in (("observation", made.observation_space), ("action", made.action_space)):
-        if isinstance(space, spaces.Box):
-            raise ModelError(
-                f"{id}: its {name} space {space} is continuous; only Discrete spaces "
-                "with a table of transitions can be learned on"
-            )
-        if not isinstance(space, spaces.Discrete):
-            raise ModelError(f"{id}: its {name} space {space} is not Discrete; not supported yet")
-        if space.start != 0:
-            raise ModelError(
-                f"{id}: its {name} space {space} begins at {space.start}; "
-                "only Discrete spaces that begin at 0 are supported"
-            )
-    table = getattr(bare, "P", None)
-    first = getattr(bare, "initial_state_distrib", None)
-    if table is None or first is None:
-        raise ModelError(
-            f"{id} has no table of transitions (P and initial_state_distrib); not supported yet"
-        )
-    if getattr(bare, "fickle_passenger", False):
-        raise ModelError(
-            f"{id}: its table of transitions does not tell of fickle_passenger; leave it off"
-        )
+    table, first = bare.P, bare.initial_state_distrib
     n_states, n_actions = int(made.observation_space.n), int(made.action_space.n)
     try:
         rows = [list(table[s][a]) for s in range(n_states) for a in range(n_actions)]
@@ -164,3 +175,22 @@ def _drawing(bare: Any) -> dict[str, Any]:
         marks = "." * 36 + "S" + "C" * 10 + "G"
         return {"grid": (4, 12), "marks": marks, "arrows": "↑→↓←"}
     return {}
+
+
+def moved_ids() -> dict[str, str]:
+    """Ids of Gymnasium's discrete worlds that are gone -> the ids that took their place.
+
+    Computed from the registry: the version before the oldest one of a name. Imports Gymnasium.
+    """
+    import gymnasium
+
+    versions: dict[str, list[int]] = {}
+    for id, spec in gymnasium.registry.items():
+        stem, mark, version = id.rpartition("-v")
+        if mark and version.isdigit() and "toy_text" in str(spec.entry_point):
+            versions.setdefault(stem, []).append(int(version))
+    return {
+        f"{stem}-v{min(found) - 1}": f"{stem}-v{max(found)}"
+        for stem, found in sorted(versions.items())
+        if min(found) > 0
+    }

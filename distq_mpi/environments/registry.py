@@ -20,13 +20,22 @@ BUILT_IN = ("garnet", "grid")
 
 
 class EnvironmentConfig(Protocol):
-    """What is read of the configuration: `env.id` and `env.kwargs`."""
+    """What is read of the `[env]` configuration."""
 
     @property
     def id(self) -> str: ...
 
     @property
     def kwargs(self) -> Mapping[str, Any]: ...
+
+    @property
+    def max_episode_steps(self) -> int: ...
+
+    @property
+    def bins(self) -> int | list[int]: ...
+
+    @property
+    def clip(self) -> float | list[float]: ...
 
 
 def is_law(id: str) -> bool:
@@ -54,7 +63,7 @@ def make(config: EnvironmentConfig) -> Environment:
     if found is not None:
         return found
     from distq_mpi.environments.gymnasium_models import gymnasium_model
-    return gymnasium_model(config.id, config.kwargs, BUILT_IN)
+    return gymnasium_model(config, BUILT_IN)
 
 
 def make_world(config: EnvironmentConfig) -> Any:
@@ -103,18 +112,18 @@ def is_gymnasium(given: Any) -> bool:
     )
 
 
-def from_object(given: Any, kwargs: Mapping[str, Any]) -> Environment:
+def from_object(given: Any, config: EnvironmentConfig) -> Environment:
     """Make the environment that an object of the user stands for. Local, not collective.
 
-    given : an `Environment`; a law, or its class, which `kwargs` construct; an environment of
-        Gymnasium with a table of transitions. It is only looked at, never stepped or changed.
+    given : an `Environment`; a law, or its class, which `config.kwargs` construct; an environment
+        of Gymnasium. It is only looked at, never stepped or changed.
 
     Raises
     ------
     ModelError
         If it is none of these, or no Markov decision process.
     """
-    id = object_id(given)
+    id, kwargs = object_id(given), config.kwargs
     if isinstance(given, type) and hasattr(given, "outcome"):
         return law_environment(id, given, kwargs)
     if kwargs:
@@ -126,7 +135,7 @@ def from_object(given: Any, kwargs: Mapping[str, Any]) -> Environment:
     if is_gymnasium(given):
         from distq_mpi.environments.gymnasium_models import gymnasium_object
 
-        return gymnasium_object(id, given)
+        return gymnasium_object(id, given, config)
     raise ModelError(
         f"env: {given!r} is no environment (an id, an Environment, a law or its class, or an "
         "environment of Gymnasium)"

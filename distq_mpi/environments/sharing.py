@@ -14,7 +14,7 @@ from distq_mpi.errors import ModelError
 if TYPE_CHECKING:
     from distq_mpi.transport import Transport
 
-FUNCTIONS = ("law_step", "law_start", "outcomes", "outcome", "start")
+FUNCTIONS = ("law_step", "law_start", "outcomes", "outcome", "start", "worlds")
 ARRAY = "array"
 """Stands for an array among `params` while they are told; numbers are all they hold otherwise."""
 
@@ -24,7 +24,8 @@ def share(environment: Environment | None, make: Any, transport: Transport) -> E
 
     The arrays of an explicit model or a law are stored once per host. Functions exist only on the
     ranks that compile (the leader of each host), where `make` builds them again; elsewhere they are
-    None. A law that could not be looked at whole comes under its `guard`.
+    None. What is stepped in Python every rank makes for itself. A law that could not be looked at
+    whole comes under its `guard`.
     """
     bare: Any = None
     if environment is not None:
@@ -33,7 +34,7 @@ def share(environment: Environment | None, make: Any, transport: Transport) -> E
         bare = (bare, tuple(ARRAY if _is_array(p) else p for p in environment.params))
     shared, params = transport.broadcast(bare)
     with transport.same_outcome():
-        if environment is None and transport.leads_node:
+        if environment is None and (transport.leads_node or shared.kind == "stepped"):
             environment = make()
             if environment.model_id != shared.model_id:
                 raise ModelError(

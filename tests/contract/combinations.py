@@ -92,6 +92,15 @@ def combinations() -> dict[str, dict[str, Any]]:
         "env": ENVIRONMENTS["chain7"],
         "learn": {"rule": "sarsa", "exploration": "softmax", "step_size": "linear"},
     }
+    # Stepped in Python: a tuple space; no table told; an offset and two digits; truncations.
+    for id, learn in (
+        ("Blackjack-v1", {"step_size": "polynomial"}),
+        ("tests.worlds:HiddenLake-v0", {"rule": "double_q", **signed}),
+        ("tests.worlds:Walk-v0", {"rule": "sarsa"}),
+    ):
+        found[f"stepped {id}"] = {
+            "env": {"id": id}, "learn": learn, "parallel": {"lanes": 20, "steps_per_round": 4},
+        }  # fmt: skip
     # Beyond the size that is reduced whole: contributions go to the owners of the blocks.
     for fusion in ("pooled", "count", "mean", "delta_capped"):
         found[f"garnet owners {fusion}"] = {

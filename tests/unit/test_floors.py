@@ -23,7 +23,7 @@ FLOORS = [
     {"memory"},
     {"signals", "saving", "preparation", "summary"},
     {"comparison", "operands"},
-    {"doctor", "dry_run", "judging", "trainer", "upgrading", "verification"},
+    {"description", "doctor", "dry_run", "judging", "trainer", "upgrading", "verification"},
     {"keys"},
     {"cli"},
     {"usage"},
@@ -38,13 +38,19 @@ DOORS = {
     "llvmlite": {"kernels/compiler.py", "kernels/objects.py"},
     "h5py": {"files.py"},
     "scipy": {"files.py"},
-    "gymnasium": {"environments/gymnasium_models.py", "environments/registry.py"},
+    "gymnasium": {
+        "environments/gymnasium_models.py", "environments/registry.py", "environments/spaces.py",
+        "environments/stepped.py", "environments/vector.py",
+    },
     "rich": {"monitor/console.py"},
     "cyclopts": {"usage.py"},
     "pydantic": {"keys.py"},
 }
 # A user's law, and Gymnasium's makers of environments, may raise anything.
-BLANKET = {"environments/laws.py", "environments/gymnasium_models.py", "environments/arguments.py"}
+BLANKET = {
+    "environments/laws.py", "environments/gymnasium_models.py", "environments/arguments.py",
+    "environments/stepped.py", "environments/worlds.py", "environments/vector.py",
+}
 
 
 def sources() -> Iterator[tuple[str, ast.Module]]:

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from distq_mpi import signals
-from distq_mpi.signals import Signals
+from distq_mpi.signals import Signals, uninterrupted
 
 
 @pytest.fixture
@@ -66,3 +66,18 @@ def test_outside_the_main_thread_nothing_is_set():
     thread.start()
     thread.join()
     assert seen == [(before, (False, False))]
+
+
+def test_an_interrupt_waits_for_what_must_not_be_cut() -> None:
+    done = []
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), uninterrupted():
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append("whole")
+    assert done == ["whole"]
+    assert signal.getsignal(signal.SIGINT) == before
+    with Signals() as signals:
+        with uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signals.last == ""
+        assert signals.take() == (True, True)

@@ -1,0 +1,180 @@
+"""Any environment of Gymnasium with finite spaces, stepped in Python."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from distq_mpi.environments.base import Environment
+from distq_mpi.environments.spaces import range_of
+from distq_mpi.environments.vector import Single, VectorWorlds
+from distq_mpi.environments.worlds import Kind, Worlds
+from distq_mpi.errors import ModelError
+
+Bins = int | Sequence[int]
+Clip = float | Sequence[float]
+
+
+def stepped_environment(
+    id: str,
+    make: Callable[[], Any],
+    make_vector: Callable[[int], Any] | None = None,
+    bins: Bins = 0,
+    clip: Clip = 0.0,
+    max_episode_steps: int = 0,
+) -> Environment:
+    """Return the facts of an environment that `make` gives any number of; makes one to look. Local.
+
+    Parameters
+    ----------
+    make : a new environment of Gymnasium. make_vector : number -> vector environment, where it
+        exists only as that; `make` is then not called.
+    bins : equal bins of each continuous dimension, observations first, then actions; one number
+        for all; 0 = none. clip : symmetric limits of each dimension of the observation, one number
+        for all; 0 = none.
+    max_episode_steps : what `make` limits episodes to; 0 = unknown or none.
+
+    Raises
+    ------
+    ModelError
+        If a space is not finite, with what to do about it.
+    """
+
+    def cut() -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return discretised(id, make() if make_vector is None else Single(make_vector(1)),
+                               bins, clip)  # fmt: skip
+
+    if make_vector is not None and (bins or clip):
+        raise ModelError(
+            f"env.bins: {id} exists only as vector environment, which cannot be cut into bins"
+        )
+    world = cut()
+    try:
+        states = range_of(id, "observation", world.observation_space)
+        actions = range_of(id, "action", world.action_space)
+        spaces = f"{world.observation_space} {world.action_space}"
+        limit = max_episode_steps or getattr(world.spec, "max_episode_steps", None) or 0
+        told = getattr(world.spec, "kwargs", {})
+    finally:
+        world.close()
+    if states.n * actions.n >= 2**62:
+        raise ModelError(f"{id}: {states.n} states x {actions.n} actions are more than 2^62")
+    kind = Kind(id, states, actions, cut, make_vector)
+    text = repr(("distq_mpi stepped 1", id, sorted(told.items()), bins, clip, spaces, limit))
+    return Environment(
+        id=id,
+        kind="stepped",
+        n_states=states.n,
+        n_actions=actions.n,
+        params=(),
+        law_step=None,
+        law_start=None,
+        outcomes=None,
+        outcome=None,
+        start=None,
+        n_starts=0,
+        n_transitions=0,
+        max_episode_steps=limit,
+        return_bound=None,
+        deterministic=False,
+        model_id=hashlib.sha256(text.encode()).hexdigest(),
+        summary=f"stepped in Python {id}: {states.n:,} states x {actions.n:,} actions",
+        worlds=kind,
+    )
+
+
+def open_worlds(kind: Kind, first: int, n: int, seed: int) -> Worlds | VectorWorlds:
+    """Make the environments of lanes [first, first + n); the caller closes them. Local."""
+    return (Worlds if kind.make_vector is None else VectorWorlds)(kind, first, n, seed)
+
+
+def discretised(id: str, world: Any, bins: Bins, clip: Clip) -> Any:
+    """Wrap an environment so that continuous spaces are cut into bins, by Gymnasium's wrappers.
+
+    Raises ModelError where they cannot be, naming the dimension and what to write.
+    """
+    from gymnasium import spaces
+    from gymnasium.wrappers import DiscretizeAction, DiscretizeObservation, TransformObservation
+
+    seen, done = world.observation_space, world.action_space
+    n_seen = math.prod(seen.shape) if isinstance(seen, spaces.Box) else 0
+    n_done = math.prod(done.shape) if isinstance(done, spaces.Box) else 0
+    if not (n_seen or n_done):
+        if bins or clip:
+            key = "bins" if bins else "clip"
+            raise ModelError(f"env.{key}: {id} has no continuous space to cut ({seen}, {done})")
+        return world
+    if not bins:
+        space, name = (seen, "observation") if n_seen else (done, "action")
+        raise ModelError(
+            f"{id}: its {name} space {space} is continuous: --env.bins N cuts each of "
+            f"{n_seen + n_done} dimensions into N equal bins (or N,N,... for each)"
+        )
+    counts = [bins] * (n_seen + n_done) if isinstance(bins, int) else [int(n) for n in bins]
+    if len(counts) != n_seen + n_done or min(counts) < 1:
+        raise ModelError(
+            f"env.bins: {id} has {n_seen + n_done} continuous dimensions (observation {n_seen}, "
+            f"action {n_done}), each of which needs at least 1 bin, not {counts}"
+        )
+    if n_seen:
+        low, high = _clipped(id, seen, clip)
+        if clip:
+            box = spaces.Box(low, high, dtype=seen.dtype)
+            world = TransformObservation(world, lambda x: np.clip(x, low, high), box)
+        world = DiscretizeObservation(world, tuple(counts[:n_seen]))
+    if n_done:
+        world = DiscretizeAction(world, tuple(counts[n_seen:]))
+    return world
+
+
+def _clipped(id: str, space: Any, clip: Clip) -> tuple[np.ndarray, np.ndarray]:
+    """Limits of a Box after clipping, finite in every dimension."""
+    limits = np.full(space.shape, clip) if isinstance(clip, int | float) else np.array(clip, float)
+    if limits.size != math.prod(space.shape) or (limits < 0).any():
+        raise ModelError(
+            f"env.clip: {id} has {math.prod(space.shape)} observed dimensions, each of which needs "
+            f"a limit above 0 (0 = the space's own), not {limits.ravel().tolist()}"
+        )
+    limits = np.where(limits > 0, limits, np.inf).reshape(space.shape).astype(space.dtype)
+    low, high = np.maximum(space.low, -limits), np.minimum(space.high, limits)
+    open_ended = np.flatnonzero(~np.isfinite(low) | ~np.isfinite(high))
+    if open_ended.size:
+        raise ModelError(
+            f"{id}: dimensions {open_ended.tolist()} of its observation space {space} are "
+            "infinite: --env.clip LIMIT (or LIMIT,LIMIT,... for each) bounds them"
+        )
+    return low, high
+
+
+def copies_of(id: str, given: Any) -> Callable[[], Any]:
+    """Return what makes environments like the one given, which is never stepped itself.
+
+    By its spec where it has one that makes its wrappers, too; else by copying it.
+
+    Raises ModelError where neither is possible.
+    """
+    import gymnasium
+
+    if given.spec is not None:
+        try:
+            gymnasium.make(given.spec, disable_env_checker=True).close()
+        except Exception:  # a constructor, or wrappers that cannot be described
+            pass
+        else:
+            return lambda: gymnasium.make(given.spec, disable_env_checker=True)
+    try:
+        copy.deepcopy(given)
+    except Exception as error:  # whatever the object's own copying raises
+        raise ModelError(
+            f"{id}: one environment per lane is needed, but it has no spec to make more from, and "
+            f"copying it raises {type(error).__name__}: {error}; register it and give its id"
+        ) from error
+    return lambda: copy.deepcopy(given)

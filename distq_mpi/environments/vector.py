@@ -1,0 +1,150 @@
+"""Environments of Gymnasium that exist only as vector: all lanes of an agent are one object.
+
+They reset themselves, so their episodes cannot be seeded one by one or brought back: a run on them
+is not reproducible.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from distq_mpi.environments.worlds import WORLD_DTYPE, Kind, reset_seeds
+from distq_mpi.errors import ModelError
+from distq_mpi.lanes import Lanes
+
+NEXT_STEP, SAME_STEP = "NextStep", "SameStep"
+
+
+class VectorWorlds:
+    """The lanes [first, first + n) as one vector environment; attributes as of `Worlds`.
+
+    What the environment gives where it resets instead of stepping (autoreset in the next step) is
+    no transition: the lane is `idle`, and nothing is learned from it.
+    """
+
+    def __init__(self, kind: Kind, first: int, n: int, seed: int) -> None:
+        assert kind.make_vector is not None
+        self.kind, self.first, self.n, self.seed = kind, first, n, seed
+        self.start, self.matched = np.zeros(n, np.uint64), False
+        self.truncated, self.idle = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
+        self._over = np.zeros(n, np.bool_)
+        self._vector = kind.make_vector(n)
+        mode = self._vector.metadata.get("autoreset_mode", NEXT_STEP)
+        self._mode = str(getattr(mode, "value", mode))
+
+    def begin(self) -> None:
+        """Begin every lane's first episode."""
+        word = reset_seeds(self.seed, np.array([self.first]), 0)[0]
+        self.start[:] = self._indices(self._vector.reset(seed=word)[0])
+
+    def step(self, lanes: Lanes, now: int) -> None:
+        """Make every lane's chosen transition; write what comes of it.
+
+        Raises ModelError naming the lanes, or lane, state and action, where it cannot be learned
+        from.
+        """
+        arrays = lanes.arrays()
+        chosen = [self.kind.actions.element(a) for a in arrays[1].tolist()]
+        actions = batch_of(self._vector.single_action_space, chosen)
+        try:
+            seen, rewards, ends, cuts, info = self._vector.step(actions)
+            shown = self._indices(seen)
+            rewards = np.asarray(rewards, np.float64)
+            ends, cuts = np.asarray(ends, np.bool_), np.asarray(cuts, np.bool_)
+            over = ends | cuts
+            self.idle[:] = False
+            if self._mode == NEXT_STEP:
+                self.idle[:] = self._over
+                self.start[self._over] = shown[self._over]
+                over &= ~self._over
+            elif over.any():
+                self.start[over] = shown[over]
+                for lane in np.flatnonzero(over):
+                    if self._mode == SAME_STEP:
+                        shown[lane] = self.kind.states.index(info["final_obs"][lane])
+                if self._mode != SAME_STEP:
+                    fresh = self._vector.reset(options={"reset_mask": over})[0]
+                    self.start[over] = self._indices(fresh)[over]
+        except Exception as error:  # whatever the user's environment raises
+            raise ModelError(
+                f"{self.kind.id}: lanes {self.first} to {self.first + self.n - 1}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        bad = ~np.isfinite(rewards)
+        if bad.any():
+            where = int(np.argmax(bad))
+            raise ModelError(
+                f"{self.kind.id}: lane {self.first + where}, state {arrays[0][where]}, action "
+                f"{arrays[1][where]}: reward {rewards[where]} is not finite"
+            )
+        arrays[2][:], arrays[3][:], arrays[4][:] = shown, rewards, ends & ~self.idle
+        self.truncated[:] = cuts & ~self.idle
+        self._over = over
+
+    def commit(self) -> None:
+        """Nothing to remember: it cannot be brought back."""
+
+    def rewind(self, lanes: Lanes, n_steps: int) -> None:
+        """Begin new episodes in all lanes."""
+        word = reset_seeds(self.seed, np.array([self.first]), n_steps + 1)[0]
+        self.start[:] = self._indices(self._vector.reset(seed=word)[0])
+        self.idle[:], self._over[:], self.truncated[:] = True, False, False
+
+    def pack(self) -> tuple[np.ndarray, np.ndarray]:
+        """As `Worlds.pack`; every lane begins anew where this is taken up."""
+        packed = np.zeros(self.n, WORLD_DTYPE)
+        packed["idle"] = True
+        return packed, np.zeros(0, np.uint32)
+
+    def unpack(self, packed: np.ndarray, actions: np.ndarray, lanes: Lanes, n_steps: int) -> None:
+        """As `Worlds.unpack`: begin new episodes."""
+        self.rewind(lanes, n_steps)
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._vector.close()
+
+    def _indices(self, seen: Any) -> np.ndarray:
+        index = self.kind.states.index
+        found = [index(one) for one in each_of(self._vector.observation_space, seen)]
+        return np.array(found, np.uint64)
+
+
+class Single:
+    """A vector environment of one, as one environment: `reset`, `step` and `close`."""
+
+    def __init__(self, vector: Any) -> None:
+        self._vector, self.close = vector, vector.close
+        self.observation_space = vector.single_observation_space
+        self.action_space = vector.single_action_space
+        self.spec = getattr(vector, "spec", None)
+
+    def reset(self, seed: int | None = None) -> tuple[Any, Any]:
+        """As of Gymnasium's environments."""
+        seen, info = self._vector.reset(seed=seed)
+        return next(iter(each_of(self._vector.observation_space, seen))), info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, Any]:
+        """As of Gymnasium's environments; after an end, `reset` before the next."""
+        seen, reward, ended, cut, info = self._vector.step(batch_of(self.action_space, [action]))
+        one = next(iter(each_of(self._vector.observation_space, seen)))
+        if (ended[0] or cut[0]) and "final_obs" in info:
+            one = info["final_obs"][0]
+        return one, float(reward[0]), bool(ended[0]), bool(cut[0]), info
+
+
+def each_of(space: Any, batch: Any) -> Any:
+    """The elements of a batch of a space of many."""
+    from gymnasium.vector.utils import iterate
+
+    return iterate(space, batch)
+
+
+def batch_of(space: Any, elements: list[Any]) -> Any:
+    """The elements of a single space as a batch."""
+    from gymnasium.vector.utils import concatenate, create_empty_array
+
+    empty: Any = create_empty_array(space, len(elements))
+    return concatenate(space, elements, empty)

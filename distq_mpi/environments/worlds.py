@@ -1,0 +1,233 @@
+"""The environments of an agent's lanes, stepped in Python, and how they are brought back.
+
+Every episode is seeded by (seed, lane, step at which it begins), and every lane keeps the actions
+of its current episode: to roll back or to resume they are made again. Where an environment then
+shows something else than it did, its own randomness is not seeded; the lane begins its next
+episode, and the run is not reproducible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from distq_mpi.environments.spaces import Range
+from distq_mpi.errors import ModelError
+from distq_mpi.kernels.draws import EVALUATION_RESET, RESET, threefry
+from distq_mpi.lanes import Lanes
+
+u8 = np.uint64
+
+WORLD_DTYPE = np.dtype(
+    [("start", np.uint64), ("n_actions", np.uint32), ("truncated", np.bool_), ("idle", np.bool_)]
+)
+"""What a checkpoint holds of a lane besides `lanes.LANE_DTYPE`; its actions follow apart."""
+SEED_SHIFT = u8(32)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What all worlds of a stepped environment have in common.
+
+    Parameters
+    ----------
+    id : as in `env.id`.
+    states, actions : its spaces as ranges.
+    make : a new environment of Gymnasium; the caller closes it.
+    make_vector : number -> vector environment, where it exists only as that (`make` then gives one
+        of one as a single environment), else None.
+    """
+
+    id: str
+    states: Range
+    actions: Range
+    make: Callable[[], Any]
+    make_vector: Callable[[int], Any] | None = None
+
+
+def reset_seeds(seed: int, lanes: np.ndarray, step: int, purpose: np.uint64 = RESET) -> list[int]:
+    """Seeds of the episodes that these lanes begin at a step: the high half of a draw. Local."""
+    with np.errstate(over="ignore"):
+        words = threefry(u8(step), lanes.astype(u8), u8(seed), purpose)[0]
+    found: list[int] = (words >> SEED_SHIFT).tolist()
+    return found
+
+
+class Worlds:
+    """One environment per lane of `lanes`, which hold what was seen; local.
+
+    Attributes, per lane: `start` uint64 and `truncated`, `idle` bool as `stepping.learn` takes
+    them; `matched`, whether every replay so far showed what had been seen.
+    """
+
+    def __init__(self, kind: Kind, first: int, n: int, seed: int) -> None:
+        self.kind, self.first, self.n, self.seed = kind, first, n, seed
+        self.start, self.matched = np.zeros(n, u8), True
+        self.truncated, self.idle = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
+        self._numbers = np.arange(first, first + n)
+        self._made = [kind.make() for _ in range(n)]
+        self._steps = [world.step for world in self._made]
+        self._resets = [world.reset for world in self._made]
+        self._actions: list[list[int]] = [[] for _ in range(n)]
+        self._committed = self._snapshot()
+        self._moved = False
+
+    def begin(self) -> None:
+        """Begin every lane's first episode."""
+        for lane, seed in enumerate(reset_seeds(self.seed, self._numbers, 0)):
+            self.start[lane] = self._reset(lane, seed)
+
+    def step(self, lanes: Lanes, now: int) -> None:
+        """Make every lane's chosen transition, in step `now`; write what comes of it. Begins the
+        next episode of those that end.
+
+        Raises ModelError naming lane, state and action where an environment raises, leaves its
+        space, or gives a reward that is not finite.
+        """
+        arrays = lanes.arrays()
+        chosen, history = arrays[1].tolist(), self._actions
+        index, element = self.kind.states.index, self.kind.actions.element
+        following, rewards, ends, cuts, over = [], [], [], [], []
+        lane = 0
+        self._moved = True
+        try:
+            for lane, step in enumerate(self._steps):
+                action = chosen[lane]
+                seen, reward, terminated, truncated, _ = step(element(action))
+                following.append(index(seen))
+                rewards.append(reward)
+                ends.append(terminated)
+                cuts.append(truncated)
+                if terminated or truncated:
+                    over.append(lane)
+                else:
+                    history[lane].append(action)
+        except Exception as error:  # whatever the user's environment raises
+            raise self._mistake(lanes, lane, error) from error
+        arrays[2][:], arrays[3][:], arrays[4][:] = following, rewards, ends
+        self.truncated[:], self.idle[:] = cuts, False
+        if not np.isfinite(arrays[3]).all():
+            lane = int(np.argmin(np.isfinite(arrays[3])))
+            raise self._mistake(lanes, lane, ValueError(f"reward {rewards[lane]} is not finite"))
+        if over:
+            numbers = self._numbers[over]
+            for lane, seed in zip(over, reset_seeds(self.seed, numbers, now + 1), strict=True):
+                self.start[lane] = self._reset(lane, seed)
+
+    def commit(self) -> None:
+        """Take what was made since the last commit for good."""
+        self._committed, self._moved = self._snapshot(), False
+
+    def rewind(self, lanes: Lanes, n_steps: int) -> None:
+        """Bring every environment back to the last commit.
+
+        lanes : as committed, after `n_steps` steps of every lane.
+        """
+        if not self._moved:
+            return
+        start, truncated, idle, actions = self._committed
+        self.start[:], self.truncated[:], self.idle[:] = start, truncated, idle
+        self._actions = [list(made[:length]) for made, length in actions]
+        for lane in range(self.n):
+            self._replay(lane, lanes, n_steps)
+        self._committed, self._moved = self._snapshot(), False
+
+    def pack(self) -> tuple[np.ndarray, np.ndarray]:
+        """The committed state as checkpoints hold it: rows (n,) of WORLD_DTYPE, all actions."""
+        start, truncated, idle, actions = self._committed
+        packed = np.zeros(self.n, WORLD_DTYPE)
+        packed["start"], packed["truncated"], packed["idle"] = start, truncated, idle
+        packed["n_actions"] = [length for _, length in actions]
+        flat = [action for made, length in actions for action in made[:length]]
+        return packed, np.array(flat, np.uint32)
+
+    def unpack(self, packed: np.ndarray, actions: np.ndarray, lanes: Lanes, n_steps: int) -> None:
+        """Become what a checkpoint holds. Arguments as `pack` gives and `rewind` takes them."""
+        stops = np.cumsum(packed["n_actions"])
+        made = [part.tolist() for part in np.split(actions, stops[:-1])]
+        self._committed = (
+            packed["start"].copy(), packed["truncated"].copy(), packed["idle"].copy(),
+            [(part, len(part)) for part in made],
+        )  # fmt: skip
+        self._moved = True
+        self.rewind(lanes, n_steps)
+
+    def close(self) -> None:
+        """Close all environments."""
+        for world in self._made:
+            world.close()
+
+    def _snapshot(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[tuple[list[int], int]]]:
+        # An episode's list only grows, and the next episode begins another: a length is enough.
+        actions = [(made, len(made)) for made in self._actions]
+        return self.start.copy(), self.truncated.copy(), self.idle.copy(), actions
+
+    def _reset(self, lane: int, seed: int) -> int:
+        self._actions[lane] = []
+        try:
+            return self.kind.states.index(self._resets[lane](seed=seed)[0])
+        except Exception as error:  # whatever the user's environment raises
+            raise ModelError(
+                f"{self.kind.id}: lane {self.first + lane}: reset(seed={seed}): "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    def _replay(self, lane: int, lanes: Lanes, n_steps: int) -> None:
+        """Make a lane's episode again, up to the commit."""
+        _, _, next_state, reward, terminated, age, _ = lanes.arrays()
+        ended = bool(terminated[lane] or self.truncated[lane])
+        begun = n_steps + 1 if ended or self.idle[lane] else n_steps - int(age[lane])
+        actions = self._actions[lane]
+        numbers = self._numbers[lane : lane + 1]
+        seen = self._reset(lane, reset_seeds(self.seed, numbers, begun)[0])
+        if ended or self.idle[lane]:
+            same = seen == self.start[lane]
+        else:
+            same = False
+            for action in actions:
+                given, gained, over, cut, _ = self._steps[lane](self.kind.actions.element(action))
+                if over or cut:
+                    break
+            else:
+                same = self.kind.states.index(given) == next_state[lane] and gained == reward[lane]
+        self._actions[lane] = actions if same else []
+        if not same:
+            self.matched = False
+            seen = self._reset(lane, reset_seeds(self.seed, numbers, n_steps + 1)[0])
+            self.start[lane] = seen
+            # The end of an episode that was seen stays; one that went on is dropped.
+            self.idle[lane] = self.idle[lane] or not ended
+
+    def _mistake(self, lanes: Lanes, lane: int, error: Exception) -> ModelError:
+        state, action = (int(array[lane]) for array in lanes.arrays()[:2])
+        return ModelError(
+            f"{self.kind.id}: lane {self.first + lane}, state {state}, action {action}: "
+            f"{type(error).__name__}: {error}"
+        )
+
+
+def play(
+    kind: Kind, greedy: list[int], seed: int, first: int, returns: np.ndarray, longest: int
+) -> None:
+    """Play episodes [first, first + n) of a policy, and write their returns, float64 (n,). Local.
+
+    greedy : the action of every state. Every episode is a function of (seed, its number), as far
+    as the environment is one of its seed.
+    """
+    numbers = np.arange(first, first + len(returns))
+    world = kind.make()
+    try:
+        for k, word in enumerate(reset_seeds(seed, numbers, 0, EVALUATION_RESET)):
+            seen, total = world.reset(seed=word)[0], 0.0
+            for _ in range(longest):
+                action = kind.actions.element(greedy[kind.states.index(seen)])
+                seen, reward, terminated, truncated, _ = world.step(action)
+                total += float(reward)
+                if terminated or truncated:
+                    break
+            returns[k] = total
+    finally:
+        world.close()
