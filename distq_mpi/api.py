@@ -215,13 +215,35 @@ class QLearning:
         """Return (actions, None) for one observation or an array of them. Local.
 
         observation : states 0 to S - 1, an integer or an array of any shape; the actions have that
-            shape, int64.
+            shape, int64. Where the environment is stepped in Python: an observation of its own
+            space (before it was cut into bins), or several along a first axis; the actions are
+            elements of its action space.
         state, episode_start : of policies with a memory; not looked at.
         deterministic : greedy, the lowest of equal actions; else as while learning, with the
             exploration of the next round and random numbers of this process's own.
 
         Raises ModelError for what is no state.
         """
+        if self.environment.kind == "stepped":
+            return self._predict_stepped(observation, deterministic), None
+        return self._act(observation, deterministic), None
+
+    def _predict_stepped(self, observation: Any, deterministic: bool) -> Any:
+        kind = self.environment.worlds
+        shape = getattr(kind.space, "shape", None)
+        single = isinstance(observation, tuple | dict) if shape is None else (
+            np.shape(observation) == shape
+        )
+        seen = [observation] if single else list(observation)
+        try:
+            states = np.array([kind.states.index(kind.observe(one)) for one in seen], np.int64)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ModelError(f"observation: {observation!r}: {error}") from error
+        chosen = self._act(states, deterministic).tolist()
+        actions = [kind.act(kind.actions.element(action)) for action in chosen]
+        return actions[0] if single else np.array(actions)
+
+    def _act(self, observation: Any, deterministic: bool) -> Any:
         states = np.asarray(observation)
         n_states, n_actions = self.environment.n_states, self.environment.n_actions
         if states.dtype.kind not in "iu" or np.any((states < 0) | (states >= n_states)):
@@ -246,7 +268,7 @@ class QLearning:
             wanted = self._random.random(len(values)) * passed[:, -1]
             actions = (passed[:, :-1] <= wanted[:, None]).sum(axis=1)
         # Indexing by () makes a number of an array without dimensions.
-        return actions.astype(np.int64).reshape(states.shape)[()], None
+        return actions.astype(np.int64).reshape(states.shape)[()]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a checkpoint (docs/checkpoint.md), and return its path; COLLECTIVE.

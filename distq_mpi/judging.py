@@ -112,6 +112,8 @@ def _find(command: Any) -> _Found:
 
 
 def _requests(config: Config, environment: Environment, exact: bool) -> dict[str, Kernel]:
+    if environment.kind == "stepped":
+        return {}
     record = record_of(config.learn, environment.n_actions)
     found = evaluation_kernel(config.learn, environment, record)
     return found | (certificate_requests(environment, record.dtype) if exact else {})

@@ -44,6 +44,12 @@ def finish(run: Run, ended: Verdict) -> int:
     reproducible = run.architecture.reproducible()
     with run.transport.same_outcome():
         if run.monitor is not None:
+            if not reproducible:
+                run.monitor.event(
+                    "not_reproducible",
+                    "this run is not reproducible: its environments cannot be brought back to what "
+                    "they had shown",
+                )
             summary = _summary(
                 run, ended, certificate, evaluation, int(peak[0]), reproducible
             )

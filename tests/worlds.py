@@ -29,7 +29,7 @@ class HiddenLake(FrozenLakeEnv):
 class Walk(gymnasium.Env):
     """Eleven cells in a row, seen as (cell // 4, cell % 4); two actions; the last cell ends it.
 
-    trouble : `raises`, `outside`, `nan` in cell 3; `forgets`, noise that no seed decides.
+    trouble : `raises`, `outside`, `hollow` in cell 3; `forgets`, noise that no seed decides.
     """
 
     observation_space = spaces.MultiDiscrete([3, 4])
@@ -56,8 +56,8 @@ class Walk(gymnasium.Env):
             raise RuntimeError("the wheel came off")
         if self.cell == 3 and self.trouble == "outside":
             seen = np.array([0, 4])
-        if self.cell == 3 and self.trouble == "nan":
-            reward = float("nan")
+        if self.cell == 3 and self.trouble == "hollow":
+            reward = float("hollow")
         return seen, reward, self.cell == 10, False, {}
 
 

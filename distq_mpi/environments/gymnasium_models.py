@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -54,7 +56,11 @@ def _only_vector(id: str, kwargs: Mapping[str, Any]) -> Callable[[int], Any] | N
     """What makes the environment of an id that exists only as vector; None for any other."""
     import gymnasium
 
-    spec = gymnasium.registry.get(id.rpartition(":")[2])
+    module, _, name = id.rpartition(":")
+    if module:
+        with contextlib.suppress(ImportError):  # told when it is made
+            importlib.import_module(module)
+    spec = gymnasium.registry.get(name)
     if spec is None or spec.entry_point is not None or spec.vector_entry_point is None:
         return None
     return lambda n: gymnasium.make_vec(id, num_envs=n, **kwargs)

@@ -65,9 +65,10 @@ def stepped_environment(
         told = getattr(world.spec, "kwargs", {})
     finally:
         world.close()
+    bare, observe, act = _uncut(world)
     if states.n * actions.n >= 2**62:
         raise ModelError(f"{id}: {states.n} states x {actions.n} actions are more than 2^62")
-    kind = Kind(id, states, actions, cut, make_vector)
+    kind = Kind(id, states, actions, cut, make_vector, bare.observation_space, observe, act)
     text = repr(("distq_mpi stepped 1", id, sorted(told.items()), bins, clip, spaces, limit))
     return Environment(
         id=id,
@@ -128,11 +129,49 @@ def discretised(id: str, world: Any, bins: Bins, clip: Clip) -> Any:
         low, high = _clipped(id, seen, clip)
         if clip:
             box = spaces.Box(low, high, dtype=seen.dtype)
-            world = TransformObservation(world, lambda x: np.clip(x, low, high), box)
+            world = TransformObservation(world, _Clip(low, high), box)
         world = DiscretizeObservation(world, tuple(counts[:n_seen]))
     if n_done:
         world = DiscretizeAction(world, tuple(counts[n_seen:]))
     return world
+
+
+def _uncut(world: Any) -> tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]:
+    """What `discretised` wrapped, and its wrappers as functions: of observations, of actions."""
+    from gymnasium.wrappers import DiscretizeAction, DiscretizeObservation, TransformObservation
+
+    seen: list[Callable[[Any], Any]] = []
+    done: list[Callable[[Any], Any]] = []
+    if isinstance(world, DiscretizeAction):
+        done, world = [world.action], world.env
+    if isinstance(world, DiscretizeObservation):
+        seen, world = [world.observation], world.env
+        if type(world) is TransformObservation and getattr(world.func, "clips", False):
+            seen, world = [world.observation, *seen], world.env
+
+    def observe(x: Any) -> Any:
+        for function in seen:
+            x = function(x)
+        return x
+
+    def act(x: Any) -> Any:
+        for function in done:
+            x = function(x)
+        return x
+
+    return world, observe, act
+
+
+class _Clip:
+    """Limits an observation to [low, high]."""
+
+    clips = True
+
+    def __init__(self, low: np.ndarray, high: np.ndarray) -> None:
+        self.low, self.high = low, high
+
+    def __call__(self, x: Any) -> Any:
+        return np.clip(x, self.low, self.high)
 
 
 def _clipped(id: str, space: Any, clip: Clip) -> tuple[np.ndarray, np.ndarray]:

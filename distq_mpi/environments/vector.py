@@ -6,13 +6,15 @@ is not reproducible.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from distq_mpi.environments.worlds import WORLD_DTYPE, Kind, reset_seeds
 from distq_mpi.errors import ModelError
-from distq_mpi.lanes import Lanes
+
+if TYPE_CHECKING:
+    from distq_mpi.lanes import Lanes
 
 NEXT_STEP, SAME_STEP = "NextStep", "SameStep"
 

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from distq_mpi.environments.spaces import Range
 from distq_mpi.errors import ModelError
 from distq_mpi.kernels.draws import EVALUATION_RESET, RESET, threefry
-from distq_mpi.lanes import Lanes
+
+if TYPE_CHECKING:
+    from distq_mpi.lanes import Lanes
 
 u8 = np.uint64
 
@@ -26,6 +28,10 @@ WORLD_DTYPE = np.dtype(
 )
 """What a checkpoint holds of a lane besides `lanes.LANE_DTYPE`; its actions follow apart."""
 SEED_SHIFT = u8(32)
+
+
+def _as_it_is(x: Any) -> Any:
+    return x
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,8 @@ class Kind:
     make : a new environment of Gymnasium; the caller closes it.
     make_vector : number -> vector environment, where it exists only as that (`make` then gives one
         of one as a single environment), else None.
+    space, observe, act : of the environment before it was cut into bins: its observation space,
+        what an observation of it is in `states`, and what an element of `actions` is for it.
     """
 
     id: str
@@ -46,6 +54,9 @@ class Kind:
     actions: Range
     make: Callable[[], Any]
     make_vector: Callable[[int], Any] | None = None
+    space: Any = None
+    observe: Callable[[Any], Any] = _as_it_is
+    act: Callable[[Any], Any] = _as_it_is
 
 
 def reset_seeds(seed: int, lanes: np.ndarray, step: int, purpose: np.uint64 = RESET) -> list[int]:

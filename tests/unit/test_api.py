@@ -199,15 +199,38 @@ def test_the_time_limit_is_that_of_the_object() -> None:
 
 
 def test_what_cannot_be_learned_on_is_refused() -> None:
-    changed = TransformReward(gymnasium.make("FrozenLake-v1"), lambda reward: reward - 1)
-    with pytest.raises(ModelError, match="TransformReward may change what happens"):
-        QLearning(changed)
     with pytest.raises(ModelError, match="no environment"):
         QLearning(3)
     with pytest.raises(ModelError, match="takes no arguments"):
         QLearning(Chain(), env_kwargs={"length": 3})
     with pytest.raises(ModelError, match="Taxi-v4"):
         QLearning("Taxi-v3")
+
+
+def test_what_a_wrapper_may_change_is_stepped() -> None:
+    plain = gymnasium.make("FrozenLake-v1", is_slippery=False)
+    changed = TransformReward(plain, lambda reward: reward - 1)
+    model = QLearning(changed, **SMALL, discount=0.9)
+    assert model.environment.kind == "stepped" and model.certificate() is None
+    model.learn(2000)
+    assert model.q_values.min() < -1  # the table below the wrapper knows no costs
+
+
+def test_observations_are_those_of_the_environment_before_it_was_cut() -> None:
+    model = QLearning("CartPole-v1", bins=[1, 1, 6, 2], clip=3.0, **SMALL)
+    assert model.environment.n_states == 12
+    model.learn(500)
+    env = gymnasium.make("CartPole-v1")
+    seen = env.reset(seed=1)[0]
+    action, _ = model.predict(seen)
+    assert env.action_space.contains(action)
+    many, _ = model.predict(np.stack([seen, -seen, seen]))
+    assert many.shape == (3,) and many[0] == many[2] == action
+    assert evaluate_policy(model, env, 2)[0] >= 8
+    blackjack = QLearning("Blackjack-v1", **SMALL)
+    assert blackjack.predict((20, 5, 0))[0] in (0, 1)
+    with pytest.raises(ModelError, match="observation"):
+        blackjack.predict((40, 5, 0))
 
 
 # Learning

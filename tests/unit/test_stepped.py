@@ -204,7 +204,7 @@ def test_an_environment_that_forgets_is_noticed() -> None:
     [
         ("raises", "RuntimeError: the wheel came off"),
         ("outside", "4 is not from 0 to 3"),
-        ("nan", "reward nan is not finite"),
+        ("hollow", "reward nan is not finite"),
     ],
 )
 def test_a_mistake_names_lane_state_and_action(trouble: str, told: str) -> None:
