@@ -49,6 +49,8 @@ class Environment:
     trusted: bool = True
     """Whether all outcomes are looked at before kernels run, or the law is ours; else see `guard`.
     """
+    steps_itself: bool = False
+    """Whether `law_step` is a function of the law, not derived from `outcome`."""
     grid: tuple[int, int] | None = None
     """(rows, columns) where the states are the cells of a grid, row-major."""
     marks: str = ""

@@ -47,8 +47,13 @@ def check_all(environment: Environment, kernel: Callable[..., None]) -> None:
 
 
 def mistake(kind: int, state: int, action: int, i: int, number: float, n_states: int) -> str:
-    """What is wrong with a law: one of the kinds of `kernels.checking`, where, and the number."""
+    """What is wrong with a law: one of the kinds of `kernels.checking`, where, and the number.
+
+    i : number of the outcome; negative where the law's own step drew it.
+    """
     pair = f"outcome(state={state}, action={action}, i={i})"
+    if i < 0:
+        pair = f"step(state={state}, action={action})"
     return {
         PROBABILITY: f"{pair}: probability {number:g} must be from 0 to 1",
         NEXT_STATE: f"{pair}: next_state {number:.0f} is not in 0..{n_states - 1}",

@@ -1,4 +1,5 @@
-"""A law too large to be looked at whole is watched while it is learned on.
+"""A law that cannot be looked at whole is watched while it is learned on: one too large, or one
+that draws by a step of its own.
 
 Kernels check no bounds: an outcome that leaves the states would read and write outside the table.
 The guard puts the lane back where it was and notes the first such outcome; the round in which that
@@ -41,11 +42,15 @@ def guarded(environment: Environment) -> Environment:
     params = (environment.params, environment.n_states, np.zeros(5, i8), np.zeros(1))
     if environment.outcome is None:
         return replace(environment, params=params)
-    n_outcomes = int(environment.outcomes(0, 0, environment.params))
+    if environment.steps_itself:
+        law_step = _own_step(environment.law_step)
+    else:
+        n_outcomes = int(environment.outcomes(0, 0, environment.params))
+        law_step = _step(environment.outcome, n_outcomes)
     return replace(
         environment,
         params=params,
-        law_step=_step(environment.outcome, n_outcomes),
+        law_step=law_step,
         law_start=_inner_start(environment.law_start),
         outcomes=_inner_outcomes(environment.outcomes),
         outcome=_inner_outcome(environment.outcome),
@@ -114,6 +119,27 @@ def _step(outcome: Callable[..., Any], n_outcomes: int) -> Callable[..., Any]:
                 noted[OUTCOME], noted[BITS], number[0] = i, i8(bits), value
             return u8(state), 0.0, False
         return u8(new), f8(reward), bool(terminated)
+
+    return step
+
+
+def _own_step(inner: Callable[..., Any]) -> Callable[..., Any]:
+    """The law's own step, with a look at what it returns."""
+
+    def step(state, action, bits, params):  # type: ignore[no-untyped-def]
+        plain, n_states, noted, number = params
+        new, reward, terminated = inner(state, action, bits, plain)
+        kind, value = FINE, 0.0
+        if new >= u8(n_states):
+            kind, value = NEXT_STATE, f8(i8(new))
+        elif not abs(reward) < INFINITE:
+            kind, value = REWARD, reward
+        if kind != FINE:
+            if noted[KIND] == FINE:
+                noted[KIND], noted[STATE], noted[ACTION] = kind, i8(state), i8(action)
+                noted[OUTCOME], noted[BITS], number[0] = -1, i8(bits), value
+            return u8(state), 0.0, False
+        return new, reward, terminated
 
     return step
 

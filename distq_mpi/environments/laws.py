@@ -19,6 +19,7 @@ from distq_mpi.environments.base import Environment
 from distq_mpi.environments.checking import CHECK_LIMIT
 from distq_mpi.environments.explicit import TOLERANCE
 from distq_mpi.environments.exploring import uniform_start
+from distq_mpi.environments.own_step import check_step, own_step
 from distq_mpi.errors import ModelError
 from distq_mpi.kernels.fingerprint import fingerprint, used_values
 
@@ -32,6 +33,9 @@ ARRAYS = (
 
 N_CHECKED = 1000
 """Pseudo-random pairs looked at before a law is believed."""
+
+N_STEPPED = 14
+"""Those at which a law's own step is compared with its outcomes."""
 
 
 def sampled(outcome: Callable[..., Any], n_outcomes: int) -> Callable[..., Any]:
@@ -120,8 +124,10 @@ def law_environment(
     law_class : what makes a law, with `n_states`, `n_actions`, `n_outcomes`, `params` (a
         tuple of int, float, bool and arrays of these) and the static functions `outcome(state,
         action, i, params) -> (probability, next_state, reward, terminated)` and `start(i, params)
-        -> (probability, state)`; optionally `n_starts` (1), `uniform_starts`, `max_episode_steps`
-        (0 = no limit), `return_bound` (None), `deterministic`, `grid`, `marks`, `arrows`.
+        -> (probability, state)`; optionally `step(state, action, bits, params) -> (next_state,
+        reward, terminated)`, which kernels take instead of deriving one, `n_starts` (1),
+        `uniform_starts`, `max_episode_steps` (0 = no limit), `return_bound` (None),
+        `deterministic`, `grid`, `marks`, `arrows`.
     built_in : it is ours, and needs no guard where it is too large to be looked at whole.
 
     Raises
@@ -150,20 +156,25 @@ def law_environment(
     with np.errstate(all="ignore"):  # as compiled code: integers wrap, nothing warns
         _check_outcomes(id, outcome, params, n_states, n_actions, n_outcomes, deterministic)
         _check_starts(id, start, params, n_states, n_starts, uniform)
+        step = None if getattr(law, "step", None) is None else _function(id, law, "step", 4)
+        if step is not None:
+            pairs = _pairs(n_states, n_actions, N_STEPPED)
+            check_step(id, step, outcome, n_outcomes, params, pairs)
     grid, marks, arrows = _drawing(id, law, n_states, n_actions)
 
     def outcomes(state, action, params):  # type: ignore[no-untyped-def]
         return n_outcomes
 
     n_transitions = n_states * n_actions * n_outcomes
-    trusted = built_in or n_transitions <= CHECK_LIMIT
+    trusted = built_in or (n_transitions <= CHECK_LIMIT and step is None)
+    unseen = "its own step watched" if step else "checked on a sample and watched"
     return Environment(
         id=id,
         kind="law",
         n_states=n_states,
         n_actions=n_actions,
         params=params,
-        law_step=sampled(outcome, n_outcomes),
+        law_step=own_step(step) if step else sampled(outcome, n_outcomes),
         law_start=(uniform_starts if uniform else sampled_start)(start, n_starts),
         outcomes=outcomes,
         outcome=outcome,
@@ -177,17 +188,19 @@ def law_environment(
             {
                 "outcome": outcome,
                 "start": start,
+                **({"step": step} if step else {}),
                 "params": params,
                 "sizes": (n_states, n_actions, n_outcomes, n_starts, limit),
             }
         ),
         trusted=trusted,
+        steps_itself=step is not None,
         grid=grid,
         marks=marks,
         arrows=arrows,
         summary=f"law {id}: {n_states:,} states x {n_actions:,} actions, "
         f"{n_outcomes:,} outcome{'s' if n_outcomes > 1 else ''} each"
-        f"{'' if trusted else ', checked on a sample and watched while learning'}",
+        f"{'' if trusted else f', {unseen} while learning'}",
     )
 
 
@@ -250,7 +263,11 @@ def _function(id: str, law: object, name: str, n_arguments: int) -> types.Functi
     if not isinstance(function, types.FunctionType):
         raise ModelError(f"{id}: {name} must be a plain Python function, not {type(function)}")
     if len(inspect.signature(function).parameters) != n_arguments:
-        wanted = "(state, action, i, params)" if name == "outcome" else "(i, params)"
+        wanted = {
+            "outcome": "(state, action, i, params)",
+            "step": "(state, action, bits, params)",
+            "start": "(i, params)",
+        }[name]
         raise ModelError(f"{id}: {name} must take {wanted}")
     pending, seen = [function], {function}
     while pending:
@@ -270,6 +287,13 @@ def _function(id: str, law: object, name: str, n_arguments: int) -> types.Functi
     return function
 
 
+def _pairs(n_states: int, n_actions: int, n: int) -> list[tuple[int, int]]:
+    """The first pair, the last and `n` others, the same in every process."""
+    draw = random.Random(n_states)
+    pairs = [(0, 0), (n_states - 1, n_actions - 1)]
+    return pairs + [(draw.randrange(n_states), draw.randrange(n_actions)) for _ in range(n)]
+
+
 def _check_outcomes(
     id: str,
     outcome: types.FunctionType,
@@ -279,10 +303,7 @@ def _check_outcomes(
     n_outcomes: int,
     deterministic: bool,
 ) -> None:
-    draw = random.Random(n_states)
-    pairs = [(0, 0), (n_states - 1, n_actions - 1)]
-    pairs += [(draw.randrange(n_states), draw.randrange(n_actions)) for _ in range(N_CHECKED)]
-    for state, action in pairs:
+    for state, action in _pairs(n_states, n_actions, N_CHECKED):
         total, largest = 0.0, 0.0
         for i in range(n_outcomes):
             where = f"{id}: outcome(state={state}, action={action}, i={i})"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import asdict
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,13 @@ import pytest
 
 from distq_mpi import environments, planning
 from distq_mpi.certificate import Certificate, Solver, requests, solvable
+from distq_mpi.config import EnvConfig
 from distq_mpi.environments import Environment, explicit_model
 from tests.stand_in import Alone, compiled, plain, together
 
 
 def make(id: str, **kwargs: Any) -> Environment:
-    return environments.make(SimpleNamespace(id=id, kwargs=kwargs))
+    return environments.make(EnvConfig(id=id, kwargs=kwargs))
 
 
 @functools.cache

@@ -2,8 +2,8 @@
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
+from distq_mpi.config import EnvConfig
 from distq_mpi.environments import make
 
 ROOT = Path(__file__).parents[2]
@@ -13,7 +13,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/environments.md").read
 def test_the_table_shown_is_a_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(BLOCKS[0], {})
-    env = make(SimpleNamespace(id="rooms.npz", kwargs={}))
+    env = make(EnvConfig(id="rooms.npz", kwargs={}))
     assert (env.n_states, env.n_actions, env.n_transitions) == (2, 2, 6)
     assert env.outcome(1, 1, 0, env.params) == (0.9, 0, 5.0, True)
 
@@ -23,11 +23,11 @@ def test_the_matrices_shown_are_a_model(tmp_path, monkeypatch):
     space = {}
     exec(BLOCKS[1], space)
     kwargs = {"reward": "R.npy", "terminated": "ends.npy"}
-    env = make(SimpleNamespace(id="P_{action}.npz", kwargs=kwargs))
+    env = make(EnvConfig(id="P_{action}.npz", kwargs=kwargs))
     assert (env.n_states, env.n_actions, env.n_starts) == (50, 2, 49)
     assert env.outcome(48, 1, 1, env.params) == (0.9, 49, -1.0, True)
     exec(BLOCKS[2], space)
-    again = make(SimpleNamespace(id="corridor.h5", kwargs={}))
+    again = make(EnvConfig(id="corridor.h5", kwargs={}))
     assert again.model_id == space["model"].model_id == env.model_id
 
 

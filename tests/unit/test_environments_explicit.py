@@ -1,12 +1,12 @@
 """Explicit models: alias tables, sampling, merging, identity, files, garnet, refusals."""
 
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distq_mpi.config import EnvConfig
 from distq_mpi.environments import explicit_model, make
 from distq_mpi.environments.alias import alias_tables
 from distq_mpi.errors import ModelError
@@ -203,7 +203,7 @@ def npz(path, **changes):
 
 def test_file_gives_the_model_it_holds(tmp_path):
     path = npz(tmp_path / "m.npz", terminated=[False, True, False], start=[1.0, 0.0])
-    env = make(SimpleNamespace(id=path, kwargs={"max_episode_steps": 9}))
+    env = make(EnvConfig(id=path, kwargs={"max_episode_steps": 9}))
     assert (env.n_states, env.n_actions, env.n_transitions) == (2, 1, 3)
     assert env.max_episode_steps == 9
     assert env.outcome(0, 0, 1, env.params) == (0.5, 1, 1.0, True)
@@ -225,13 +225,13 @@ def test_file_gives_the_model_it_holds(tmp_path):
 def test_file_that_is_no_model_is_refused(tmp_path, changes, message):
     path = npz(tmp_path / "m.npz", **changes)
     with pytest.raises(ModelError, match=message):
-        make(SimpleNamespace(id=path, kwargs={}))
+        make(EnvConfig(id=path, kwargs={}))
 
 
 def test_files_missing_foreign_and_cut_are_refused(tmp_path):
     missing = str(tmp_path / "none.npz")
     with pytest.raises(ModelError, match=r"there is no file .*none\.npz"):
-        make(SimpleNamespace(id=missing, kwargs={}))
+        make(EnvConfig(id=missing, kwargs={}))
     text = tmp_path / "text.npz"
     text.write_text("hello")
     whole = npz(tmp_path / "whole.npz")
@@ -243,11 +243,11 @@ def test_files_missing_foreign_and_cut_are_refused(tmp_path):
         np.save(file, np.zeros(3))
     for path in (text, cut, single):
         with pytest.raises(ModelError, match="is neither an npz nor an HDF5 file, or only"):
-            make(SimpleNamespace(id=str(path), kwargs={}))
+            make(EnvConfig(id=str(path), kwargs={}))
 
 
 def garnet(**kwargs):
-    return make(SimpleNamespace(id="garnet", kwargs={
+    return make(EnvConfig(id="garnet", kwargs={
         "states": 30, "actions": 3, "branching": 4, "seed": 1, **kwargs,
     }))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from distq_mpi.config import EnvConfig
 from distq_mpi.environments import Environment, make, read_model, sparse_model, write_model
 from distq_mpi.environments.explicit import explicit_model
 from distq_mpi.errors import FileError, ModelError
@@ -25,7 +25,7 @@ MODEL: dict[str, Any] = {
 
 
 def made(id: str | Path, **kwargs: Any) -> Environment:
-    return make(SimpleNamespace(id=str(id), kwargs=kwargs))
+    return make(EnvConfig(id=str(id), kwargs=kwargs))
 
 
 def same(a: Environment, b: Environment) -> bool:

@@ -6,12 +6,12 @@ import math
 import re
 from contextlib import nullcontext
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from distq_mpi.config import EnvConfig
 from distq_mpi.environments import make
 from distq_mpi.environments.checking import check_all
 from distq_mpi.environments.guard import guarded, refuse_noted
@@ -178,7 +178,7 @@ def test_the_lane_and_its_step_are_named(n_lanes: int) -> None:
 
 
 def test_who_is_guarded() -> None:
-    grid = make(SimpleNamespace(id="grid", kwargs={"rows": SIDE, "columns": SIDE, "slip": 0.1}))
+    grid = make(EnvConfig(id="grid", kwargs={"rows": SIDE, "columns": SIDE, "slip": 0.1}))
     small = law_environment("small", Small, {})
     for environment in (grid, small):
         assert environment.trusted and guarded(environment) is environment

@@ -5,11 +5,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from distq_mpi.config import EnvConfig
 from distq_mpi.environments import is_law, make
 from distq_mpi.errors import ModelError
 
@@ -23,7 +23,7 @@ def _own_import_path(monkeypatch):
 
 
 def made(id, **kwargs):
-    return make(SimpleNamespace(id=id, kwargs=kwargs))
+    return make(EnvConfig(id=id, kwargs=kwargs))
 
 
 def outcomes(env, state, action):
@@ -260,7 +260,7 @@ def test_identity_follows_every_edit_that_matters(law):
 def test_identity_is_the_same_in_another_process(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[1])
     program = (
-        "from types import SimpleNamespace as N; from distq_mpi.environments import make; "
+        "from distq_mpi.config import EnvConfig as N; from distq_mpi.environments import make; "
         "print(*(make(N(id=i, kwargs=k)).model_id for i, k in (('river:River', {}), "
         "('grid', {'rows': 3, 'columns': 3, 'wall_density': .1}), ('FrozenLake-v1', {}))))"
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from distq_mpi.config import EnvConfig
 from distq_mpi.environments import Environment, make
 from distq_mpi.environments.checking import check_all
 from distq_mpi.environments.layout import FREE, GOAL, PIT, WALL, read_layout
@@ -22,7 +22,7 @@ UP, RIGHT, DOWN, LEFT = range(4)
 
 
 def made(**kwargs: Any) -> Environment:
-    return make(SimpleNamespace(id="grid", kwargs=kwargs))
+    return make(EnvConfig(id="grid", kwargs=kwargs))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,13 @@ import pytest
 
 from distq_mpi import environments
 from distq_mpi.certificate import Solver, requests
+from distq_mpi.config import EnvConfig
 from tests.stand_in import Alone, compiled
 
 
 @functools.cache
 def solved(id: str, discount: float, **kwargs: Any) -> Solver:
-    environment = environments.make(SimpleNamespace(id=id, kwargs=kwargs))
+    environment = environments.make(EnvConfig(id=id, kwargs=kwargs))
     kernels = compiled(requests(environment, np.dtype(np.float64)))
     solver = Solver(environment, discount, kernels, Alone())
     solver.solve()

@@ -8,12 +8,12 @@ own, so that no table is shared.
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from distq_mpi.config import EnvConfig
 from distq_mpi.environments import Environment, make
 from distq_mpi.environments.explicit import explicit_model
 from distq_mpi.kernels import Kernel, loop
@@ -176,7 +176,7 @@ UP, RIGHT, DOWN, LEFT = range(4)
 @pytest.fixture(scope="module")
 def cliff() -> Environment:
     """CliffWalking: 4 x 12, -1 a step, -100 and back to the start for a step off the edge."""
-    return make(SimpleNamespace(id="CliffWalking-v1", kwargs={}))
+    return make(EnvConfig(id="CliffWalking-v1", kwargs={}))
 
 
 @pytest.mark.parametrize(
