@@ -93,6 +93,11 @@ def build(env: EnvConfig, exploring: bool = False, given: Any = None) -> Environ
             max_episode_steps=env.max_episode_steps,
             model_id=hashlib.sha256(text.encode()).hexdigest(),
         )
+    if exploring and environment.kind == "stepped":
+        raise ConfigError(
+            f"learn.exploring_starts: {environment.id} is stepped in Python and decides its own "
+            "starts; it must be false"
+        )
     return environments.exploring_starts(environment) if exploring else environment
 
 

@@ -20,8 +20,9 @@ from distq_mpi.config import EnvConfig
 from distq_mpi.environments.spaces import range_of
 from distq_mpi.environments.stepped import open_worlds
 from distq_mpi.environments.worlds import play
-from distq_mpi.errors import ModelError
+from distq_mpi.errors import ConfigError, ModelError
 from distq_mpi.lanes import Lanes
+from distq_mpi.preparation import build
 from tests.driving import Job
 from tests.stand_in import Alone, compiled, config, together
 
@@ -87,6 +88,11 @@ def test_what_cannot_be_learned_on_is_refused(
 ) -> None:
     with pytest.raises(ModelError, match=message):
         made(id, **env)
+
+
+def test_it_decides_its_own_starts() -> None:
+    with pytest.raises(ConfigError, match="exploring_starts: Blackjack-v1 .* decides its own"):
+        build(EnvConfig("Blackjack-v1"), exploring=True)
 
 
 def test_what_stepped_environments_say_of_themselves() -> None:
