@@ -36,8 +36,8 @@ DOORS = {
     "mpi4py": {"transport.py"},
     "numba": {"kernels/compiler.py"},
     "llvmlite": {"kernels/compiler.py", "kernels/objects.py"},
-    "h5py": {"files.py"},
-    "scipy": {"files.py"},
+    "h5py": {"files/hdf5.py", "files/foreign.py"},
+    "scipy": {"files/foreign.py"},
     "gymnasium": {
         "environments/gymnasium_models.py", "environments/registry.py", "environments/spaces.py",
         "environments/stepped.py", "environments/vector.py",
