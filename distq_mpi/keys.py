@@ -78,17 +78,21 @@ def choices(key: str) -> list[str]:
     return [c for part in _parts(key) for c in part.get("enum", [part.get("const")]) if c]
 
 
+def _bounded(part: dict[str, Any]) -> str:
+    """A type and its bounds in words."""
+    names = {"integer": "an integer", "number": "a finite number", "string": "a text",
+             "boolean": "true or false", "object": "arguments by name", "null": "none"}  # fmt: skip
+    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    if part["type"] == "array":
+        return f"several with comma between, each {_bounded(part['items'])}"
+    bounds = " and ".join(f"{sign} {part[at]}" for at, sign in signs.items() if at in part)
+    return f"{names[part['type']]} {bounds}".rstrip()
+
+
 def limits(key: str) -> str:
     """What a key takes, in words. Local."""
-    names = {"integer": "an integer", "number": "a finite number", "string": "a text",
-             "boolean": "true or false", "object": "arguments by name", "null": "none",
-             "array": "several of these, comma between"}  # fmt: skip
-    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     told = choices(key)
-    for part in _parts(key):
-        if "enum" not in part and "const" not in part:
-            bounds = " and ".join(f"{sign} {part[at]}" for at, sign in signs.items() if at in part)
-            told.append(f"{names[part['type']]} {bounds}".rstrip())
+    told += [_bounded(part) for part in _parts(key) if "enum" not in part and "const" not in part]
     return " or ".join(filter(None, (", ".join(told[:-1]), told[-1])))
 
 

@@ -17,7 +17,9 @@ CASES = {
     "unknown environment": (("--env.id", "FrozenLak-v1"), "FrozenLak"),
     "renamed environment": (("--env.id", "Taxi-v3"), "Taxi-v4"),
     "continuous space": (("--env.id", "CartPole-v1"), "Box"),
-    "no transitions": (("--env.id", "Blackjack-v1"), "Blackjack"),
+    "continuous": (("--env.id", "CartPole-v1"), "--env.bins"),
+    "infinite": (("--env.id", "CartPole-v1", "--env.bins", "6"), "--env.clip"),
+    "bins": (("--env.id", "CartPole-v1", "--env.bins", "6,0,6,6"), "env.bins"),
     "bad kwargs": (("--env.kwargs.map_nam", "4x4"), "map_nam"),
     "max where it diverges": (("--parallel.fusion", "max"), "parallel.force"),
     "max from above": (
