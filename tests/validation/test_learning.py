@@ -1,7 +1,8 @@
 """What the whole program learns, against exact numbers and regression numbers.
 
 V ids: published and exact values (docs/validation.md). The regression numbers are medians over
-seeds of samples to a target, for `rescaled_linear` where not said; the limit is 2.5 x the largest one seen.
+seeds of samples to a target, for `rescaled_linear` where not said; the limit is 2.5 x the largest
+one seen.
 """
 
 from __future__ import annotations
