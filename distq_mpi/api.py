@@ -307,12 +307,15 @@ class QLearning:
             return self._transport.from_rank_0(work)
 
     def close(self) -> None:
-        """Free what MPI holds; COLLECTIVE. `predict`, `q_values` and `table_sha256` still work.
+        """Free what MPI and environments hold; COLLECTIVE.
 
-        Not needed at the end of a script, nor on one rank.
+        `predict`, `q_values` and `table_sha256` still work. Not needed at the end of a script, nor
+        on one rank.
         """
         if not self._closed:
             self._closed = True
+            if hasattr(self, "_run"):
+                self._run.architecture.close()
             if self._transport.size > 1:
                 self._transport.close()
 

@@ -259,5 +259,6 @@ def run(command: Any, transport: Transport) -> int:
             if monitor is not None:
                 monitor.fail(f"{type(error).__name__}: {error}")
             raise
+        this.architecture.close()
         transport.close()
         return code

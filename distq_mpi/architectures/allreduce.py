@@ -25,6 +25,7 @@ from distq_mpi.architectures.schedules import (
     LENGTH_UNIT,
     exploration_at,
     lone_period,
+    longest_period,
     next_period,
 )
 from distq_mpi.environments.worlds import WORLD_DTYPE
@@ -87,12 +88,15 @@ class Allreduce:
         self.tables = [Rows(record, self.n_states), Rows(record, self.n_states)]
         self.replica = Rows(record, self.n_states)
         self.current = 0
+        self.astray = False
         self.place(environment)
         initialise(self.base, 0, config.learn.initial, environment.return_bound, config.run.seed)
         auto = config.parallel.steps_per_round == "auto"
         self.period = 0 if auto else int(config.parallel.steps_per_round)
         scale = FixedPoint(self.n_agents)
-        first = lone_period(self.n_states * self.width, self.n_lanes) if self._lone else 1
+        first = 1
+        if self._lone:
+            first = lone_period(self.n_states * self.width, self.n_lanes, self.stepped)
         self.progress = Progress(
             period=self.period or first, exponent=scale.exponent, peak=scale.peak
         )
@@ -326,21 +330,26 @@ class Allreduce:
         worlds : as `gather_worlds` gave it, for environments that are stepped.
         """
         self.progress = self.pending = progress
+        stops = None if worlds is None else np.cumsum([0, *worlds[0]["n_actions"]])
         for agent in self.agents:
             first, stop = agent.committed.first, agent.committed.first + agent.committed.n
-            agent.committed.unpack(lanes[first:stop])
-            if agent.worlds is not None:
-                rows, actions = worlds
-                stops = np.cumsum([0, *rows["n_actions"]])
-                mine = actions[stops[first] : stops[stop]]
-                agent.worlds.unpack(rows[first:stop], mine, agent.committed, progress.lane_steps)
+            mine = None
+            if stops is not None:
+                mine = worlds[0][first:stop], worlds[1][stops[first] : stops[stop]]
+            agent.resume(lanes[first:stop], mine, progress.lane_steps)
 
     def reproducible(self) -> bool:
         """Whether the bits so far follow from the configuration alone. COLLECTIVE."""
         worlds = [agent.worlds for agent in self.agents if agent.worlds is not None]
         astray = np.array([sum(not world.matched for world in worlds)], np.int64)
         self.transport.max_int(astray)
-        return not astray[0]
+        self.astray = self.astray or bool(astray[0])
+        return not self.astray
+
+    def close(self) -> None:
+        """Close environments that are stepped. Local."""
+        for agent in self.agents:
+            agent.close()
 
     def restore_rows(
         self, start: int, q: np.ndarray, clock: np.ndarray, visits: np.ndarray
@@ -364,6 +373,7 @@ class Allreduce:
             period = next_period(
                 self._n_steps, agreement.visits, agreement.length, self.n_agents,
                 self.config.parallel.kappa,
+                longest_period(self.n_lanes // self.n_agents, self.stepped),
             )  # fmt: skip
         self.pending = progress.after(self._n_steps, self.n_lanes, agreement, period, scale)
         return agreement

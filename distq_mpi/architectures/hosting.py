@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from distq_mpi.environments.silence import silence
 from distq_mpi.environments.stepped import open_worlds
+from distq_mpi.environments.vector import VectorWorlds
+from distq_mpi.environments.worlds import Worlds
 from distq_mpi.kernels import loop
 from distq_mpi.lanes import Lanes
 from distq_mpi.partition import Partition
@@ -31,16 +34,20 @@ class Hosted:
         self.control[loop.LIMIT] = environment.max_episode_steps or NO_LIMIT
         self.totals, self.found = np.zeros(3), np.zeros(5)
         stepped = environment.kind == "stepped"
-        self.worlds = open_worlds(environment.worlds, first, n, seed) if stepped else None
+        self.worlds: Worlds | VectorWorlds | None = None
+        if stepped:
+            with silence():
+                self.worlds = open_worlds(environment.worlds, first, n, seed)
 
     def begin(self, kernel: Any, q: np.ndarray, params: Any) -> None:
         """Put all lanes at their starts, with their first transition made, and commit them."""
         if self.worlds is None:
             kernel(q, *self.committed.arrays(), params, self.control)
             return
-        self.worlds.begin()
-        kernel(q, *self.committed.arrays(), self.worlds.start, self.control)
-        self.worlds.step(self.committed, 0)
+        with silence():
+            self.worlds.begin()
+            kernel(q, *self.committed.arrays(), self.worlds.start, self.control)
+            self.worlds.step(self.committed, 0)
         self.worlds.commit()
 
     def learn(self, call: Callable[[], None], first_step: int, n_steps: int) -> None:
@@ -50,10 +57,11 @@ class Hosted:
         if self.worlds is None:
             call()
             return
-        for now in range(first_step, first_step + n_steps):
-            self.control[loop.FIRST_STEP] = now
-            call()
-            self.worlds.step(self.lanes, now)
+        with silence():
+            for now in range(first_step, first_step + n_steps):
+                self.control[loop.FIRST_STEP] = now
+                call()
+                self.worlds.step(self.lanes, now)
 
     def learning_arrays(self, draws: np.ndarray, params: Any) -> tuple[Any, ...]:
         """What the kernel `learn` takes between the table and `control`."""
@@ -72,4 +80,21 @@ class Hosted:
         """Return to the committed lanes, after `n_steps` steps of each; they are copied when the
         round begins, but environments must be brought back."""
         if self.worlds is not None:
-            self.worlds.rewind(self.committed, n_steps)
+            with silence():
+                self.worlds.rewind(self.committed, n_steps)
+
+    def resume(
+        self, lanes: np.ndarray, worlds: tuple[np.ndarray, np.ndarray] | None, n_steps: int
+    ) -> None:
+        """Take committed lanes of a checkpoint, after `n_steps` steps of each, as `Lanes.pack`
+        gave them; worlds : as the worlds' `pack` gave them, where there are any."""
+        self.committed.unpack(lanes)
+        if self.worlds is not None and worlds is not None:
+            with silence():
+                self.worlds.unpack(*worlds, self.committed, n_steps)
+
+    def close(self) -> None:
+        """Close the environments. Local."""
+        if self.worlds is not None:
+            self.worlds.close()
+            self.worlds = None

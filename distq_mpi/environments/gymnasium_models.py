@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from distq_mpi.environments.arguments import suggestion
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.explicit import explicit_model
+from distq_mpi.environments.silence import shut, silence
 from distq_mpi.environments.stepped import copies_of, stepped_environment
 from distq_mpi.errors import ModelError
 
@@ -38,7 +39,7 @@ def gymnasium_model(config: Any, built_in: tuple[str, ...]) -> Environment:
     """
     id, kwargs, limit = config.id, dict(config.kwargs), config.max_episode_steps
     cut = {"bins": config.bins, "clip": config.clip, "max_episode_steps": limit}
-    vector = _only_vector(id, kwargs)
+    vector = _only_vector(id, kwargs, limit)
     if vector is not None:
         return stepped_environment(id, lambda: vector(1), vector, **cut)
     made = gymnasium_environment(id, kwargs, built_in)
@@ -46,23 +47,32 @@ def gymnasium_model(config: Any, built_in: tuple[str, ...]) -> Environment:
         if tells_all(made) and not (config.bins or config.clip):
             return _compiled(id, made, made.spec.max_episode_steps or 0)
     finally:
-        made.close()
+        shut(made)
     if limit:
         kwargs["max_episode_steps"] = limit
     return stepped_environment(id, lambda: gymnasium_environment(id, kwargs, built_in), **cut)
 
 
-def _only_vector(id: str, kwargs: Mapping[str, Any]) -> Callable[[int], Any] | None:
+def _only_vector(
+    id: str, kwargs: dict[str, Any], limit: int
+) -> Callable[[int], Any] | None:
     """What makes the environment of an id that exists only as vector; None for any other."""
     import gymnasium
 
     module, _, name = id.rpartition(":")
     if module:
-        with contextlib.suppress(ImportError):  # told when it is made
+        with silence(), contextlib.suppress(ImportError):  # told when it is made
             importlib.import_module(module)
     spec = gymnasium.registry.get(name)
     if spec is None or spec.entry_point is not None or spec.vector_entry_point is None:
         return None
+    if limit and spec.max_episode_steps is None and "max_episode_steps" not in kwargs:
+        raise ModelError(
+            f"env.max_episode_steps: {id} exists only as vector environment, which ends its own "
+            "episodes; it must be 0"
+        )
+    if limit:
+        kwargs = {**kwargs, "max_episode_steps": limit}
     return lambda n: gymnasium.make_vec(id, num_envs=n, **kwargs)
 
 
@@ -91,8 +101,7 @@ def gymnasium_environment(id: str, kwargs: Mapping[str, Any], built_in: tuple[st
     if ":" not in id and id not in gymnasium.registry:
         raise ModelError(_unknown(id, list(gymnasium.registry), built_in))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with silence():
             return gymnasium.make(id, disable_env_checker=True, **kwargs)
     except Exception as error:  # whatever the environment's own constructor raises
         raise ModelError(f"{id} could not be made: {type(error).__name__}: {error}") from error
@@ -119,9 +128,27 @@ def gymnasium_object(id: str, made: Any, config: Any) -> Environment:
         layer = layer.env
     if neutral:
         return _compiled(id, made, limit)
+    copy, limit = copies_of(id, made), config.max_episode_steps or limit
     return stepped_environment(
-        id, copies_of(id, made), bins=config.bins, clip=config.clip, max_episode_steps=limit
+        id,
+        functools.partial(_limited, copy, config.max_episode_steps),
+        bins=config.bins,
+        clip=config.clip,
+        max_episode_steps=limit,
     )
+
+
+def _limited(copy: Callable[[], Any], limit: int) -> Any:
+    """A copy under another time limit than its own; 0 = its own."""
+    from gymnasium.wrappers import TimeLimit
+
+    made, found = copy(), False
+    layer = made
+    while limit and layer is not made.unwrapped:
+        if isinstance(layer, TimeLimit):
+            layer._max_episode_steps, found = limit, True
+        layer = layer.env
+    return made if found or not limit else TimeLimit(made, limit)
 
 
 def _unknown(id: str, known: list[str], built_in: tuple[str, ...]) -> str:

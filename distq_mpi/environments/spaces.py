@@ -70,15 +70,15 @@ def range_of(id: str, name: str, space: Any) -> Range:
         )
     hint = "only finite spaces can be learned on"
     if isinstance(space, spaces.Box):
-        hint = "it is continuous: --env.bins N cuts every dimension into N equal bins"
-    raise ModelError(f"{id}: its {name} space is {space}; {hint}")
+        hint = "a Box within another space is not cut: flatten it with a wrapper of your own"
+    raise ModelError(f"{id}: its {name} space holds {space}; {hint}")
 
 
 def _discrete(n: int, first: int) -> Range:
     def index(x: Any) -> int:
         i = int(x) - first
-        if not 0 <= i < n:
-            raise ValueError(f"{x!r} is not from {first} to {first + n - 1}")
+        if not 0 <= i < n or i + first != x:
+            raise ValueError(f"{x!r} is not a whole number from {first} to {first + n - 1}")
         return i
 
     if first == 0:

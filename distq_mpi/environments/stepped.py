@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from distq_mpi.environments.base import Environment
+from distq_mpi.environments.silence import shut, silence
 from distq_mpi.environments.spaces import range_of
 from distq_mpi.environments.vector import Single, VectorWorlds
 from distq_mpi.environments.worlds import Kind, Worlds
@@ -19,6 +19,9 @@ from distq_mpi.errors import ModelError
 
 Bins = int | Sequence[int]
 Clip = float | Sequence[float]
+
+OPEN_ENDED = 1e30
+"""Limits beyond this stand for none: the largest float32 is one that many environments tell."""
 
 
 def stepped_environment(
@@ -47,8 +50,7 @@ def stepped_environment(
     """
 
     def cut() -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with silence():
             return discretised(id, make() if make_vector is None else Single(make_vector(1)),
                                bins, clip)  # fmt: skip
 
@@ -64,7 +66,7 @@ def stepped_environment(
         limit = max_episode_steps or getattr(world.spec, "max_episode_steps", None) or 0
         told = getattr(world.spec, "kwargs", {})
     finally:
-        world.close()
+        shut(world)
     bare, observe, act = _uncut(world)
     if states.n * actions.n >= 2**62:
         raise ModelError(f"{id}: {states.n} states x {actions.n} actions are more than 2^62")
@@ -111,7 +113,10 @@ def discretised(id: str, world: Any, bins: Bins, clip: Clip) -> Any:
     if not (n_seen or n_done):
         if bins or clip:
             key = "bins" if bins else "clip"
-            raise ModelError(f"env.{key}: {id} has no continuous space to cut ({seen}, {done})")
+            raise ModelError(
+                f"env.{key}: {id} has no continuous space to cut ({seen}, {done}); "
+                "a Box within another space is not one"
+            )
         return world
     if not bins:
         space, name = (seen, "observation") if n_seen else (done, "action")
@@ -126,10 +131,10 @@ def discretised(id: str, world: Any, bins: Bins, clip: Clip) -> Any:
             f"action {n_done}), each of which needs at least 1 bin, not {counts}"
         )
     if n_seen:
-        low, high = _clipped(id, seen, clip)
-        if clip:
-            box = spaces.Box(low, high, dtype=seen.dtype)
-            world = TransformObservation(world, _Clip(low, high), box)
+        low, high, clipped = _clipped(id, seen, clip)
+        limits = _Limits(low, high, clipped)
+        box = spaces.Box(low.astype(seen.dtype), high.astype(seen.dtype), dtype=seen.dtype)
+        world = TransformObservation(world, limits, box)
         world = DiscretizeObservation(world, tuple(counts[:n_seen]))
     if n_done:
         world = DiscretizeAction(world, tuple(counts[n_seen:]))
@@ -146,7 +151,7 @@ def _uncut(world: Any) -> tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]
         done, world = [world.action], world.env
     if isinstance(world, DiscretizeObservation):
         seen, world = [world.observation], world.env
-        if type(world) is TransformObservation and getattr(world.func, "clips", False):
+        if type(world) is TransformObservation and isinstance(world.func, _Limits):
             seen, world = [world.observation, *seen], world.env
 
     def observe(x: Any) -> Any:
@@ -162,35 +167,52 @@ def _uncut(world: Any) -> tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]
     return world, observe, act
 
 
-class _Clip:
-    """Limits an observation to [low, high]."""
+class _Limits:
+    """Holds an observation to [low, high]: limits it where `clipped`, refuses others beyond."""
 
-    clips = True
-
-    def __init__(self, low: np.ndarray, high: np.ndarray) -> None:
+    def __init__(self, low: np.ndarray, high: np.ndarray, clipped: np.ndarray) -> None:
         self.low, self.high = low, high
+        # Limits told in float32 are met by float64 but for rounding.
+        slack = 1e-6 * np.maximum(1.0, np.maximum(np.abs(low), np.abs(high)))
+        self._least = np.where(clipped, -np.inf, low - slack)
+        self._most = np.where(clipped, np.inf, high + slack)
 
     def __call__(self, x: Any) -> Any:
-        return np.clip(x, self.low, self.high)
+        seen = np.asarray(x)
+        if seen.shape != self.low.shape:
+            raise ValueError(f"{x!r} is not of the shape {self.low.shape}")
+        # So written that NaN is refused, too.
+        if not ((seen >= self._least) & (seen <= self._most)).all():
+            hint = "" if np.isnan(seen).any() else "; env.clip would limit it"
+            raise ValueError(f"{x!r} is not from {self.low.tolist()} to {self.high.tolist()}{hint}")
+        return np.clip(seen, self.low, self.high)
 
 
-def _clipped(id: str, space: Any, clip: Clip) -> tuple[np.ndarray, np.ndarray]:
-    """Limits of a Box after clipping, finite in every dimension."""
+def _clipped(id: str, space: Any, clip: Clip) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Limits of a Box after clipping, finite in every dimension, and which ones are clipped."""
     limits = np.full(space.shape, clip) if isinstance(clip, int | float) else np.array(clip, float)
     if limits.size != math.prod(space.shape) or (limits < 0).any():
         raise ModelError(
             f"env.clip: {id} has {math.prod(space.shape)} observed dimensions, each of which needs "
             f"a limit above 0 (0 = the space's own), not {limits.ravel().tolist()}"
         )
-    limits = np.where(limits > 0, limits, np.inf).reshape(space.shape).astype(space.dtype)
-    low, high = np.maximum(space.low, -limits), np.minimum(space.high, limits)
-    open_ended = np.flatnonzero(~np.isfinite(low) | ~np.isfinite(high))
+    clipped = (limits > 0).reshape(space.shape)
+    limits = np.where(clipped, limits.reshape(space.shape), np.inf)
+    low = np.maximum(space.low.astype(np.float64), -limits)
+    high = np.minimum(space.high.astype(np.float64), limits)
+    open_ended = np.flatnonzero((low < -OPEN_ENDED) | (high > OPEN_ENDED))
     if open_ended.size:
         raise ModelError(
             f"{id}: dimensions {open_ended.tolist()} of its observation space {space} are "
             "infinite: --env.clip LIMIT (or LIMIT,LIMIT,... for each) bounds them"
         )
-    return low, high
+    empty = np.flatnonzero(low > high)
+    if empty.size:
+        raise ModelError(
+            f"env.clip: {limits.ravel()[empty].tolist()} leave nothing of dimensions "
+            f"{empty.tolist()} of {id}'s observation space {space}"
+        )
+    return low, high, clipped
 
 
 def copies_of(id: str, given: Any) -> Callable[[], Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distq_mpi.environments.silence import shut
 from distq_mpi.environments.worlds import WORLD_DTYPE, Kind, reset_seeds
 from distq_mpi.errors import ModelError
 
@@ -38,8 +39,7 @@ class VectorWorlds:
 
     def begin(self) -> None:
         """Begin every lane's first episode."""
-        word = reset_seeds(self.seed, np.array([self.first]), 0)[0]
-        self.start[:] = self._indices(self._vector.reset(seed=word)[0])
+        self._reset(0)
 
     def step(self, lanes: Lanes, now: int) -> None:
         """Make every lane's chosen transition; write what comes of it.
@@ -63,18 +63,18 @@ class VectorWorlds:
                 over &= ~self._over
             elif over.any():
                 self.start[over] = shown[over]
-                for lane in np.flatnonzero(over):
-                    if self._mode == SAME_STEP:
-                        shown[lane] = self.kind.states.index(info["final_obs"][lane])
+                if self._mode == SAME_STEP:
+                    last = info["final_obs"]
+                    if isinstance(last, dict | tuple):
+                        last = list(each_of(self._vector.observation_space, last))
+                    for lane in np.flatnonzero(over):
+                        shown[lane] = self.kind.states.index(last[lane])
                 if self._mode != SAME_STEP:
                     fresh = self._vector.reset(options={"reset_mask": over})[0]
                     self.start[over] = self._indices(fresh)[over]
         except Exception as error:  # whatever the user's environment raises
-            raise ModelError(
-                f"{self.kind.id}: lanes {self.first} to {self.first + self.n - 1}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        bad = ~np.isfinite(rewards)
+            raise self._mistake(error) from error
+        bad = ~np.isfinite(rewards) & ~self.idle
         if bad.any():
             where = int(np.argmax(bad))
             raise ModelError(
@@ -90,8 +90,7 @@ class VectorWorlds:
 
     def rewind(self, lanes: Lanes, n_steps: int) -> None:
         """Begin new episodes in all lanes."""
-        word = reset_seeds(self.seed, np.array([self.first]), n_steps + 1)[0]
-        self.start[:] = self._indices(self._vector.reset(seed=word)[0])
+        self._reset(n_steps + 1)
         self.idle[:], self._over[:], self.truncated[:] = True, False, False
 
     def pack(self) -> tuple[np.ndarray, np.ndarray]:
@@ -106,7 +105,20 @@ class VectorWorlds:
 
     def close(self) -> None:
         """Close the environment."""
-        self._vector.close()
+        shut(self._vector)
+
+    def _reset(self, step: int) -> None:
+        word = reset_seeds(self.seed, np.array([self.first]), step)[0]
+        try:
+            self.start[:] = self._indices(self._vector.reset(seed=word)[0])
+        except Exception as error:  # whatever the user's environment raises
+            raise self._mistake(error) from error
+
+    def _mistake(self, error: Exception) -> ModelError:
+        return ModelError(
+            f"{self.kind.id}: lanes {self.first} to {self.first + self.n - 1}: "
+            f"{type(error).__name__}: {error}"
+        )
 
     def _indices(self, seen: Any) -> np.ndarray:
         index = self.kind.states.index

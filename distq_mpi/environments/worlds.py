@@ -8,12 +8,15 @@ episode, and the run is not reproducible.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distq_mpi.environments.silence import shut, silence
 from distq_mpi.environments.spaces import Range
 from distq_mpi.errors import ModelError
 from distq_mpi.kernels.draws import EVALUATION_RESET, RESET, threefry
@@ -28,6 +31,7 @@ WORLD_DTYPE = np.dtype(
 )
 """What a checkpoint holds of a lane besides `lanes.LANE_DTYPE`; its actions follow apart."""
 SEED_SHIFT = u8(32)
+TRIED_STEPS = 20
 
 
 def _as_it_is(x: Any) -> Any:
@@ -71,7 +75,7 @@ class Worlds:
     """One environment per lane of `lanes`, which hold what was seen; local.
 
     Attributes, per lane: `start` uint64 and `truncated`, `idle` bool as `stepping.learn` takes
-    them; `matched`, whether every replay so far showed what had been seen.
+    them; `matched`, whether every episode that was made again showed what it had shown.
     """
 
     def __init__(self, kind: Kind, first: int, n: int, seed: int) -> None:
@@ -87,8 +91,10 @@ class Worlds:
         self._moved = False
 
     def begin(self) -> None:
-        """Begin every lane's first episode."""
-        for lane, seed in enumerate(reset_seeds(self.seed, self._numbers, 0)):
+        """Begin every lane's first episode; one more is tried for whether its seed decides it."""
+        seeds = reset_seeds(self.seed, self._numbers, 0)
+        self.matched = repeats(self.kind, seeds[0])
+        for lane, seed in enumerate(seeds):
             self.start[lane] = self._reset(lane, seed)
 
     def step(self, lanes: Lanes, now: int) -> None:
@@ -118,7 +124,13 @@ class Worlds:
                     history[lane].append(action)
         except Exception as error:  # whatever the user's environment raises
             raise self._mistake(lanes, lane, error) from error
-        arrays[2][:], arrays[3][:], arrays[4][:] = following, rewards, ends
+        try:
+            arrays[3][:] = rewards
+        except (TypeError, ValueError):
+            lane = next(i for i, reward in enumerate(rewards) if not isinstance(reward, Real))
+            wrong = TypeError(f"reward {rewards[lane]!r} is not a number")
+            raise self._mistake(lanes, lane, wrong) from None
+        arrays[2][:], arrays[4][:] = following, ends
         self.truncated[:], self.idle[:] = cuts, False
         if not np.isfinite(arrays[3]).all():
             lane = int(np.argmin(np.isfinite(arrays[3])))
@@ -169,7 +181,7 @@ class Worlds:
     def close(self) -> None:
         """Close all environments."""
         for world in self._made:
-            world.close()
+            shut(world)
 
     def _snapshot(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[tuple[list[int], int]]]:
         # An episode's list only grows, and the next episode begins another: a length is enough.
@@ -220,6 +232,29 @@ class Worlds:
         )
 
 
+def repeats(kind: Kind, seed: int) -> bool:
+    """Tell whether an environment shows the same twice after `reset(seed=seed)`. Local.
+
+    An open mind where it raises: whoever steps it will say so, with lane, state and action.
+    """
+    world = kind.make()
+    try:
+        found = []
+        for _ in range(2):
+            seen: list[float] = [kind.states.index(world.reset(seed=seed)[0])]
+            for k in range(TRIED_STEPS):
+                given = world.step(kind.actions.element(k % kind.actions.n))
+                seen += [kind.states.index(given[0]), *map(float, given[1:4])]
+                if given[2] or given[3]:
+                    break
+            found.append(seen)
+    except Exception:  # whatever the user's environment raises
+        return True
+    finally:
+        shut(world)
+    return found[0] == found[1]
+
+
 def play(
     kind: Kind, greedy: list[int], seed: int, first: int, returns: np.ndarray, longest: int
 ) -> None:
@@ -227,18 +262,30 @@ def play(
 
     greedy : the action of every state. Every episode is a function of (seed, its number), as far
     as the environment is one of its seed.
+
+    Raises ModelError naming episode, state and action where the environment raises.
     """
     numbers = np.arange(first, first + len(returns))
+    index, element = kind.states.index, kind.actions.element
     world = kind.make()
+    where, k = "", 0
     try:
-        for k, word in enumerate(reset_seeds(seed, numbers, 0, EVALUATION_RESET)):
-            seen, total = world.reset(seed=word)[0], 0.0
-            for _ in range(longest):
-                action = kind.actions.element(greedy[kind.states.index(seen)])
-                seen, reward, terminated, truncated, _ = world.step(action)
-                total += float(reward)
-                if terminated or truncated:
-                    break
-            returns[k] = total
+        with silence():
+            for k, word in enumerate(reset_seeds(seed, numbers, 0, EVALUATION_RESET)):
+                where = f"reset(seed={word})"
+                state, total = index(world.reset(seed=word)[0]), 0.0
+                for _ in range(longest):
+                    where = f"state {state}, action {greedy[state]}"
+                    seen, reward, terminated, truncated, _ = world.step(element(greedy[state]))
+                    state, total = index(seen), total + float(reward)
+                    if terminated or truncated:
+                        break
+                if not math.isfinite(total):
+                    raise ValueError(f"the return is {total}")
+                returns[k] = total
+    except Exception as error:  # whatever the user's environment raises
+        raise ModelError(
+            f"{kind.id}: evaluation, episode {first + k}, {where}: {type(error).__name__}: {error}"
+        ) from error
     finally:
-        world.close()
+        shut(world)

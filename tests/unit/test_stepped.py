@@ -63,7 +63,7 @@ def test_several_digits_are_raveled_as_numpy_does() -> None:
 
 @pytest.mark.parametrize("outside", [[3, 0], [0, -1], [0, 4]])
 def test_an_element_outside_its_space_has_no_index(outside: list[int]) -> None:
-    with pytest.raises(ValueError, match="is not from 0 to"):
+    with pytest.raises(ValueError, match="is not a whole number from 0 to"):
         range_of("x", "observation", spaces.MultiDiscrete([3, 4])).index(np.array(outside))
 
 
@@ -209,7 +209,7 @@ def test_an_environment_that_forgets_is_noticed() -> None:
     ("trouble", "told"),
     [
         ("raises", "RuntimeError: the wheel came off"),
-        ("outside", "4 is not from 0 to 3"),
+        ("outside", "4 is not a whole number from 0 to 3"),
         ("hollow", "reward nan is not finite"),
     ],
 )
