@@ -109,7 +109,7 @@ class Worlds:
                 action = chosen[lane]
                 seen, reward, terminated, truncated, _ = step(element(action))
                 following.append(index(seen))
-                rewards.append(reward)
+                rewards.append(float(reward))
                 ends.append(terminated)
                 cuts.append(truncated)
                 if terminated or truncated:
@@ -197,13 +197,7 @@ class Worlds:
         if ended or self.idle[lane]:
             same = seen == self.start[lane]
         else:
-            same = False
-            for action in actions:
-                given, gained, over, cut, _ = self._steps[lane](self.kind.actions.element(action))
-                if over or cut:
-                    break
-            else:
-                same = self.kind.states.index(given) == next_state[lane] and gained == reward[lane]
+            same = self._made_again(lane, actions, int(next_state[lane]), float(reward[lane]))
         self._actions[lane] = actions if same else []
         if not same:
             self.matched = False
@@ -211,6 +205,18 @@ class Worlds:
             self.start[lane] = seen
             # The end of an episode that was seen stays; one that went on is dropped.
             self.idle[lane] = self.idle[lane] or not ended
+
+    def _made_again(self, lane: int, actions: list[int], state: int, reward: float) -> bool:
+        """Whether these actions lead to the same state and last reward once more."""
+        given: Any = None
+        try:
+            for action in actions:
+                given, gained, over, cut, _ = self._steps[lane](self.kind.actions.element(action))
+                if over or cut:
+                    return False
+            return self.kind.states.index(given) == state and float(gained) == reward
+        except Exception:  # whatever it raises, it did not before
+            return False
 
     def _mistake(self, lanes: Lanes, lane: int, error: Exception) -> ModelError:
         state, action = (int(array[lane]) for array in lanes.arrays()[:2])
@@ -240,5 +246,9 @@ def play(
                 if terminated or truncated:
                     break
             returns[k] = total
+    except Exception as error:  # whatever the user's environment raises
+        raise ModelError(
+            f"{kind.id}: in an evaluation: {type(error).__name__}: {error}"
+        ) from error
     finally:
         world.close()
