@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -115,7 +114,7 @@ class Worlds:
                 action = chosen[lane]
                 seen, reward, terminated, truncated, _ = step(element(action))
                 following.append(index(seen))
-                rewards.append(reward)
+                rewards.append(float(reward))
                 ends.append(terminated)
                 cuts.append(truncated)
                 if terminated or truncated:
@@ -124,13 +123,7 @@ class Worlds:
                     history[lane].append(action)
         except Exception as error:  # whatever the user's environment raises
             raise self._mistake(lanes, lane, error) from error
-        try:
-            arrays[3][:] = rewards
-        except (TypeError, ValueError):
-            lane = next(i for i, reward in enumerate(rewards) if not isinstance(reward, Real))
-            wrong = TypeError(f"reward {rewards[lane]!r} is not a number")
-            raise self._mistake(lanes, lane, wrong) from None
-        arrays[2][:], arrays[4][:] = following, ends
+        arrays[2][:], arrays[3][:], arrays[4][:] = following, rewards, ends
         self.truncated[:], self.idle[:] = cuts, False
         if not np.isfinite(arrays[3]).all():
             lane = int(np.argmin(np.isfinite(arrays[3])))
@@ -209,13 +202,7 @@ class Worlds:
         if ended or self.idle[lane]:
             same = seen == self.start[lane]
         else:
-            same = False
-            for action in actions:
-                given, gained, over, cut, _ = self._steps[lane](self.kind.actions.element(action))
-                if over or cut:
-                    break
-            else:
-                same = self.kind.states.index(given) == next_state[lane] and gained == reward[lane]
+            same = self._made_again(lane, actions, int(next_state[lane]), float(reward[lane]))
         self._actions[lane] = actions if same else []
         if not same:
             self.matched = False
@@ -223,6 +210,18 @@ class Worlds:
             self.start[lane] = seen
             # The end of an episode that was seen stays; one that went on is dropped.
             self.idle[lane] = self.idle[lane] or not ended
+
+    def _made_again(self, lane: int, actions: list[int], state: int, reward: float) -> bool:
+        """Whether these actions lead to the same state and last reward once more."""
+        given: Any = None
+        try:
+            for action in actions:
+                given, gained, over, cut, _ = self._steps[lane](self.kind.actions.element(action))
+                if over or cut:
+                    return False
+            return self.kind.states.index(given) == state and float(gained) == reward
+        except Exception:  # whatever it raises, it did not before
+            return False
 
     def _mistake(self, lanes: Lanes, lane: int, error: Exception) -> ModelError:
         state, action = (int(array[lane]) for array in lanes.arrays()[:2])
