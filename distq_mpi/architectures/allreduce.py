@@ -88,7 +88,7 @@ class Allreduce:
         self.tables = [Rows(record, self.n_states), Rows(record, self.n_states)]
         self.replica = Rows(record, self.n_states)
         self.current = 0
-        self.astray = False
+        self.astray = self._again = False
         self.place(environment)
         initialise(self.base, 0, config.learn.initial, environment.return_bound, config.run.seed)
         auto = config.parallel.steps_per_round == "auto"
@@ -244,6 +244,7 @@ class Allreduce:
         if agreement.overflows:
             raised = self._scale().raised()
             self.progress = replace(self.progress, exponent=raised.exponent, peak=raised.peak)
+            self._again = True
             return None
         if self.fusion.maximum:
             self._reduce_maximum()
@@ -281,7 +282,8 @@ class Allreduce:
         """
         self.pending = self.progress
         for agent in self.agents:
-            agent.rewind(self.progress.lane_steps)
+            agent.rewind(self.progress.lane_steps, self._again)
+        self._again = False
         return self.progress.round
 
     def iter_rows(self) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:

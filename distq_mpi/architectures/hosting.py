@@ -76,12 +76,13 @@ class Hosted:
         if self.worlds is not None:
             self.worlds.commit()
 
-    def rewind(self, n_steps: int) -> None:
+    def rewind(self, n_steps: int, again: bool) -> None:
         """Return to the committed lanes, after `n_steps` steps of each; they are copied when the
-        round begins, but environments must be brought back."""
+        round begins, but environments must be brought back, or what they showed be shown again
+        where the round will be run `again` as it was."""
         if self.worlds is not None:
             with silence():
-                self.worlds.rewind(self.committed, n_steps)
+                self.worlds.rewind(self.committed, n_steps, again)
 
     def resume(
         self, lanes: np.ndarray, worlds: tuple[np.ndarray, np.ndarray] | None, n_steps: int

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distq_mpi.environments.silence import shut
+from distq_mpi.environments.tape import Tape
 from distq_mpi.environments.worlds import WORLD_DTYPE, Kind, reset_seeds
 from distq_mpi.errors import ModelError
 
@@ -32,7 +33,8 @@ class VectorWorlds:
         self.kind, self.first, self.n, self.seed = kind, first, n, seed
         self.start, self.matched = np.zeros(n, np.uint64), False
         self.truncated, self.idle = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
-        self._over = np.zeros(n, np.bool_)
+        self._over, self._tape = np.zeros(n, np.bool_), Tape()
+        self._committed = self._snapshot()
         self._vector = kind.make_vector(n)
         mode = self._vector.metadata.get("autoreset_mode", NEXT_STEP)
         self._mode = str(getattr(mode, "value", mode))
@@ -48,6 +50,9 @@ class VectorWorlds:
         from.
         """
         arrays = lanes.arrays()
+        showing = (*arrays[2:5], self.truncated, self.start, self.idle)
+        if self._tape.play(arrays[1], showing):
+            return
         chosen = [self.kind.actions.element(a) for a in arrays[1].tolist()]
         actions = batch_of(self._vector.single_action_space, chosen)
         try:
@@ -84,12 +89,19 @@ class VectorWorlds:
         arrays[2][:], arrays[3][:], arrays[4][:] = shown, rewards, ends & ~self.idle
         self.truncated[:] = cuts & ~self.idle
         self._over = over
+        self._tape.record(arrays[1], showing)
 
     def commit(self) -> None:
-        """Nothing to remember: it cannot be brought back."""
+        """As `Worlds.commit`."""
+        self._committed = self._snapshot()
+        self._tape.clear()
 
-    def rewind(self, lanes: Lanes, n_steps: int) -> None:
-        """Begin new episodes in all lanes."""
+    def rewind(self, lanes: Lanes, n_steps: int, again: bool = False) -> None:
+        """Begin new episodes in all lanes; but with `again` as `Worlds.rewind`."""
+        if again and self._tape.again():
+            self.start[:], self.truncated[:], self.idle[:] = self._committed
+            return
+        self._tape.clear()
         self._reset(n_steps + 1)
         self.idle[:], self._over[:], self.truncated[:] = True, False, False
 
@@ -106,6 +118,9 @@ class VectorWorlds:
     def close(self) -> None:
         """Close the environment."""
         shut(self._vector)
+
+    def _snapshot(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.start.copy(), self.truncated.copy(), self.idle.copy()
 
     def _reset(self, step: int) -> None:
         word = reset_seeds(self.seed, np.array([self.first]), step)[0]

@@ -1,7 +1,8 @@
 """The environments of an agent's lanes, stepped in Python, and how they are brought back.
 
 Every episode is seeded by (seed, lane, step at which it begins), and every lane keeps the actions
-of its current episode: to roll back or to resume they are made again. Where an environment then
+of its current episode: to roll back or to resume they are made again (but for a round that is run
+again as it was, see `tape`). Where an environment then
 shows something else than it did, its own randomness is not seeded; the lane begins its next
 episode, and the run is not reproducible.
 """
@@ -17,6 +18,7 @@ import numpy as np
 
 from distq_mpi.environments.silence import shut, silence
 from distq_mpi.environments.spaces import Range
+from distq_mpi.environments.tape import Tape
 from distq_mpi.errors import ModelError
 from distq_mpi.kernels.draws import EVALUATION_RESET, RESET, threefry
 
@@ -86,7 +88,7 @@ class Worlds:
         self._steps = [world.step for world in self._made]
         self._resets = [world.reset for world in self._made]
         self._actions: list[list[int]] = [[] for _ in range(n)]
-        self._committed = self._snapshot()
+        self._committed, self._tape = self._snapshot(), Tape()
         self._moved = False
 
     def begin(self) -> None:
@@ -104,6 +106,9 @@ class Worlds:
         space, or gives a reward that is not finite.
         """
         arrays = lanes.arrays()
+        shown = (*arrays[2:5], self.truncated, self.start, self.idle)
+        if self._tape.play(arrays[1], shown):
+            return
         chosen, history = arrays[1].tolist(), self._actions
         index, element = self.kind.states.index, self.kind.actions.element
         following, rewards, ends, cuts, over = [], [], [], [], []
@@ -132,20 +137,26 @@ class Worlds:
             numbers = self._numbers[over]
             for lane, seed in zip(over, reset_seeds(self.seed, numbers, now + 1), strict=True):
                 self.start[lane] = self._reset(lane, seed)
+        self._tape.record(arrays[1], shown)
 
     def commit(self) -> None:
         """Take what was made since the last commit for good."""
         self._committed, self._moved = self._snapshot(), False
+        self._tape.clear()
 
-    def rewind(self, lanes: Lanes, n_steps: int) -> None:
-        """Bring every environment back to the last commit.
+    def rewind(self, lanes: Lanes, n_steps: int, again: bool = False) -> None:
+        """Return to the last commit.
 
-        lanes : as committed, after `n_steps` steps of every lane.
+        lanes : as committed, after `n_steps` steps of every lane. again : the very same steps will
+        be made; environments are then left where they are, and what they showed is shown again.
         """
         if not self._moved:
             return
         start, truncated, idle, actions = self._committed
         self.start[:], self.truncated[:], self.idle[:] = start, truncated, idle
+        if again and self._tape.again():
+            return
+        self._tape.clear()
         self._actions = [list(made[:length]) for made, length in actions]
         for lane in range(self.n):
             self._replay(lane, lanes, n_steps)

@@ -201,8 +201,12 @@ def test_an_environment_that_forgets_is_noticed() -> None:
     committed = Lanes(10, 8)
     committed.copy_from(lanes)
     go_on(worlds, lanes, range(6, 8), actions)
+    packed = worlds.pack()
     worlds.rewind(committed, 5)
     assert not worlds.matched and worlds.idle.any()
+    other, _ = stepped("tests.worlds:Walk-v0", 8, kwargs={"trouble": "forgets"})
+    other.unpack(*packed, committed, 5)
+    assert not other.matched and other.idle.any()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import contextlib
 import sys
 import threading
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,8 +22,10 @@ from distq_mpi import checkpoint, environments
 from distq_mpi.architectures import Allreduce
 from distq_mpi.architectures.schedules import lone_period, longest_period
 from distq_mpi.config import EnvConfig, from_dict
+from distq_mpi.environments import tape
 from distq_mpi.environments.silence import silence
 from distq_mpi.environments.stepped import open_worlds, stepped_environment
+from distq_mpi.environments.vector import VectorWorlds
 from distq_mpi.environments.worlds import play
 from distq_mpi.errors import ModelError
 from distq_mpi.lanes import Lanes
@@ -295,3 +298,88 @@ def test_rounds_of_slow_environments_stay_short() -> None:
     # Passes over a large table cost less than an eighth of the steps between them, as ever.
     assert lone_period(1_000_000, 64, stepped=True) == 8_000_000 // (256 * 64)
     assert lone_period(10**9, 64, stepped=True) == 10**7 // (256 * 64)
+
+
+@pytest.mark.parametrize("id", ["tests.worlds:Walk-v0", "tests.worlds:Row-v0"])
+@pytest.mark.parametrize("longest", [None, 3])
+def test_a_round_run_again_as_it_was_steps_nothing_again(
+    id: str, longest: int | None, monkeypatch: Any
+) -> None:
+    """Where it is kept; else environments are brought back, or, as vector, begin anew."""
+    if longest is not None:
+        monkeypatch.setattr(tape, "LONGEST", longest)
+    settings = config(agents=3, lanes=12, steps_per_round=7)
+    environment = environments.make(EnvConfig(id))
+    kernels = compiled(Allreduce.requests(settings, environment))
+
+    def run(exponent: int | None) -> tuple[bytes, int, int]:
+        learner = Allreduce(settings, environment, kernels, Alone())
+        if exponent is not None:
+            tight = replace(learner.progress, exponent=exponent, peak=exponent)
+            learner.progress = learner.pending = tight
+        made = _counted(learner)
+        repeated = 0
+        for _ in range(9):
+            learner.learn()
+            while learner.exchange((False, False, False)) is None:
+                repeated += 1
+                learner.rollback()
+                learner.learn()
+            learner.commit()
+        return learner.base.raw.tobytes(), repeated, made[0]
+
+    loose, tight = run(20), run(-6)
+    assert loose[1] == 0 and tight[1] > 0
+    assert (tight[2] == loose[2]) == (longest is None)
+    if longest is None or "Walk" in id:
+        # The scale of the sums rounds differently, by less than 2^-30.
+        values = [np.frombuffer(raw).reshape(-1, 4)[:, :2] for raw, *_ in (loose, tight)]
+        assert np.allclose(*values, rtol=0, atol=1e-6)
+
+
+def _counted(learner: Allreduce) -> list[int]:
+    """The calls of `step` of all environments from now on, in a list of one."""
+    made = [0]
+
+    def counting(step: Any) -> Any:
+        def counted(action: Any) -> Any:
+            made[0] += 1
+            return step(action)
+
+        return counted
+
+    for agent in learner.agents:
+        worlds: Any = agent.worlds
+        if isinstance(worlds, VectorWorlds):
+            worlds._vector.step = counting(worlds._vector.step)
+        else:
+            worlds._steps = [counting(step) for step in worlds._steps]
+    return made
+
+
+def test_an_interrupted_round_is_brought_back_even_where_it_was_run_again() -> None:
+    settings = config(agents=2, lanes=10, steps_per_round=6)
+    environment = environments.make(EnvConfig("tests.worlds:Walk-v0"))
+    kernels = compiled(Allreduce.requests(settings, environment))
+
+    def run(interrupted: bool) -> bytes:
+        learner = Allreduce(settings, environment, kernels, Alone())
+        learner.progress = replace(learner.progress, exponent=20, peak=20)
+        for k in range(12):
+            learner.learn()
+            if interrupted and k % 3 == 0:
+                learner._again = k % 2 == 0
+                learner.rollback()
+                worlds, lanes = learner.agents[1].worlds, learner.agents[1].lanes
+                assert worlds is not None
+                if k % 2:  # what comes next is not what was
+                    lanes.arrays()[1][:] = 1 - lanes.arrays()[1]
+                    worlds.step(lanes, learner.progress.lane_steps + 1)
+                learner.rollback()
+                learner.learn()
+            assert learner.exchange((False, False, False)) is not None
+            learner.commit()
+        assert learner.reproducible()
+        return learner.base.raw.tobytes()
+
+    assert run(True) == run(False)
