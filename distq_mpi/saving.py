@@ -59,16 +59,18 @@ class Saver:
         Raises FileError on every rank where rank 0 could not write; what was there is untouched.
         """
         rows, lanes = self.architecture.iter_rows(), self.architecture.gather_lanes()
-        worlds = self.architecture.gather_worlds()
+        worlds, reproducible = self.architecture.gather_worlds(), self.architecture.reproducible()
         with transport.same_outcome():
             try:
                 if path is not None:
-                    self._write_rank_0(path, rows, lanes, worlds)
+                    self._write_rank_0(path, rows, lanes, worlds, reproducible)
             finally:
                 for _ in rows:  # the other ranks' part of the slices, and rank 0's after an error
                     pass
 
-    def _write_rank_0(self, path: Path, rows: Any, lanes: Any, worlds: Any) -> None:
+    def _write_rank_0(
+        self, path: Path, rows: Any, lanes: Any, worlds: Any, reproducible: bool
+    ) -> None:
         progress = self.architecture.progress
         checkpoint.write(
             path,
@@ -85,6 +87,7 @@ class Saver:
                 "seed": self.config.run.seed,
                 "architecture": self.config.parallel.architecture,
                 "agents_from_ranks": self.agents_from_ranks,
+                "reproducible": reproducible,
                 "state": progress.to_json(),
             },
         )
@@ -100,8 +103,9 @@ class Saver:
             if transport.rank == 0:
                 header = checkpoint.read_header(path, self.environment.model_id)
                 lanes, worlds = checkpoint.read_lanes(header), checkpoint.read_worlds(header)
-                told = header.attributes["state"], lanes, worlds
-        state, lanes, worlds = transport.broadcast(told)
+                followed = bool(header.attributes.get("reproducible", True))
+                told = header.attributes["state"], lanes, worlds, followed
+        state, lanes, worlds, self.architecture.followed = transport.broadcast(told)
         for start in range(0, self.environment.n_states, SLICE_ROWS):
             stop = min(start + SLICE_ROWS, self.environment.n_states)
             slices: Any = None

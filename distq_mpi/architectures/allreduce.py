@@ -67,6 +67,9 @@ class Allreduce:
     config : resolved `Config`. environment : `Environment`. kernels : loaded from `requests`.
     transport : over all ranks of the run.
 
+    Attributes: `followed`, whether what was taken up from a checkpoint followed from the
+    configuration alone.
+
     Nothing learned in a round is visible before `commit`; `rollback` returns to the last commit.
     """
 
@@ -79,6 +82,7 @@ class Allreduce:
     ) -> None:
         self.config, self.transport, self.kernels = config, transport, kernels
         self.n_states, self.n_actions = environment.n_states, environment.n_actions
+        self.followed = True
         self.params, self.stepped = environment.params, environment.kind == "stepped"
         self.n_agents, self.n_lanes = config.parallel.agents, config.parallel.lanes
         self.fusion = FUSIONS[config.parallel.fusion]
@@ -92,7 +96,9 @@ class Allreduce:
         auto = config.parallel.steps_per_round == "auto"
         self.period = 0 if auto else int(config.parallel.steps_per_round)
         scale = FixedPoint(self.n_agents)
-        first = lone_period(self.n_states * self.width, self.n_lanes) if self._lone else 1
+        first = 1
+        if self._lone:
+            first = lone_period(self.n_states * self.width, self.n_lanes, self.stepped)
         self.progress = Progress(
             period=self.period or first, exponent=scale.exponent, peak=scale.peak
         )
@@ -340,7 +346,13 @@ class Allreduce:
         worlds = [agent.worlds for agent in self.agents if agent.worlds is not None]
         astray = np.array([sum(not world.matched for world in worlds)], np.int64)
         self.transport.max_int(astray)
-        return not astray[0]
+        return self.followed and not astray[0]
+
+    def close(self) -> None:
+        """Close what is stepped. Local."""
+        for agent in self.agents:
+            if agent.worlds is not None:
+                agent.worlds.close()
 
     def restore_rows(
         self, start: int, q: np.ndarray, clock: np.ndarray, visits: np.ndarray

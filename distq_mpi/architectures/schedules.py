@@ -10,6 +10,7 @@ from distq_mpi.kernels.exploration import EXPLORATIONS
 MAX_PERIOD = 512
 LONE_PERIOD = 512
 LONE_STEPS = 10_000_000
+STEPPED_STEPS = 32_768
 LENGTH_UNIT = 1024.0
 
 
@@ -40,9 +41,13 @@ def next_period(period: int, n_visits: int, length: int, n_agents: int, kappa: f
     return max(1, min(wanted, longest))
 
 
-def lone_period(n_pairs: int, n_lanes: int) -> int:
+def lone_period(n_pairs: int, n_lanes: int, stepped: bool = False) -> int:
     """Steps per lane of every round of a single agent: nothing drifts apart, so only what ends a
     round counts: the calls of a small table, the passes over a large one. The passes are kept
-    below an eighth of the steps, as long as a round stays within seconds: signals wait for it."""
+    below an eighth of the steps, as long as a round stays within seconds: signals wait for it.
+
+    stepped : in Python, a thousand times slower."""
+    if stepped:
+        return max(1, STEPPED_STEPS // n_lanes)
     longest = LONE_STEPS // n_lanes
     return max(LONE_PERIOD, min(-(-8 * n_pairs // n_lanes), longest))

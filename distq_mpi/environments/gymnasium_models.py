@@ -39,12 +39,18 @@ def gymnasium_model(config: Any, built_in: tuple[str, ...]) -> Environment:
     id, kwargs, limit = config.id, dict(config.kwargs), config.max_episode_steps
     cut = {"bins": config.bins, "clip": config.clip, "max_episode_steps": limit}
     vector = _only_vector(id, kwargs)
+    if vector is not None and limit:
+        raise ModelError(
+            f"env.max_episode_steps: {id} exists only as vector environment, which sets its own "
+            f"limit; {limit} must be 0"
+        )
     if vector is not None:
         return stepped_environment(id, lambda: vector(1), vector, **cut)
     made = gymnasium_environment(id, kwargs, built_in)
     try:
-        if tells_all(made) and not (config.bins or config.clip):
-            return _compiled(id, made, made.spec.max_episode_steps or 0)
+        neutral, own_limit = _neutral(made)
+        if neutral and tells_all(made) and not (config.bins or config.clip):
+            return _compiled(id, made, own_limit)
     finally:
         made.close()
     if limit:
@@ -109,7 +115,26 @@ def gymnasium_object(id: str, made: Any, config: Any) -> Environment:
     ModelError
         If a space is not finite, or no copies can be made.
     """
-    limit, layer, neutral = 0, made, tells_all(made) and not (config.bins or config.clip)
+    neutral, limit = _neutral(made)
+    if neutral and tells_all(made) and not (config.bins or config.clip):
+        return _compiled(id, made, limit)
+    copies, wanted = copies_of(id, made), config.max_episode_steps
+    if wanted:
+        from gymnasium.wrappers import TimeLimit
+
+        plain, limit = copies, wanted
+
+        def copies() -> Any:
+            return TimeLimit(plain(), wanted)
+
+    return stepped_environment(
+        id, copies, bins=config.bins, clip=config.clip, max_episode_steps=limit
+    )
+
+
+def _neutral(made: Any) -> tuple[bool, int]:
+    """Whether no wrapper may change what happens, and the time limit that they set; 0 = none."""
+    limit, layer, neutral = 0, made, True
     while layer is not made.unwrapped:
         kind = type(layer)
         ours = kind.__module__.startswith(("gymnasium.wrappers", "stable_baselines3.common"))
@@ -117,11 +142,7 @@ def gymnasium_object(id: str, made: Any, config: Any) -> Environment:
         if kind.__name__ == "TimeLimit":
             limit = min(limit or layer._max_episode_steps, layer._max_episode_steps)
         layer = layer.env
-    if neutral:
-        return _compiled(id, made, limit)
-    return stepped_environment(
-        id, copies_of(id, made), bins=config.bins, clip=config.clip, max_episode_steps=limit
-    )
+    return neutral, limit
 
 
 def _unknown(id: str, known: list[str], built_in: tuple[str, ...]) -> str:

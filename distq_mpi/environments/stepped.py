@@ -46,16 +46,16 @@ def stepped_environment(
         If a space is not finite, with what to do about it.
     """
 
+    def uncut() -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return make() if make_vector is None else Single(make_vector(1))
+
     def cut() -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return discretised(id, make() if make_vector is None else Single(make_vector(1)),
-                               bins, clip)  # fmt: skip
+            return discretised(id, uncut(), bins, clip, make_vector is not None)
 
-    if make_vector is not None and (bins or clip):
-        raise ModelError(
-            f"env.bins: {id} exists only as vector environment, which cannot be cut into bins"
-        )
     world = cut()
     try:
         states = range_of(id, "observation", world.observation_space)
@@ -65,10 +65,12 @@ def stepped_environment(
         told = getattr(world.spec, "kwargs", {})
     finally:
         world.close()
-    bare, observe, act = _uncut(world)
+    whole, observe, act = _uncut(world)
     if states.n * actions.n >= 2**62:
         raise ModelError(f"{id}: {states.n} states x {actions.n} actions are more than 2^62")
-    kind = Kind(id, states, actions, cut, make_vector, bare.observation_space, observe, act)
+    kind = Kind(
+        id, states, actions, cut, make_vector, uncut, whole.observation_space, observe, act
+    )
     text = repr(("distq_mpi stepped 1", id, sorted(told.items()), bins, clip, spaces, limit))
     return Environment(
         id=id,
@@ -97,8 +99,10 @@ def open_worlds(kind: Kind, first: int, n: int, seed: int) -> Worlds | VectorWor
     return (Worlds if kind.make_vector is None else VectorWorlds)(kind, first, n, seed)
 
 
-def discretised(id: str, world: Any, bins: Bins, clip: Clip) -> Any:
+def discretised(id: str, world: Any, bins: Bins, clip: Clip, vector: bool = False) -> Any:
     """Wrap an environment so that continuous spaces are cut into bins, by Gymnasium's wrappers.
+
+    vector : it is one of a vector environment, which cannot be wrapped so.
 
     Raises ModelError where they cannot be, naming the dimension and what to write.
     """
@@ -113,6 +117,11 @@ def discretised(id: str, world: Any, bins: Bins, clip: Clip) -> Any:
             key = "bins" if bins else "clip"
             raise ModelError(f"env.{key}: {id} has no continuous space to cut ({seen}, {done})")
         return world
+    if vector:
+        raise ModelError(
+            f"{id}: {seen if n_seen else done} is continuous, and what exists only as vector "
+            "environment cannot be cut into bins"
+        )
     if not bins:
         space, name = (seen, "observation") if n_seen else (done, "action")
         raise ModelError(
@@ -182,7 +191,7 @@ def _clipped(id: str, space: Any, clip: Clip) -> tuple[np.ndarray, np.ndarray]:
             f"env.clip: {id} has {math.prod(space.shape)} observed dimensions, each of which needs "
             f"a limit above 0 (0 = the space's own), not {limits.ravel().tolist()}"
         )
-    limits = np.where(limits > 0, limits, np.inf).reshape(space.shape).astype(space.dtype)
+    limits = np.where(limits > 0, limits, np.inf).reshape(space.shape)
     low, high = np.maximum(space.low, -limits), np.minimum(space.high, limits)
     open_ended = np.flatnonzero(~np.isfinite(low) | ~np.isfinite(high))
     if open_ended.size:
@@ -190,7 +199,7 @@ def _clipped(id: str, space: Any, clip: Clip) -> tuple[np.ndarray, np.ndarray]:
             f"{id}: dimensions {open_ended.tolist()} of its observation space {space} are "
             "infinite: --env.clip LIMIT (or LIMIT,LIMIT,... for each) bounds them"
         )
-    return low, high
+    return low.astype(space.dtype), high.astype(space.dtype)
 
 
 def copies_of(id: str, given: Any) -> Callable[[], Any]:
