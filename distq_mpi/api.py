@@ -126,6 +126,7 @@ class QLearning:
 
         transport = Transport.connect() if comm is None else Transport(comm)
         self._transport, self._closed, self.stop_reason = transport, False, ""
+        self._run: Any = None
         if transport.size == 1:
             # Alone it is local: a notebook that makes many models runs out of no communicators.
             weakref.finalize(self, transport.close).atexit = False
@@ -314,7 +315,7 @@ class QLearning:
         """
         if not self._closed:
             self._closed = True
-            if hasattr(self, "_run"):
+            if self._run is not None:
                 self._run.architecture.close()
             if self._transport.size > 1:
                 self._transport.close()

@@ -211,10 +211,10 @@ class CheckpointCallback(BaseCallback):
 
     def _on_step(self) -> bool:
         if self._every.due(self._lane_steps()):
-            path = Path(self.save_path, f"{self.name_prefix}_{self.num_timesteps}_steps")
+            path = Path(self.save_path, f"{self.name_prefix}_{self.num_timesteps}_steps.h5")
             self.model.save(path)
             if self.verbose >= 2 and self.model.rank == 0:
-                print(f"saved {path}.h5")
+                print(f"saved {path}")
         return True
 
 

@@ -79,7 +79,8 @@ def playable(env: Any) -> Any:
         env = environments.make_world(EnvConfig(env))
         if not isinstance(env, Environment):
             return env
-    return Simulated(environments.from_object(env, EnvConfig()))
+    found = environments.from_object(env, EnvConfig())
+    return found.worlds.bare() if found.kind == "stepped" else Simulated(found)
 
 
 def evaluate_policy(

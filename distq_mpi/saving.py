@@ -59,8 +59,7 @@ class Saver:
         Raises FileError on every rank where rank 0 could not write; what was there is untouched.
         """
         rows, lanes = self.architecture.iter_rows(), self.architecture.gather_lanes()
-        worlds = self.architecture.gather_worlds()
-        reproducible = self.architecture.reproducible()
+        worlds, reproducible = self.architecture.gather_worlds(), self.architecture.reproducible()
         with transport.same_outcome():
             try:
                 if path is not None:
@@ -104,9 +103,9 @@ class Saver:
             if transport.rank == 0:
                 header = checkpoint.read_header(path, self.environment.model_id)
                 lanes, worlds = checkpoint.read_lanes(header), checkpoint.read_worlds(header)
-                astray = not header.attributes.get("reproducible", True)
-                told = header.attributes["state"], lanes, worlds, astray
-        state, lanes, worlds, astray = transport.broadcast(told)
+                followed = bool(header.attributes.get("reproducible", True))
+                told = header.attributes["state"], lanes, worlds, followed
+        state, lanes, worlds, self.architecture.followed = transport.broadcast(told)
         for start in range(0, self.environment.n_states, SLICE_ROWS):
             stop = min(start + SLICE_ROWS, self.environment.n_states)
             slices: Any = None
@@ -117,7 +116,6 @@ class Saver:
         progress = Progress.from_json(state)
         with transport.same_outcome():
             self.architecture.restore(progress, lanes, worlds)
-        self.architecture.astray = astray
         self.restored_steps, self.newest, self._written_round = progress.steps, path, progress.round
 
     def sha256(self) -> str:

@@ -55,6 +55,8 @@ class Signals:
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
+        self.last, self._checkpoint, self._stop = "", False, False
+        self._interrupted_at = None
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGUSR1, *STOP_SIGNALS):
                 self._old[number] = signal.signal(number, self._receive)
@@ -72,6 +74,7 @@ class Signals:
             # None stands for a handler that was not set from Python and cannot be put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._old.clear()
+        self._checkpoint = self._stop = False
 
     def take(self) -> tuple[bool, bool]:
         """Return (checkpoint asked for, stop asked for) since the last call, and forget both."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from distq_mpi.transport import Transport
 
 NO_LIMIT_STEPS = 100_000
+STEPPED_LIMIT_STEPS = 10_000
 DRAWN_CELLS = 2048
 
 
@@ -88,7 +89,9 @@ def sample(
         if record_of(config.learn, n_actions).n_parts == 2:
             values = values + rows[:, n_actions : 2 * n_actions]
         greedy = values.argmax(axis=1).tolist()
-        play(environment.worlds, greedy, config.run.seed, first, returns, longest)
+        longest = environment.max_episode_steps or STEPPED_LIMIT_STEPS
+        with transport.same_outcome():
+            play(environment.worlds, greedy, config.run.seed, first, returns, longest)
     else:
         control = np.array([first, config.run.seed, longest], np.uint64)
         kernels["evaluate"](q, returns, environment.params, control)
@@ -160,9 +163,11 @@ def _next_commands(run: Run, ended: Verdict, path: Path) -> list[str]:
     resume = f"python -m distq_mpi resume {path}"
     limit = getattr(run.config.stop, ended.rule) if ended.rule else None
     if ended.status == "diverged":
-        resume = f"python -m distq_mpi train --config {path}/config.toml --learn.alpha 0.01"
+        resume = f"python -m distq_mpi train --config {path}/config.toml"
+        resume += " --learn.step_size constant --learn.alpha 0.01"
     elif limit is not None and ended.rule in TARGETS:
-        resume += f" --stop.{ended.rule} {limit / 10 if ended.rule != 'mean_return' else 'none'}"
+        further = limit + abs(limit) / 10 if ended.rule == "mean_return" else limit / 10
+        resume += f" --stop.{ended.rule} {further:g}"
     elif limit is not None and ended.rule != "wall_time_s":
         resume += f" --stop.{ended.rule} {2 * limit}"
     commands = [resume]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -50,9 +51,10 @@ class Run:
         self.monitor: Monitor | None = None
         self.times = Times()
         self.times.started = prepared.started
-        self.architecture = ARCHITECTURES[self.config.parallel.architecture](
-            self.config, self.environment, prepared.kernels, transport
-        )
+        with self._agreed():  # a user's environments may break when they are made
+            self.architecture = ARCHITECTURES[self.config.parallel.architecture](
+                self.config, self.environment, prepared.kernels, transport
+            )
         self.saver = Saver(
             self.config, self.environment, prepared.directory, self.architecture,
             prepared.agents_from_ranks,
@@ -96,7 +98,7 @@ class Run:
         self.config = replace(self.config, stop=stop)
         self.architecture.config = self.saver.config = self.config
         self.saver.restored_steps = self.architecture.progress.steps
-        self.times, self._report_at = Times(), 0.0
+        self.times, self._report_at, self.certificate = Times(), 0.0, None
         if self.prepared.kept or any(getattr(stop, name) is not None for name in EXACT_TARGETS):
             self.solve()
         self.times.startup_s = self.times.wall_s - self.times.certify_s
@@ -104,8 +106,8 @@ class Run:
 
     def _reached(self) -> Verdict | None:
         """The stop rule that the state taken up meets already. COLLECTIVE."""
-        self._certify_if_due()
-        return verdict(self.config.stop, self.architecture.progress, None, self.certificate)
+        certificate = self._certify_if_due()
+        return verdict(self.config.stop, self.architecture.progress, None, certificate)
 
     def policy_values(self) -> np.ndarray:
         """Committed values (S, A) that the policy is greedy on; maybe a view. Local."""
@@ -163,7 +165,8 @@ class Run:
         wishes = self._wishes()  # taken once: asking forgets them, and a round may be run again
         while True:
             begin = time.perf_counter()
-            self.architecture.learn()
+            with self._agreed():
+                self.architecture.learn()
             self._refuse_mistakes()
             middle = time.perf_counter()
             agreement = self.architecture.exchange(wishes)
@@ -172,6 +175,11 @@ class Run:
             if agreement is not None:
                 return agreement
             self.architecture.rollback()
+
+    def _agreed(self) -> AbstractContextManager[None]:
+        """Where environments are stepped, what one of them raises is raised on all ranks."""
+        stepped = self.environment.kind == "stepped"
+        return self.transport.same_outcome() if stepped else nullcontext()
 
     def _refuse_mistakes(self) -> None:
         """Raise what the guard of a law noted in this round. COLLECTIVE."""
@@ -255,10 +263,10 @@ def run(command: Any, transport: Transport) -> int:
             while ended is None:
                 ended = this.step()
             code = finish(this, ended)
+            this.architecture.close()
         except BaseException as error:
             if monitor is not None:
                 monitor.fail(f"{type(error).__name__}: {error}")
             raise
-        this.architecture.close()
         transport.close()
         return code

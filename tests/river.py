@@ -8,7 +8,7 @@ def outcome(state, action, i, params):
     swim = up if i == 0 else stay if i == 1 else down
     place = min(max(state + 1 - i, 0), length - 1)
     found = place == length - 1
-    return swim if action == 1 else float(i == 2), place, treasure if found else -1.0, found
+    return swim if action == 1 else 1.0 * (i == 2), place, treasure if found else -1.0, found
 
 
 def start(i, params):

@@ -25,7 +25,6 @@ from distq_mpi.architectures.schedules import (
     LENGTH_UNIT,
     exploration_at,
     lone_period,
-    longest_period,
     next_period,
 )
 from distq_mpi.environments.worlds import WORLD_DTYPE
@@ -68,6 +67,9 @@ class Allreduce:
     config : resolved `Config`. environment : `Environment`. kernels : loaded from `requests`.
     transport : over all ranks of the run.
 
+    Attributes: `followed`, whether what was taken up from a checkpoint followed from the
+    configuration alone.
+
     Nothing learned in a round is visible before `commit`; `rollback` returns to the last commit.
     """
 
@@ -80,6 +82,7 @@ class Allreduce:
     ) -> None:
         self.config, self.transport, self.kernels = config, transport, kernels
         self.n_states, self.n_actions = environment.n_states, environment.n_actions
+        self.followed = True
         self.params, self.stepped = environment.params, environment.kind == "stepped"
         self.n_agents, self.n_lanes = config.parallel.agents, config.parallel.lanes
         self.fusion = FUSIONS[config.parallel.fusion]
@@ -88,7 +91,7 @@ class Allreduce:
         self.tables = [Rows(record, self.n_states), Rows(record, self.n_states)]
         self.replica = Rows(record, self.n_states)
         self.current = 0
-        self.astray = self._again = False
+        self._again = False
         self.place(environment)
         initialise(self.base, 0, config.learn.initial, environment.return_bound, config.run.seed)
         auto = config.parallel.steps_per_round == "auto"
@@ -345,11 +348,10 @@ class Allreduce:
         worlds = [agent.worlds for agent in self.agents if agent.worlds is not None]
         astray = np.array([sum(not world.matched for world in worlds)], np.int64)
         self.transport.max_int(astray)
-        self.astray = self.astray or bool(astray[0])
-        return not self.astray
+        return self.followed and not astray[0]
 
     def close(self) -> None:
-        """Close environments that are stepped. Local."""
+        """Close what is stepped. Local."""
         for agent in self.agents:
             agent.close()
 
@@ -375,7 +377,6 @@ class Allreduce:
             period = next_period(
                 self._n_steps, agreement.visits, agreement.length, self.n_agents,
                 self.config.parallel.kappa,
-                longest_period(self.n_lanes // self.n_agents, self.stepped),
             )  # fmt: skip
         self.pending = progress.after(self._n_steps, self.n_lanes, agreement, period, scale)
         return agreement

@@ -10,12 +10,8 @@ from distq_mpi.kernels.exploration import EXPLORATIONS
 MAX_PERIOD = 512
 LONE_PERIOD = 512
 LONE_STEPS = 10_000_000
+STEPPED_STEPS = 32_768
 LENGTH_UNIT = 1024.0
-STEPPED_STEPS = 8192
-"""Steps of an agent in a round where environments are stepped in Python: between 20 ms and, for
-slow ones, 10 s."""
-STEPPED_COST = 256
-"""Compiled steps that one in Python costs, at least."""
 
 
 def exploration_at(learn: Any, n_steps: int) -> float:
@@ -31,33 +27,27 @@ def exploration_at(learn: Any, n_steps: int) -> float:
     return float(first * (final / first) ** share)
 
 
-def next_period(
-    period: int, n_visits: int, length: int, n_agents: int, kappa: float, most: int = MAX_PERIOD
-) -> int:
-    """Steps per lane of the next round: floor(T kappa S / (K X)), at most doubling, at most `most`.
+def next_period(period: int, n_visits: int, length: int, n_agents: int, kappa: float) -> int:
+    """Steps per lane of the next round: floor(T kappa S / (K X)), at most doubling, at most 512.
 
     n_visits : S, visits of all agents in the last round; length : X in units of 1 / `LENGTH_UNIT`,
     the sum over agents and pairs of alpha N (N - 1). X = 0 doubles. Rounds so long keep the
     agents' drift apart below what one of them learns (docs/architecture.md, Period).
     """
-    longest = min(2 * period, most)
+    longest = min(2 * period, MAX_PERIOD)
     if length == 0:
         return longest
     wanted = math.floor(period * kappa * n_visits * LENGTH_UNIT / (n_agents * length))
     return max(1, min(wanted, longest))
 
 
-def longest_period(n_lanes: int, stepped: bool) -> int:
-    """Most steps per lane of a round that `auto` takes, for agents of `n_lanes` lanes each."""
-    return max(1, min(MAX_PERIOD, STEPPED_STEPS // n_lanes)) if stepped else MAX_PERIOD
-
-
 def lone_period(n_pairs: int, n_lanes: int, stepped: bool = False) -> int:
     """Steps per lane of every round of a single agent: nothing drifts apart, so only what ends a
     round counts: the calls of a small table, the passes over a large one. The passes are kept
-    below an eighth of the steps, as long as a round stays within seconds: signals wait for it."""
+    below an eighth of the steps, as long as a round stays within seconds: signals wait for it.
+
+    stepped : in Python, a thousand times slower."""
     if stepped:
-        wanted = min(8 * n_pairs, LONE_STEPS) // (STEPPED_COST * n_lanes)
-        return max(longest_period(n_lanes, stepped), wanted)
+        return max(1, STEPPED_STEPS // n_lanes)
     longest = LONE_STEPS // n_lanes
     return max(LONE_PERIOD, min(-(-8 * n_pairs // n_lanes), longest))

@@ -39,13 +39,19 @@ def gymnasium_model(config: Any, built_in: tuple[str, ...]) -> Environment:
     """
     id, kwargs, limit = config.id, dict(config.kwargs), config.max_episode_steps
     cut = {"bins": config.bins, "clip": config.clip, "max_episode_steps": limit}
-    vector = _only_vector(id, kwargs, limit)
+    vector = _only_vector(id, kwargs)
+    if vector is not None and limit:
+        raise ModelError(
+            f"env.max_episode_steps: {id} exists only as vector environment, which sets its own "
+            f"limit; {limit} must be 0"
+        )
     if vector is not None:
         return stepped_environment(id, lambda: vector(1), vector, **cut)
     made = gymnasium_environment(id, kwargs, built_in)
     try:
-        if tells_all(made) and not (config.bins or config.clip):
-            return _compiled(id, made, made.spec.max_episode_steps or 0)
+        neutral, own_limit = _neutral(made)
+        if neutral and tells_all(made) and not (config.bins or config.clip):
+            return _compiled(id, made, own_limit)
     finally:
         shut(made)
     if limit:
@@ -53,9 +59,7 @@ def gymnasium_model(config: Any, built_in: tuple[str, ...]) -> Environment:
     return stepped_environment(id, lambda: gymnasium_environment(id, kwargs, built_in), **cut)
 
 
-def _only_vector(
-    id: str, kwargs: dict[str, Any], limit: int
-) -> Callable[[int], Any] | None:
+def _only_vector(id: str, kwargs: Mapping[str, Any]) -> Callable[[int], Any] | None:
     """What makes the environment of an id that exists only as vector; None for any other."""
     import gymnasium
 
@@ -66,13 +70,6 @@ def _only_vector(
     spec = gymnasium.registry.get(name)
     if spec is None or spec.entry_point is not None or spec.vector_entry_point is None:
         return None
-    if limit and spec.max_episode_steps is None and "max_episode_steps" not in kwargs:
-        raise ModelError(
-            f"env.max_episode_steps: {id} exists only as vector environment, which ends its own "
-            "episodes; it must be 0"
-        )
-    if limit:
-        kwargs = {**kwargs, "max_episode_steps": limit}
     return lambda n: gymnasium.make_vec(id, num_envs=n, **kwargs)
 
 
@@ -118,7 +115,22 @@ def gymnasium_object(id: str, made: Any, config: Any) -> Environment:
     ModelError
         If a space is not finite, or no copies can be made.
     """
-    limit, layer, neutral = 0, made, tells_all(made) and not (config.bins or config.clip)
+    neutral, limit = _neutral(made)
+    if neutral and tells_all(made) and not (config.bins or config.clip):
+        return _compiled(id, made, limit)
+    limit = config.max_episode_steps or limit
+    return stepped_environment(
+        id,
+        functools.partial(_limited, copies_of(id, made), config.max_episode_steps),
+        bins=config.bins,
+        clip=config.clip,
+        max_episode_steps=limit,
+    )
+
+
+def _neutral(made: Any) -> tuple[bool, int]:
+    """Whether no wrapper may change what happens, and the time limit that they set; 0 = none."""
+    limit, layer, neutral = 0, made, True
     while layer is not made.unwrapped:
         kind = type(layer)
         ours = kind.__module__.startswith(("gymnasium.wrappers", "stable_baselines3.common"))
@@ -126,16 +138,7 @@ def gymnasium_object(id: str, made: Any, config: Any) -> Environment:
         if kind.__name__ == "TimeLimit":
             limit = min(limit or layer._max_episode_steps, layer._max_episode_steps)
         layer = layer.env
-    if neutral:
-        return _compiled(id, made, limit)
-    copy, limit = copies_of(id, made), config.max_episode_steps or limit
-    return stepped_environment(
-        id,
-        functools.partial(_limited, copy, config.max_episode_steps),
-        bins=config.bins,
-        clip=config.clip,
-        max_episode_steps=limit,
-    )
+    return neutral, limit
 
 
 def _limited(copy: Callable[[], Any], limit: int) -> Any:

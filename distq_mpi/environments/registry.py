@@ -61,7 +61,7 @@ def make(config: EnvironmentConfig) -> Environment:
     """
     found = _without_gymnasium(config)
     if found is not None:
-        return found
+        return _uncut(found, config)
     from distq_mpi.environments.gymnasium_models import gymnasium_model
     return gymnasium_model(config, BUILT_IN)
 
@@ -92,6 +92,16 @@ def _without_gymnasium(config: EnvironmentConfig) -> Environment | None:
     if is_law(id):
         return law_environment(id, import_law(id), kwargs)
     return None
+
+
+def _uncut(environment: Environment, config: EnvironmentConfig) -> Environment:
+    """The environment itself, which has nothing to cut into bins. Raises ModelError if asked to."""
+    for key in ("bins", "clip"):
+        if getattr(config, key):
+            raise ModelError(
+                f"env.{key}: {environment.id} has no continuous space to cut; it must be 0"
+            )
+    return environment
 
 
 def object_id(given: Any) -> str:
@@ -125,13 +135,13 @@ def from_object(given: Any, config: EnvironmentConfig) -> Environment:
     """
     id, kwargs = object_id(given), config.kwargs
     if isinstance(given, type) and hasattr(given, "outcome"):
-        return law_environment(id, given, kwargs)
+        return _uncut(law_environment(id, given, kwargs), config)
     if kwargs:
         raise ModelError(f"env.kwargs: {id} is made already and takes no arguments")
     if isinstance(given, Environment):
-        return given
+        return _uncut(given, config)
     if hasattr(given, "outcome"):
-        return law_environment(id, lambda: given, {})
+        return _uncut(law_environment(id, lambda: given, {}), config)
     if is_gymnasium(given):
         from distq_mpi.environments.gymnasium_models import gymnasium_object
 

@@ -49,15 +49,14 @@ def stepped_environment(
         If a space is not finite, with what to do about it.
     """
 
+    def uncut() -> Any:
+        with silence():
+            return make() if make_vector is None else Single(make_vector(1))
+
     def cut() -> Any:
         with silence():
-            return discretised(id, make() if make_vector is None else Single(make_vector(1)),
-                               bins, clip)  # fmt: skip
+            return discretised(id, uncut(), bins, clip, make_vector is not None)
 
-    if make_vector is not None and (bins or clip):
-        raise ModelError(
-            f"env.bins: {id} exists only as vector environment, which cannot be cut into bins"
-        )
     world = cut()
     try:
         states = range_of(id, "observation", world.observation_space)
@@ -67,10 +66,12 @@ def stepped_environment(
         told = getattr(world.spec, "kwargs", {})
     finally:
         shut(world)
-    bare, observe, act = _uncut(world)
+    whole, observe, act = _uncut(world)
     if states.n * actions.n >= 2**62:
         raise ModelError(f"{id}: {states.n} states x {actions.n} actions are more than 2^62")
-    kind = Kind(id, states, actions, cut, make_vector, bare.observation_space, observe, act)
+    kind = Kind(
+        id, states, actions, cut, make_vector, uncut, whole.observation_space, observe, act
+    )
     text = repr(("distq_mpi stepped 1", id, sorted(told.items()), bins, clip, spaces, limit))
     return Environment(
         id=id,
@@ -99,8 +100,10 @@ def open_worlds(kind: Kind, first: int, n: int, seed: int) -> Worlds | VectorWor
     return (Worlds if kind.make_vector is None else VectorWorlds)(kind, first, n, seed)
 
 
-def discretised(id: str, world: Any, bins: Bins, clip: Clip) -> Any:
+def discretised(id: str, world: Any, bins: Bins, clip: Clip, vector: bool = False) -> Any:
     """Wrap an environment so that continuous spaces are cut into bins, by Gymnasium's wrappers.
+
+    vector : it is one of a vector environment, which cannot be wrapped so.
 
     Raises ModelError where they cannot be, naming the dimension and what to write.
     """
@@ -118,6 +121,11 @@ def discretised(id: str, world: Any, bins: Bins, clip: Clip) -> Any:
                 "a Box within another space is not one"
             )
         return world
+    if vector:
+        raise ModelError(
+            f"{id}: {seen if n_seen else done} is continuous, and what exists only as vector "
+            "environment cannot be cut into bins"
+        )
     if not bins:
         space, name = (seen, "observation") if n_seen else (done, "action")
         raise ModelError(

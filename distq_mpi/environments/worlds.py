@@ -50,8 +50,9 @@ class Kind:
     make : a new environment of Gymnasium; the caller closes it.
     make_vector : number -> vector environment, where it exists only as that (`make` then gives one
         of one as a single environment), else None.
-    space, observe, act : of the environment before it was cut into bins: its observation space,
-        what an observation of it is in `states`, and what an element of `actions` is for it.
+    bare : a new environment before it is cut into bins.
+    space, observe, act : its observation space, what an observation of it is in `states`, and what
+        an element of `actions` is for it.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Kind:
     actions: Range
     make: Callable[[], Any]
     make_vector: Callable[[int], Any] | None = None
+    bare: Callable[[], Any] | None = None
     space: Any = None
     observe: Callable[[Any], Any] = _as_it_is
     act: Callable[[Any], Any] = _as_it_is

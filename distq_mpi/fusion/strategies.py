@@ -67,12 +67,14 @@ class Fusion:
         pessimistic : whether no initial value is above its optimal one.
         """
         parallel = config.parallel
-        if self.maximum and not parallel.force and not (deterministic and pessimistic):
+        safe = parallel.agents == 1 or parallel.force or (deterministic and pessimistic)
+        if self.maximum and not safe:
             why = (
-                "starts above the optimal values (take learn.initial zeros where no reward is "
-                "negative)"
+                "may start above the optimal values (known not to: a table of transitions without "
+                "negative rewards, and learn.initial zeros)"
                 if deterministic
-                else "keeps every overestimate of a stochastic environment"
+                else "keeps every overestimate of an environment that is not known to be "
+                "deterministic"
             )
             raise ConfigError(
                 f"parallel.fusion: max {why} and never comes down; use pooled or count, or set "

@@ -10,13 +10,18 @@ Which bits of a draw serve what (part of the checkpoint's `format_version`):
 |---|---|---|---|---|
 | TRANSITION | (step, lane) | 0 | 0-31 | explore if below epsilon x 2^32 |
 | | | 0 | 32-63 | the random action, or which of the tied greedy actions (of a part, too) |
+| | | 0 | 32-63 | softmax: the action |
 | | | 1 | 32-63 | the outcome of (state, action) |
+| | | 1 | 29 | Double Q: which part is updated |
 | | | 1 | 0-28 | stochastic rounding of a float32 write |
 | RESET | (step, lane) | 0 | 0-63 | the start state of the next episode |
+| | | 0 | 32-63 | stepped in Python: the seed of its `reset` |
+| | | 1 | 32-63 | exploring starts: its first action |
 | INITIAL | (pair, 0) | 0 | 11-63 | a random initial value |
 | ROUNDING | (round, pair) | 1 | 0-28 | stochastic rounding of a fused float32 value |
+| | | 0 | 32-63 | fusion `mean` of signed clocks: rounding of the count |
 | EVALUATION | (step, episode) | 1 | 32-63 | the outcome in a sampled evaluation |
-| EVALUATION_RESET | (0, episode) | 0 | 0-63 | its start state |
+| EVALUATION_RESET | (0, episode) | 0 | 0-63 | its start state (32-63: its seed, where stepped) |
 """
 
 import numpy as np

@@ -128,8 +128,8 @@ def advance_count(count, n, ticks, lifetime, n_agents, gain, word):
 
 
 def advance_mean(count, n, ticks, lifetime, n_agents, gain, word):
-    """Lifetime visits / K, rounded down: so the fraction is kept."""
-    return max(count, lifetime // n_agents)
+    """Lifetime visits / K, rounded down: so the fraction is kept. At least 1: it was visited."""
+    return max(count, lifetime // n_agents, i8(1))
 
 
 def advance_mean_signed(count, n, ticks, lifetime, n_agents, gain, word):

@@ -121,7 +121,7 @@ def test_checkpoints_fall_due_by_steps_of_every_lane() -> None:
     """7 steps are passed by rounds of 3 in the rounds 3, 5, 7 and 10 (9, 15, 21, 30 steps)."""
     model = Model()
     model.learn(CheckpointCallback(7, "folder", name_prefix="q"), 10)
-    assert model.saved == [f"q_{n}_steps at {n}" for n in (36, 60, 84, 120)]
+    assert model.saved == [f"q_{n}_steps.h5 at {n}" for n in (36, 60, 84, 120)]
 
 
 def test_checkpoints_go_on_in_a_second_learn() -> None:

@@ -52,7 +52,8 @@ def test_packages_out_of_range_or_missing(
     )
     (row,) = [row for row in installation.package_rows() if row.verdict != "ok"]
     assert row.name == wrong and row.verdict == "wrong"
-    assert row.advice.startswith(f'python -m pip install "{wrong}>=')
+    # Builders of metadata order the limits as they like.
+    assert row.advice.startswith(f'python -m pip install "{wrong}') and ">=" in row.advice
 
 
 def test_two_mpi_wheels_are_one_too_many(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from distq_mpi.config import EnvConfig
 from distq_mpi.environments import make
+from tests.driving import Learner
+from tests.stand_in import config
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/environments.md").read_text(), re.S)
@@ -34,3 +36,11 @@ def test_the_matrices_shown_are_a_model(tmp_path, monkeypatch):
 def test_the_law_shown_is_the_law_tested():
     _, _, code = (ROOT / "tests/river.py").read_text().partition('"""\n\n\n')
     assert code == BLOCKS[3]
+
+
+def test_the_law_shown_is_learned_on():
+    environment = make(EnvConfig("tests.river:River", {"length": 6}))
+    learner = Learner(environment, config().learn, 8, use_compiled=True)
+    learner.begin()
+    learner.learn(2000)
+    assert learner.rows.values.argmax(axis=1)[4] == 1

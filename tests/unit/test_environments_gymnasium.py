@@ -175,8 +175,9 @@ def test_what_does_not_tell_all_by_a_table_is_stepped(attributes):
 
 def test_gymnasium_is_imported_only_for_its_ids():
     program = (
-        "import sys; from types import SimpleNamespace as N; from distq_mpi.environments import "
-        "make; make(N(id='grid', kwargs={'rows': 3, 'columns': 3})); "
+        "import sys; from distq_mpi.config import EnvConfig as N; "
+        "from distq_mpi.environments import make; "
+        "make(N(id='grid', kwargs={'rows': 3, 'columns': 3})); "
         "make(N(id='garnet', kwargs={'states': 3, 'actions': 2, 'branching': 2})); "
         "assert not {'gymnasium', 'numba', 'mpi4py', 'h5py', 'scipy'} & set(sys.modules)"
     )

@@ -115,7 +115,7 @@ def exact_pair(
         return float(Fraction(base) + average), clock + math.floor(ratio + Fraction(1, 2))
     if fusion == "mean":
         average = sum(x for x, _ in changes) / len(agents)
-        return float(Fraction(base) + average), max(clock, (lifetime + n) // len(agents))
+        return float(Fraction(base) + average), max(clock, (lifetime + n) // len(agents), 1)
     total, gain = sum(x for x, _ in changes), sum(1 - left(k) for _, k in changes)
     if fusion == "delta":
         return float(Fraction(base) + total), clock + n
@@ -274,12 +274,13 @@ def test_max_counts_what_is_not_finite() -> None:
 
 
 def test_max_is_refused_where_it_keeps_overestimates() -> None:
-    with pytest.raises(ConfigError, match="max"):
-        FUSIONS["max"].check(False, True, config())
-    with pytest.raises(ConfigError, match="never comes down"):
-        FUSIONS["max"].check(True, False, config())
-    FUSIONS["max"].check(True, True, config())
-    FUSIONS["max"].check(False, False, config(force=True))
+    with pytest.raises(ConfigError, match="not known to be"):
+        FUSIONS["max"].check(False, True, config(agents=2))
+    with pytest.raises(ConfigError, match="may start above"):
+        FUSIONS["max"].check(True, False, config(agents=2))
+    FUSIONS["max"].check(True, True, config(agents=2))
+    FUSIONS["max"].check(False, False, config(agents=2, force=True))
+    FUSIONS["max"].check(False, False, config(agents=1))
     FUSIONS["pooled"].check(False, False, config())
 
 

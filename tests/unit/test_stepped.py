@@ -80,7 +80,9 @@ def test_an_element_outside_its_space_has_no_index(outside: list[int]) -> None:
         ("Taxi-v3", {}, "Taxi-v4"),
         ("CliffWalking-v0", {}, "CliffWalking-v1"),
         ("Blackjack-v0", {}, "Blackjack-v1"),
-        ("tests.worlds:Row-v0", {"bins": 3}, "exists only as vector environment"),
+        ("tests.worlds:Row-v0", {"bins": 3}, "has no continuous space to cut"),
+        ("tests.worlds:Row-v0", {"max_episode_steps": 3}, "exists only as vector environment"),
+        ("grid", {"kwargs": {"rows": 3, "columns": 3}, "bins": 3}, "env.bins: grid has no cont"),
     ],
 )
 def test_what_cannot_be_learned_on_is_refused(
@@ -108,6 +110,38 @@ def test_what_stepped_environments_say_of_themselves() -> None:
     ids = {made("Blackjack-v1", kwargs=kwargs).model_id for kwargs in ({}, {"natural": True})}
     limited = made("CartPole-v1", bins=3, clip=3.0, max_episode_steps=9)
     assert len(ids) == 2 and limited.max_episode_steps == 9
+
+
+class Five(gymnasium.RewardWrapper):
+    """Five times the reward, which no table below it knows."""
+
+    def reward(self, reward: Any) -> Any:
+        return 5 * reward
+
+
+def test_a_wrapper_that_an_id_brings_along_is_learned_on() -> None:
+    gymnasium.register(
+        "Wrapped-v0", lambda: Five(gymnasium.make("FrozenLake-v1").unwrapped), max_episode_steps=9
+    )
+    try:
+        wrapped = made("Wrapped-v0")
+        assert (wrapped.kind, wrapped.max_episode_steps) == ("stepped", 9)
+    finally:
+        del gymnasium.registry["Wrapped-v0"]
+
+
+def test_an_object_is_held_to_the_time_limit_of_the_configuration() -> None:
+    cart = gymnasium.make("CartPole-v1")
+    env = EnvConfig(bins=3, clip=3.0, max_episode_steps=4)
+    work = job(build(env, given=cart))
+    found = work.run(Alone(), 10)["progress"]
+    assert found.steps == 4 * found.episodes + 13 * (40 % 4)
+
+
+def test_the_rounds_of_one_agent_stay_within_seconds() -> None:
+    environment = made("CartPole-v1", bins=16, clip=3.0)
+    work = job(environment, agents=1, lanes=64, steps_per_round="auto")
+    assert Allreduce(work.settings, environment, work.kernels, Alone()).progress.period == 512
 
 
 def job(environment: Any, **changes: Any) -> Job:

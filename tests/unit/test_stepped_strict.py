@@ -20,7 +20,6 @@ from gymnasium.wrappers import TimeLimit
 import tests.worlds  # noqa: F401  (registers them)
 from distq_mpi import checkpoint, environments
 from distq_mpi.architectures import Allreduce
-from distq_mpi.architectures.schedules import lone_period, longest_period
 from distq_mpi.config import EnvConfig, from_dict
 from distq_mpi.environments import tape
 from distq_mpi.environments.silence import silence
@@ -282,22 +281,6 @@ def test_an_object_is_held_to_the_limit_that_is_wanted(
     # To the left: the episode has no other end.
     cuts = [bool(world.step(5)[3]) for _ in range(limit or 50)]
     assert cuts == [False] * (len(cuts) - 1) + [limit > 0]
-
-
-def test_vectors_that_end_their_own_episodes_are_not_told_when() -> None:
-    with pytest.raises(ModelError, match="env.max_episode_steps: .* ends its own episodes"):
-        environments.make(EnvConfig("tests.worlds:Row-v0", max_episode_steps=9))
-
-
-def test_rounds_of_slow_environments_stay_short() -> None:
-    assert longest_period(64, stepped=False) == 512
-    assert longest_period(64, stepped=True) == 128
-    assert longest_period(8, stepped=True) == 512
-    assert longest_period(100_000, stepped=True) == 1
-    assert lone_period(1408, 64, stepped=True) == 128
-    # Passes over a large table cost less than an eighth of the steps between them, as ever.
-    assert lone_period(1_000_000, 64, stepped=True) == 8_000_000 // (256 * 64)
-    assert lone_period(10**9, 64, stepped=True) == 10**7 // (256 * 64)
 
 
 @pytest.mark.parametrize("id", ["tests.worlds:Walk-v0", "tests.worlds:Row-v0"])
