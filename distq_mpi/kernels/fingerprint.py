@@ -7,12 +7,16 @@ import hashlib
 import inspect
 import sys
 import textwrap
+import threading
 import types
 from collections.abc import Mapping
 
 import numpy as np
 
 from distq_mpi.errors import ModelError
+
+PARSING = threading.Lock()
+"""Python 3.11 counts the depth of what it parses in one place for all threads."""
 
 
 def fingerprint(
@@ -113,7 +117,8 @@ def _source(function: types.FunctionType) -> bytes:
             f"{function.__qualname__} has no source text; write it into a file that can be imported"
         ) from error
     try:
-        tree = ast.parse(text)
+        with PARSING:
+            tree = ast.parse(text)
     except SyntaxError:  # a lambda in the middle of an expression
         tree = None
     if tree is None or function.__name__ == "<lambda>":
