@@ -15,6 +15,7 @@ from distq_mpi.errors import ConfigError
 
 FLOAT64_PAIRS = 1 << 22
 LANES_PER_AGENT = 64
+LANES_SHARDED = 8192
 DEFAULT_GAP = 1e-3
 DEFAULT_STEPS = 10_000_000
 EXPONENTS = {"polynomial": 0.8, "sign_change": 0.6}
@@ -88,12 +89,15 @@ class LearnConfig:
 class ParallelConfig:
     """Who learns where, and how it comes together."""
 
-    architecture: Literal["allreduce"] = "allreduce"
-    """How what was learned is exchanged."""
+    architecture: Literal["allreduce", "sharded", "auto"] = "allreduce"
+    """allreduce: a replica per rank; sharded: each rank its rows; auto: what memory_bytes allows.
+    """
     agents: Count = 0
-    """Learners, the unit of fusion; 0 = one per rank; fixes the bits."""
+    """Learners, the unit of fusion; 0 = one per rank (none in sharded); fixes the bits."""
     lanes: Count = 0
-    """Environments in all; 0 = 64 per agent; fixes the bits."""
+    """Environments in all; 0 = 64 per agent, or 8192 in sharded; fixes the bits."""
+    reproducible: bool = True
+    """The same bits on any number of ranks; sharded: false lets lanes run free, which is faster."""
     steps_per_round: Literal["auto"] | Positive = "auto"
     """Steps of every lane between fusions."""
     kappa: Annotated[float, Gt(0)] = 1.0
@@ -265,6 +269,22 @@ def check(config: Config) -> list[str]:
             f"parallel.lanes: {parallel.lanes} must be >= parallel.agents {parallel.agents}; "
             "every agent needs one"
         )
+    if parallel.architecture == "allreduce" and not parallel.reproducible:
+        mistakes.append(
+            "parallel.reproducible: false must be true with parallel.architecture allreduce, whose "
+            "fast path is reproducible; sharded has another"
+        )
+    if parallel.architecture == "sharded":
+        if parallel.agents:
+            mistakes.append(
+                f"parallel.agents: {parallel.agents} must be 0 with parallel.architecture sharded, "
+                "which has lanes, but no agents"
+            )
+        if parallel.fusion != "pooled":
+            mistakes.append(
+                f"parallel.fusion: {parallel.fusion} has no meaning with parallel.architecture "
+                "sharded, where every row has one owner and nothing is fused"
+            )
     return mistakes
 
 
@@ -278,8 +298,9 @@ def resolve(config: Config, n_states: int, n_actions: int, size: int, *, solvabl
     ConfigError
         If there are fewer lanes than agents.
     """
-    agents = config.parallel.agents or size
-    lanes = config.parallel.lanes or LANES_PER_AGENT * agents
+    sharded = config.parallel.architecture == "sharded"
+    agents = 0 if sharded else config.parallel.agents or size
+    lanes = config.parallel.lanes or (LANES_SHARDED if sharded else LANES_PER_AGENT * agents)
     if lanes < agents:
         raise ConfigError(
             f"parallel.lanes: {lanes} lanes for {agents} agents (one per rank); "

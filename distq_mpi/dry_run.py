@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from distq_mpi.architectures.allreduce import memory_bytes
 from distq_mpi.config import to_toml
 from distq_mpi.fusion import FUSIONS
-from distq_mpi.memory import readable
+from distq_mpi.memory import memory_bytes, readable
 from distq_mpi.preparation import settle, warnings
 from distq_mpi.table import record_of
 

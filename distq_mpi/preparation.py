@@ -124,10 +124,11 @@ def settle(
         for name in EXACT_TARGETS
         if reason is not None and getattr(config.stop, name) is not None
     ]
-    per_agent = -(-config.parallel.lanes // config.parallel.agents)
+    sharded = config.parallel.architecture == "sharded"
+    per_agent = -(-config.parallel.lanes // (config.parallel.agents or 1))
     period = config.parallel.steps_per_round
     longest = MAX_PERIOD if period == "auto" else int(period)
-    if longest * per_agent > ROUND_LIMIT:
+    if longest * per_agent > ROUND_LIMIT and not sharded:
         mistakes.append(
             f"parallel.steps_per_round: {longest} steps of {per_agent} lanes per agent are more "
             f"than {ROUND_LIMIT} in a round"
@@ -139,7 +140,8 @@ def settle(
         and environment.kind == "explicit"
         and float(environment.params[2].min()) >= 0
     )
-    FUSIONS[config.parallel.fusion].check(environment.deterministic, pessimistic, config)
+    if not sharded:
+        FUSIONS[config.parallel.fusion].check(environment.deterministic, pessimistic, config)
     check_memory(config, environment.n_states, environment.n_actions, size, per_host)
     return config, environment, reason
 

@@ -22,6 +22,57 @@ from distq_mpi.partition import Partition
 
 SHM_RESERVE = 16 << 20
 CHUNK_ELEMENTS = 1 << 20
+MAIL_TAG = 1
+
+
+class Mail:
+    """One message to and from every peer, again and again, through buffers of its own.
+
+    Attributes: `out`, uint64 (P * region,): per peer the message to it, its first word lanes |
+    targets << 32; `inboxes`, two such arrays that take turns, so that the next messages have their
+    place before anybody works on the last; memory is touched only as far as messages reach.
+    `sent_bytes`, handed to peers so far.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, region: int, head: int, widths: tuple[int, int]):
+        self._comm, self._region, self._head, self._widths = comm, region, head, widths
+        self.sent_bytes = 0
+        size = comm.size
+        self.out = np.zeros(size * region, np.uint64)
+        self.inboxes = (np.zeros(size * region, np.uint64), np.zeros(size * region, np.uint64))
+        self.turn = 0
+        self._peers = [(comm.rank + d) % size for d in range(1, size)]
+        self._receives = [
+            [
+                comm.Recv_init([inbox[p * region : (p + 1) * region], MPI.UINT64_T], p, MAIL_TAG)
+                for p in self._peers
+            ]
+            for inbox in self.inboxes
+        ]
+
+    def expect(self) -> None:
+        """Give the next messages their place: the inbox that is not being read. Local."""
+        MPI.Prequest.Startall(self._receives[1 - self.turn])
+
+    def exchange(self) -> None:
+        """Send what stands in `out`; the other inbox, now `turn`, holds what came. COLLECTIVE."""
+        sends, region = [], self._region
+        for peer in self._peers:
+            first = peer * region
+            head = int(self.out[first])
+            n = self._head + (head & 0xFFFFFFFF) * self._widths[0] + (head >> 32) * self._widths[1]
+            self.sent_bytes += 8 * n
+            sends.append(
+                self._comm.Isend([self.out[first : first + n], MPI.UINT64_T], peer, MAIL_TAG)
+            )
+        self.turn = 1 - self.turn
+        MPI.Request.Waitall([*self._receives[self.turn], *sends])
+
+    def close(self) -> None:
+        """Free the requests. Local."""
+        for requests in self._receives:
+            for request in requests:
+                request.Free()
 
 
 class Transport:
@@ -232,6 +283,11 @@ class Transport:
     def from_rank_0(self, work: Callable[[], Any]) -> Any:
         """Return what rank 0 finds on every rank (pickled). Its exception is its own."""
         return self.broadcast(work() if self.rank == 0 else None)
+
+    def mail(self, region: int, head: int, widths: tuple[int, int]) -> Mail:
+        """Return messages of up to `region` words: a head of `head` words, then as many items of
+        each of two widths as its first word says. Local; the caller closes it."""
+        return Mail(self._comm, region, head, widths)
 
     def abort(self, exit_code: int) -> None:
         """End all ranks at once. Local, and does not return."""

@@ -1,8 +1,9 @@
-"""Architectures: how what was learned reaches the owners. One interface, `allreduce` so far."""
+"""Architectures: how what was learned reaches the owners. One interface."""
 
 from distq_mpi.architectures.allreduce import Allreduce
 from distq_mpi.architectures.progress import Agreement, Progress
+from distq_mpi.architectures.sharded import Sharded
 
-ARCHITECTURES = {"allreduce": Allreduce}
+ARCHITECTURES = {"allreduce": Allreduce, "sharded": Sharded}
 
-__all__ = ["ARCHITECTURES", "Agreement", "Allreduce", "Progress"]
+__all__ = ["ARCHITECTURES", "Agreement", "Allreduce", "Progress", "Sharded"]

@@ -45,20 +45,6 @@ if TYPE_CHECKING:
 WHOLE_BYTES = 1 << 19
 
 
-def memory_bytes(config: Any, n_states: int, n_actions: int, size: int) -> dict[str, int]:
-    """Bytes one rank will need, part by part, under a resolved `Config` on `size` ranks. Local."""
-    record, n_agents = record_of(config.learn, n_actions), config.parallel.agents
-    n_pairs, table = n_states * record.width, n_states * record.row_bytes
-    fusion = FUSIONS[config.parallel.fusion]
-    sent = fusion.sent_bytes(config, n_pairs, size) if n_agents > 1 else n_pairs * 8
-    if fusion.merge is not None and n_agents > 1:
-        # An owner holds its pairs of every agent.
-        sent += n_agents * sent // -(-n_agents // size) // size + n_pairs * 8 // size
-    lanes = -(-config.parallel.lanes // min(n_agents, size)) * LANE_DTYPE.itemsize * 2
-    return {"replica": table, "base": 2 * table, "contributions": sent,
-            "visits": n_pairs * 8, "lanes": lanes}  # fmt: skip
-
-
 class Allreduce:
     """The learning state of this rank, and the phases of a round that change it.
 
@@ -107,6 +93,20 @@ class Allreduce:
         for agent in self.agents:
             agent.control[loop.EXPLORE] = self._explore()
             agent.begin(kernels["begin"], self.base.q, self.params)
+
+    @staticmethod
+    def memory_bytes(config: Any, n_states: int, n_actions: int, size: int) -> dict[str, int]:
+        """Bytes one rank will need, part by part, under a resolved `Config` on `size` ranks. Local."""
+        record, n_agents = record_of(config.learn, n_actions), config.parallel.agents
+        n_pairs, table = n_states * record.width, n_states * record.row_bytes
+        fusion = FUSIONS[config.parallel.fusion]
+        sent = fusion.sent_bytes(config, n_pairs, size) if n_agents > 1 else n_pairs * 8
+        if fusion.merge is not None and n_agents > 1:
+            # An owner holds its pairs of every agent.
+            sent += n_agents * sent // -(-n_agents // size) // size + n_pairs * 8 // size
+        lanes = -(-config.parallel.lanes // min(n_agents, size)) * LANE_DTYPE.itemsize * 2
+        return {"replica": table, "base": 2 * table, "contributions": sent,
+                "visits": n_pairs * 8, "lanes": lanes}  # fmt: skip
 
     @staticmethod
     def requests(config: Any, environment: Any) -> dict[str, Kernel]:
@@ -378,7 +378,8 @@ class Allreduce:
                 self._n_steps, agreement.visits, agreement.length, self.n_agents,
                 self.config.parallel.kappa,
             )  # fmt: skip
-        self.pending = progress.after(self._n_steps, self.n_lanes, agreement, period, scale)
+        learned = self._n_steps * self.n_lanes
+        self.pending = progress.after(self._n_steps, learned, agreement, period, scale)
         return agreement
 
     def _share_lone(self) -> None:

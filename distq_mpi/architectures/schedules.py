@@ -12,6 +12,7 @@ LONE_PERIOD = 512
 LONE_STEPS = 10_000_000
 STEPPED_STEPS = 32_768
 LENGTH_UNIT = 1024.0
+MAX_TICKS, ROUND_STEPS = 2048, 1 << 22
 
 
 def exploration_at(learn: Any, n_steps: int) -> float:
@@ -51,3 +52,9 @@ def lone_period(n_pairs: int, n_lanes: int, stepped: bool = False) -> int:
         return max(1, STEPPED_STEPS // n_lanes)
     longest = LONE_STEPS // n_lanes
     return max(LONE_PERIOD, min(-(-8 * n_pairs // n_lanes), longest))
+
+
+def tick_period(n_lanes: int) -> int:
+    """Ticks of every round of lanes that cross between owners: nothing is fused, so only what ends
+    a round counts, and how long signals wait for it."""
+    return max(1, min(MAX_TICKS, ROUND_STEPS // n_lanes))

@@ -1,0 +1,267 @@
+"""`sharded`: every rank stores its own rows only; a lane runs on the owner of its state.
+
+Lockstep (`parallel.reproducible`): in a tick every lane takes one step; actions are chosen and
+targets taken from the table as it stood before the tick (Jacobi), then all targets are applied,
+those of one pair in the order of their lanes, each with its own tick of the clock. The table does
+not depend on the ranks. Free running: lanes take up to `LOCAL_TICKS` steps between exchanges and
+targets are applied as they come; every trajectory is sequential Q-learning still, but which of two
+lanes is first depends on the borders. With one lane both are the same, for an action is chosen from
+the row that its target was taken from, before that target is applied; the textbook's loop differs
+where next_state is state.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distq_mpi.architectures.hosting import NO_LIMIT
+from distq_mpi.architectures.progress import HEADER, WISHES, Agreement, Progress
+from distq_mpi.architectures.schedules import exploration_at, tick_period
+from distq_mpi.files import SLICE_ROWS
+from distq_mpi.fusion import FixedPoint, split_float
+from distq_mpi.kernels import Kernel, crossing
+from distq_mpi.kernels.exploration import EXPLORATIONS
+from distq_mpi.kernels.objects import LoadedKernel
+from distq_mpi.kernels.step_sizes import step_parameter
+from distq_mpi.partition import Partition
+from distq_mpi.table import Record, Rows, initialise, record_of
+
+if TYPE_CHECKING:
+    from distq_mpi.transport import Transport
+
+LOCAL_TICKS = 64
+"""Steps of a lane between two exchanges when running free, as far as it stays in its block."""
+LANE_DTYPE = np.dtype(
+    [("next_state", "<u8"), ("pending", "<u8"), ("age", "<u4"), ("gain", "<f4"), ("lane", "<u4"),
+     ("reward", "<f4")]
+)  # fmt: skip
+"""A lane's record (`kernels.crossing`), as checkpoints hold it."""
+
+
+def record_in(learn: Any, n_actions: int) -> Record:
+    """Return the layout of a row: visits are not counted apart from the clock. Local."""
+    return replace(record_of(learn, n_actions), counts_visits=False)
+
+
+class Sharded:
+    """The learning state of this rank, and the phases of a round that change it.
+
+    Parameters
+    ----------
+    config : resolved `Config`. environment : `Environment`. kernels : loaded from `requests`.
+    transport : over all ranks of the run.
+
+    Attributes: `followed`, whether what was taken up from a checkpoint followed from the
+    configuration alone; `sent_bytes`, to other ranks so far; `exchange_time_s`, spent in messages
+    within `learn`.
+
+    Rows are changed in place: `rollback` cannot bring them back, so a round that went wrong ends
+    the run.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        environment: Any,
+        kernels: dict[str, LoadedKernel],
+        transport: Transport,
+    ) -> None:
+        self.config, self.transport, self.kernels = config, transport, kernels
+        self.n_states, self.n_actions = environment.n_states, environment.n_actions
+        self.followed, self.lockstep = True, config.parallel.reproducible
+        self.params, self.n_lanes = environment.params, config.parallel.lanes
+        self.record, self.width = record_in(config.learn, self.n_actions), 0
+        self.width = self.record.width
+        self.exchange_time_s = 0.0
+        auto = config.parallel.steps_per_round == "auto"
+        period = tick_period(self.n_lanes) if auto else int(config.parallel.steps_per_round)
+        self.progress = self.pending = Progress(period=period)
+        size = transport.size
+        n_words = (self.n_lanes + crossing.BATCH) * crossing.RECORD
+        self.lanes = np.zeros(n_words, np.uint64)
+        self.slots = np.zeros(crossing.SLOT * self.n_lanes + -(-self.n_lanes // 64), np.uint64)
+        self.stage = np.zeros(size * crossing.TARGET * self.n_lanes, np.uint64)
+        self.draws = np.zeros(2 * crossing.BATCH, np.uint64)
+        region = crossing.HEAD + (crossing.RECORD + crossing.TARGET) * self.n_lanes
+        self.mail = transport.mail(region, crossing.HEAD, (crossing.RECORD, crossing.TARGET))
+        self.control = np.zeros(crossing.BORDERS + size + 1, np.uint64)
+        self.control[crossing.SEED] = config.run.seed
+        self.control[crossing.LIMIT] = environment.max_episode_steps or NO_LIMIT
+        self.control[crossing.RANK], self.control[crossing.SIZE] = transport.rank, size
+        self.control[crossing.N_LANES], self.control[crossing.REGION] = self.n_lanes, region
+        self.rates = np.array([config.learn.discount, step_parameter(config.learn)])
+        self.totals, self.sums = np.zeros(5, np.int64), np.zeros(1)
+        self.header = np.zeros(HEADER, np.int64)
+        self.blocks = Partition.balanced(self.n_states, size)
+        self.first, stop = self.blocks.block(transport.rank)
+        self.control[crossing.BORDERS :] = self.blocks.starts
+        self.rows = Rows(self.record, stop - self.first)
+        learn = config.learn
+        initialise(self.rows, self.first, learn.initial, environment.return_bound, config.run.seed)
+        kernels["begin"](self.lanes, self.params, self.control)
+        self._bind()
+
+    @staticmethod
+    def memory_bytes(config: Any, n_states: int, n_actions: int, size: int) -> dict[str, int]:
+        """Bytes one rank will need, part by part, under a resolved `Config` on `size` ranks. Local."""
+        lanes = config.parallel.lanes
+        here = min(lanes, 4 * -(-lanes // size))
+        words = crossing.RECORD + crossing.TARGET
+        return {
+            "block": -(-n_states // size) * record_in(config.learn, n_actions).row_bytes,
+            "lanes": lanes * 8 * (crossing.RECORD + crossing.SLOT),
+            "messages": 8 * (3 * words + crossing.TARGET) * here if size > 1 else 0,
+        }
+
+    @staticmethod
+    def requests(config: Any, environment: Any) -> dict[str, Kernel]:
+        """Return the kernels this architecture needs under a resolved `Config`. Local."""
+        record = record_in(config.learn, environment.n_actions)
+        return crossing.crossing_kernels(
+            config.learn, environment, record, config.parallel.reproducible
+        )
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes this rank has sent to others while learning. Local."""
+        return self.mail.sent_bytes
+
+    @property
+    def exploration(self) -> tuple[str, float]:
+        """`epsilon` or `temperature`, and its value in the next round. Local."""
+        learn = self.config.learn
+        return EXPLORATIONS[learn.exploration].key, exploration_at(learn, self.progress.steps)
+
+    def ticks_of_round(self) -> int:
+        """Ticks of the next round; the last ones before `stop.steps` are fewer."""
+        limit = self.config.stop.steps
+        if limit is None:
+            return self.progress.period
+        left = -(-(limit - self.progress.steps) // self.n_lanes)
+        return max(1, min(self.progress.period, left))
+
+    def learn(self) -> None:
+        """LEARN and MOVE: step all lanes, each on the owner of its state. COLLECTIVE."""
+        learn = self.config.learn
+        self.totals[:], self.sums[:] = 0, 0.0
+        explore = EXPLORATIONS[learn.exploration].encode(self.exploration[1])
+        self.control[crossing.EXPLORE] = explore
+        n_ticks, now = self.ticks_of_round(), self.progress.lane_steps + 1
+        at_once = 1 if self.lockstep else min(LOCAL_TICKS, n_ticks)
+        if self.transport.size == 1:
+            at_once = n_ticks
+        stop = now + n_ticks
+        self._n_ticks = n_ticks
+        while now < stop:
+            self.mail.expect()
+            self._travel(now, min(at_once, stop - now))
+            begin = time.perf_counter()
+            self.mail.exchange()
+            self.exchange_time_s += time.perf_counter() - begin
+            self.control[crossing.SENT_TICK] = now
+            now += at_once
+        self._travel(stop, 0)
+
+    def exchange(self, wishes: tuple[bool, bool, bool]) -> Agreement:
+        """AGREE. COLLECTIVE.
+
+        wishes : this rank wants to (stop, checkpoint, stop for the wall time).
+        """
+        learned, episodes, whole, fraction, non_finite = self.totals.tolist()
+        square = float(self.sums[0])
+        non_finite += not math.isfinite(square)
+        self.header[:] = 0
+        numbers = (
+            0, 0, non_finite, 0, learned, episodes, whole, fraction,
+            *split_float(square, self.transport.size),
+        )  # fmt: skip
+        self.header[: len(numbers)] = numbers
+        self.header[WISHES] = wishes
+        self.transport.sum_int(self.header)
+        agreement = Agreement.read(self.header)
+        progress = self.progress
+        self.pending = progress.after(
+            self._n_ticks, agreement.visits, agreement, progress.period, FixedPoint(1)
+        )
+        return agreement
+
+    def commit(self) -> None:
+        """Count the round. Local."""
+        self.progress = self.pending
+
+    def rollback(self) -> int:
+        """Forget the counters of the round in progress; its rows stay as they are. Local."""
+        self.pending = self.progress
+        return self.progress.round
+
+    def iter_rows(self) -> Iterator[tuple[int, np.ndarray, np.ndarray, None]]:
+        """Yield (start, q, clock, None) of the committed table in slices, each (n, width), on rank
+        0 (empty elsewhere). COLLECTIVE: exhaust it everywhere."""
+        for start in range(0, self.n_states, SLICE_ROWS):
+            stop = min(start + SLICE_ROWS, self.n_states)
+            cut = Partition(np.clip(self.blocks.starts, start, stop) - start)
+            low, high = (x + start - self.first for x in cut.block(self.transport.rank))
+            q = self.transport.gather_rows(self.rows.values[low:high], cut)
+            clock = self.transport.gather_rows(self.rows.clock[low:high], cut)
+            none = np.zeros((0, self.width))
+            yield start, none if q is None else q, none if clock is None else clock, None
+
+    def gather_lanes(self) -> np.ndarray | None:
+        """Return all committed lanes in order, (L,) of `LANE_DTYPE`, on rank 0; None elsewhere.
+        COLLECTIVE."""
+        n_here = int(self.control[crossing.N_HERE])
+        mine = self.lanes[: crossing.RECORD * n_here].view(LANE_DTYPE)
+        counts = np.zeros(self.transport.size + 1, np.int64)
+        counts[self.transport.rank + 1] = n_here
+        self.transport.sum_int(counts)
+        gathered = self.transport.gather_rows(mine, Partition(np.cumsum(counts)))
+        return None if gathered is None else gathered[np.argsort(gathered["lane"])]
+
+    def gather_worlds(self) -> None:
+        """Nothing is stepped in Python here. Local."""
+
+    def restore(self, progress: Progress, lanes: np.ndarray, worlds: Any = None) -> None:
+        """Take counters and all lanes of a checkpoint; rows come through `restore_rows`. Local."""
+        self.progress = self.pending = progress
+        stop = self.first + self.rows.n_rows
+        mine = lanes[(lanes["next_state"] >= self.first) & (lanes["next_state"] < stop)]
+        n_here = len(mine)
+        self.lanes[: crossing.RECORD * n_here] = np.ascontiguousarray(mine).view(np.uint64)
+        self.control[crossing.N_HERE] = n_here
+
+    def restore_rows(self, start: int, q: np.ndarray, clock: np.ndarray, visits: Any) -> None:
+        """Take what this rank owns of rows [start, start + n) of a checkpoint. Local."""
+        low, high = max(start, self.first), min(start + len(q), self.first + self.rows.n_rows)
+        if low < high:
+            mine, theirs = slice(low - self.first, high - self.first), slice(
+                low - start, high - start
+            )
+            self.rows.values[mine], self.rows.clock[mine] = q[theirs], clock[theirs]
+
+    def reproducible(self) -> bool:
+        """Whether the bits so far follow from the configuration alone. Local."""
+        return self.lockstep and self.followed
+
+    def close(self) -> None:
+        """Free the messages. Local."""
+        self.mail.close()
+
+    def _bind(self) -> None:
+        self._calls = [
+            self.kernels["travel"].bind(
+                self.rows.q, self.rows.clock_words, self.lanes, inbox, self.mail.out, self.stage,
+                self.slots, self.draws, self.params, self.control, self.rates, self.totals,
+                self.sums,
+            )
+            for inbox in self.mail.inboxes
+        ]  # fmt: skip
+
+    def _travel(self, now: int, n_ticks: int) -> None:
+        self.control[crossing.FIRST_TICK], self.control[crossing.N_TICKS] = now, n_ticks
+        self._calls[self.mail.turn]()
