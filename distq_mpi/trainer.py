@@ -164,14 +164,14 @@ class Run:
     def _learn_and_agree(self) -> Agreement:
         wishes = self._wishes()  # taken once: asking forgets them, and a round may be run again
         while True:
-            begin = time.perf_counter()
+            begin, within = time.perf_counter(), self.architecture.exchange_time_s
             with self._agreed():
                 self.architecture.learn()
             self._refuse_mistakes()
-            middle = time.perf_counter()
+            middle, within = time.perf_counter(), self.architecture.exchange_time_s - within
             agreement = self.architecture.exchange(wishes)
-            self.times.learn_s += middle - begin
-            self.times.exchange_s += time.perf_counter() - middle
+            self.times.learn_s += middle - begin - within
+            self.times.exchange_s += time.perf_counter() - middle + within
             if agreement is not None:
                 return agreement
             self.architecture.rollback()
@@ -240,9 +240,9 @@ class Run:
         if wasted and (busy > 1.0 or ended is not None):
             self._tell_once(
                 "too_small",
-                f"{100 * times.exchange_s / busy:.0f} % of the time goes into fusion: "
-                f"{self.environment.n_states} states are too few for {self.transport.size} ranks "
-                "to profit",
+                f"{100 * times.exchange_s / busy:.0f} % of the time goes into "
+                f"{self.architecture.exchanges}: {self.environment.n_states} states are too few "
+                f"for {self.transport.size} ranks to profit",
             )
 
     def _tell_once(self, kind: str, message: str) -> None:

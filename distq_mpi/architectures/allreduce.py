@@ -54,10 +54,13 @@ class Allreduce:
     transport : over all ranks of the run.
 
     Attributes: `followed`, whether what was taken up from a checkpoint followed from the
-    configuration alone.
+    configuration alone; `exchanges`, what its messages are for; `exchange_time_s`, spent in
+    messages within `learn`.
 
     Nothing learned in a round is visible before `commit`; `rollback` returns to the last commit.
     """
+
+    exchanges, exchange_time_s = "fusion", 0.0
 
     def __init__(
         self,

@@ -65,6 +65,8 @@ class Sharded:
     the run.
     """
 
+    exchanges = "crossing between blocks"
+
     def __init__(
         self,
         config: Any,
