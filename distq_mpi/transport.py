@@ -284,6 +284,24 @@ class Transport:
         """Return what rank 0 finds on every rank (pickled). Its exception is its own."""
         return self.broadcast(work() if self.rank == 0 else None)
 
+    def redistribute(
+        self, rows: np.ndarray, starts: np.ndarray, counts: np.ndarray
+    ) -> np.ndarray:
+        """Send rows [starts[p], starts[p] + counts[p]) of uint8 (n, w) to every peer p; return what
+        came, in the order of the peers."""
+        width = rows.shape[1]
+        kind = MPI.BYTE.Create_contiguous(width).Commit()
+        coming = np.empty(self.size, np.int64)
+        self._comm.Alltoall([np.ascontiguousarray(counts), MPI.INT64_T], [coming, MPI.INT64_T])
+        received = np.empty((int(coming.sum()), width), np.uint8)
+        places = np.concatenate([[0], np.cumsum(coming)[:-1]])
+        self._comm.Alltoallv(
+            [rows, (list(counts), list(starts)), kind],
+            [received, (list(coming), list(places)), kind],
+        )
+        kind.Free()
+        return received
+
     def mail(self, region: int, head: int, widths: tuple[int, int]) -> Mail:
         """Return messages of up to `region` words: a head of `head` words, then as many items of
         each of two widths as its first word says. Local; the caller closes it."""

@@ -58,3 +58,9 @@ def tick_period(n_lanes: int) -> int:
     """Ticks of every round of lanes that cross between owners: nothing is fused, so only what ends
     a round counts, and how long signals wait for it."""
     return max(1, min(MAX_TICKS, ROUND_STEPS // n_lanes))
+
+
+def is_balance_round(round: int) -> bool:
+    """Whether borders may move after a round: often at first, while lanes spread out, then rarely.
+    """
+    return round % 8 == 0 if round <= 64 else round & (round - 1) == 0

@@ -12,6 +12,7 @@ where next_state is state.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import time
 from collections.abc import Iterator
@@ -20,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distq_mpi.architectures.balance import N_BUCKETS, balanced, bucket_of, most_rows
 from distq_mpi.architectures.hosting import NO_LIMIT
 from distq_mpi.architectures.progress import HEADER, WISHES, Agreement, Progress
-from distq_mpi.architectures.schedules import exploration_at, tick_period
+from distq_mpi.architectures.schedules import exploration_at, is_balance_round, tick_period
 from distq_mpi.files import SLICE_ROWS
 from distq_mpi.fusion import FixedPoint, split_float
 from distq_mpi.kernels import Kernel, crossing
@@ -78,7 +80,7 @@ class Sharded:
         self.n_states, self.n_actions = environment.n_states, environment.n_actions
         self.followed, self.lockstep = True, config.parallel.reproducible
         self.params, self.n_lanes = environment.params, config.parallel.lanes
-        self.record, self.width = record_in(config.learn, self.n_actions), 0
+        self.record = record_in(config.learn, self.n_actions)
         self.width = self.record.width
         self.exchange_time_s = 0.0
         auto = config.parallel.steps_per_round == "auto"
@@ -99,11 +101,13 @@ class Sharded:
         self.control[crossing.N_LANES], self.control[crossing.REGION] = self.n_lanes, region
         self.rates = np.array([config.learn.discount, step_parameter(config.learn)])
         self.totals, self.sums = np.zeros(5, np.int64), np.zeros(1)
-        self.header = np.zeros(HEADER, np.int64)
-        self.blocks = Partition.balanced(self.n_states, size)
-        self.first, stop = self.blocks.block(transport.rank)
-        self.control[crossing.BORDERS :] = self.blocks.starts
-        self.rows = Rows(self.record, stop - self.first)
+        self.header, self.learned = np.zeros(HEADER, np.int64), 0
+        self.blocks = self._wanted = Partition.balanced(self.n_states, size)
+        self.loads = np.zeros(N_BUCKETS, np.int64)
+        self._room = most_rows(self.n_states, size) if self._moves else int(self.blocks.counts[0])
+        # Only what is written to takes memory.
+        self._raw = Rows(self.record, self._room).raw
+        self._take_borders()
         learn = config.learn
         initialise(self.rows, self.first, learn.initial, environment.return_bound, config.run.seed)
         kernels["begin"](self.lanes, self.params, self.control)
@@ -115,8 +119,9 @@ class Sharded:
         lanes = config.parallel.lanes
         here = min(lanes, 4 * -(-lanes // size))
         words = crossing.RECORD + crossing.TARGET
+        rows = most_rows(n_states, size) if config.parallel.rebalance else -(-n_states // size)
         return {
-            "block": -(-n_states // size) * record_in(config.learn, n_actions).row_bytes,
+            "block": rows * record_in(config.learn, n_actions).row_bytes,
             "lanes": lanes * 8 * (crossing.RECORD + crossing.SLOT),
             "messages": 8 * (3 * words + crossing.TARGET) * here if size > 1 else 0,
         }
@@ -191,11 +196,80 @@ class Sharded:
         self.pending = progress.after(
             self._n_ticks, agreement.visits, agreement, progress.period, FixedPoint(1)
         )
+        self.learned += learned
+        if self._moves:
+            self._look_at_borders()
         return agreement
 
     def commit(self) -> None:
-        """Count the round. Local."""
+        """Count the round; move the borders where that pays. COLLECTIVE."""
         self.progress = self.pending
+        if self._wanted is not self.blocks:
+            self.place(self._wanted)
+
+    def place(self, blocks: Partition) -> None:
+        """Give every rank other rows, and the lanes that are looked at there. COLLECTIVE.
+
+        Rows are moved in place; what comes from others is held twice meanwhile.
+        """
+        rank, row_bytes = self.transport.rank, self.record.row_bytes
+        old, new = self.blocks.block(rank), blocks.block(rank)
+        lows, highs = (
+            np.clip(border, *old) for border in (blocks.starts[:-1], blocks.starts[1:])
+        )
+        counts = highs - lows
+        counts[rank] = 0
+        raw = self._raw.reshape(-1, row_bytes)
+        came = self.transport.redistribute(raw[: self.rows.n_rows], lows - old[0], counts)
+        first, n_kept = max(old[0], new[0]), max(0, min(old[1], new[1]) - max(old[0], new[0]))
+        # What lower ranks sent comes before what is kept.
+        front = first - new[0] if n_kept else len(came)
+        base = self._raw.ctypes.data
+        ctypes.memmove(
+            base + front * row_bytes, base + (first - old[0]) * row_bytes, n_kept * row_bytes
+        )
+        raw[:front] = came[:front]
+        raw[front + n_kept : new[1] - new[0]] = came[front:]
+        self.blocks = self._wanted = blocks
+        self._take_borders()
+        self._send_lanes_on()
+        self._bind()
+
+    def _take_borders(self) -> None:
+        self.first, stop = self.blocks.block(self.transport.rank)
+        self.control[crossing.BORDERS :] = self.blocks.starts
+        n_rows = stop - self.first
+        self.rows = Rows(self.record, n_rows, self._raw[: n_rows * self.record.row_bytes])
+
+    @property
+    def _moves(self) -> bool:
+        return self.config.parallel.rebalance and self.transport.size > 1
+
+    def _look_at_borders(self) -> None:
+        """Note where the lanes are; now and then decide on other borders. COLLECTIVE."""
+        buckets = bucket_of(self.lanes[: self._n_words : crossing.RECORD], self.n_states)
+        self.loads += np.bincount(buckets, minlength=N_BUCKETS)
+        if not is_balance_round(self.pending.round):
+            return
+        self.transport.sum_int(self.loads)
+        # Rank 0 decides: no two processors may round differently.
+        self._wanted = self.transport.broadcast(balanced(self.loads, self.blocks)) or self.blocks
+        self.loads[:] = 0
+
+    @property
+    def _n_words(self) -> int:
+        return crossing.RECORD * int(self.control[crossing.N_HERE])
+
+    def _send_lanes_on(self) -> None:
+        """Move all lanes to the owners of the states at which they are looked at. COLLECTIVE."""
+        records = self.lanes[: self._n_words].reshape(-1, crossing.RECORD)
+        owners = self.blocks.owner(records[:, 0].astype(np.int64))
+        counts = np.bincount(owners, minlength=self.transport.size)
+        mine = np.ascontiguousarray(records[np.argsort(owners, kind="stable")]).view(np.uint8)
+        starts = np.cumsum(counts) - counts
+        came = self.transport.redistribute(mine.reshape(-1, 8 * crossing.RECORD), starts, counts)
+        self.lanes[: crossing.RECORD * len(came)] = came.reshape(-1).view(np.uint64)
+        self.control[crossing.N_HERE] = len(came)
 
     def rollback(self) -> int:
         """Forget the counters of the round in progress; its rows stay as they are. Local."""
@@ -217,10 +291,9 @@ class Sharded:
     def gather_lanes(self) -> np.ndarray | None:
         """Return all committed lanes in order, (L,) of `LANE_DTYPE`, on rank 0; None elsewhere.
         COLLECTIVE."""
-        n_here = int(self.control[crossing.N_HERE])
-        mine = self.lanes[: crossing.RECORD * n_here].view(LANE_DTYPE)
+        mine = self.lanes[: self._n_words].view(LANE_DTYPE)
         counts = np.zeros(self.transport.size + 1, np.int64)
-        counts[self.transport.rank + 1] = n_here
+        counts[self.transport.rank + 1] = len(mine)
         self.transport.sum_int(counts)
         gathered = self.transport.gather_rows(mine, Partition(np.cumsum(counts)))
         return None if gathered is None else gathered[np.argsort(gathered["lane"])]
