@@ -97,9 +97,9 @@ class ParallelConfig:
     lanes: Count = 0
     """Environments in all; 0 = 64 per agent, or 8192 in sharded; fixes the bits."""
     reproducible: bool = True
-    """The same bits on any number of ranks; sharded: false lets lanes run free, which is faster."""
+    """The same bits on any number of ranks; sharded: false lets lanes run free, and faster."""
     rebalance: bool = True
-    """sharded: move the borders of blocks to even out the steps of the ranks; bits stay the same."""
+    """sharded: move the borders of blocks to even out the steps of the ranks; bits stay."""
     steps_per_round: Literal["auto"] | Positive = "auto"
     """Steps of every lane between fusions."""
     kappa: Annotated[float, Gt(0)] = 1.0

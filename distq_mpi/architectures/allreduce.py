@@ -99,7 +99,7 @@ class Allreduce:
 
     @staticmethod
     def memory_bytes(config: Any, n_states: int, n_actions: int, size: int) -> dict[str, int]:
-        """Bytes one rank will need, part by part, under a resolved `Config` on `size` ranks. Local."""
+        """Bytes one rank needs, part by part, under a resolved `Config` on `size` ranks. Local."""
         record, n_agents = record_of(config.learn, n_actions), config.parallel.agents
         n_pairs, table = n_states * record.width, n_states * record.row_bytes
         fusion = FUSIONS[config.parallel.fusion]

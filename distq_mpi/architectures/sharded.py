@@ -29,6 +29,7 @@ from distq_mpi.files import SLICE_ROWS
 from distq_mpi.fusion import FixedPoint, split_float
 from distq_mpi.kernels import Kernel, crossing
 from distq_mpi.kernels.exploration import EXPLORATIONS
+from distq_mpi.kernels.loop import BATCH
 from distq_mpi.kernels.objects import LoadedKernel
 from distq_mpi.kernels.step_sizes import step_parameter
 from distq_mpi.partition import Partition
@@ -87,11 +88,11 @@ class Sharded:
         period = tick_period(self.n_lanes) if auto else int(config.parallel.steps_per_round)
         self.progress = self.pending = Progress(period=period)
         size = transport.size
-        n_words = (self.n_lanes + crossing.BATCH) * crossing.RECORD
+        n_words = (self.n_lanes + BATCH) * crossing.RECORD
         self.lanes = np.zeros(n_words, np.uint64)
         self.slots = np.zeros(crossing.SLOT * self.n_lanes + -(-self.n_lanes // 64), np.uint64)
         self.stage = np.zeros(size * crossing.TARGET * self.n_lanes, np.uint64)
-        self.draws = np.zeros(2 * crossing.BATCH, np.uint64)
+        self.draws = np.zeros(2 * BATCH, np.uint64)
         region = crossing.HEAD + (crossing.RECORD + crossing.TARGET) * self.n_lanes
         self.mail = transport.mail(region, crossing.HEAD, (crossing.RECORD, crossing.TARGET))
         self.control = np.zeros(crossing.BORDERS + size + 1, np.uint64)
@@ -115,7 +116,7 @@ class Sharded:
 
     @staticmethod
     def memory_bytes(config: Any, n_states: int, n_actions: int, size: int) -> dict[str, int]:
-        """Bytes one rank will need, part by part, under a resolved `Config` on `size` ranks. Local."""
+        """Bytes one rank needs, part by part, under a resolved `Config` on `size` ranks. Local."""
         lanes = config.parallel.lanes
         here = min(lanes, 4 * -(-lanes // size))
         words = crossing.RECORD + crossing.TARGET

@@ -102,7 +102,7 @@ def learn(q, clock, state, action, next_state, reward, terminated, age, gain, dr
 
 
 def looking_law(record, best, choose, bootstrap, toss):
-    """Return look(...) -> (next action uint64, target float64, part uint64): what a transition says.
+    """Return look(...) -> (next action uint64, target float64, part uint64): what it teaches.
 
     record : `table.Record`; best, choose : `exploration`; bootstrap, toss : `rules`. `row` is the
     first index of next_state's row in `q`; `part` the first index, within a row, of what the target

@@ -2,8 +2,8 @@
 
 A decreasing step size stops moving a float32 below half an ulp; rounding at random with keyed
 bits keeps the expectation (Connolly, Higham & Mary 2021). `prefetch`, `lowest_bit` and what looks at
-the bits of floats are single machine instructions once compiled; what stands here is their meaning
-in plain Python.
+floats as bits are single machine instructions once compiled; what stands here is their meaning in
+plain Python.
 """
 
 import struct
