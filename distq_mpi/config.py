@@ -90,8 +90,7 @@ class ParallelConfig:
     """Who learns where, and how it comes together."""
 
     architecture: Literal["allreduce", "sharded", "auto"] = "allreduce"
-    """allreduce: a replica per rank; sharded: each rank its rows; auto: what memory_bytes allows.
-    """
+    """allreduce: a replica per rank; sharded: its own rows; auto: as memory_bytes allows."""
     agents: Count = 0
     """Learners, the unit of fusion; 0 = one per rank (none in sharded); fixes the bits."""
     lanes: Count = 0

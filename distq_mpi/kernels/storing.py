@@ -1,7 +1,7 @@
 """How a new value enters the table: exactly in float64, rounded at random in float32.
 
 A decreasing step size stops moving a float32 below half an ulp; rounding at random with keyed
-bits keeps the expectation (Connolly, Higham & Mary 2021). `prefetch`, `lowest_bit` and what looks at
+bits keeps the expectation (Connolly, Higham & Mary 2021). `prefetch`, `lowest_bit` and what takes
 floats as bits are single machine instructions once compiled; what stands here is their meaning in
 plain Python.
 """
