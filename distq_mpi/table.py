@@ -181,6 +181,11 @@ def table_sha256(slices: Iterable[np.ndarray]) -> str:
     """
     whole = hashlib.sha256()
     for values in slices:
-        data = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
-        whole.update(hashlib.sha256(data.tobytes()).digest())
+        whole.update(slice_sha256(values))
     return whole.hexdigest()
+
+
+def slice_sha256(values: np.ndarray) -> bytes:
+    """SHA-256 of one slice (n, A), little endian, 32 bytes. Local."""
+    data = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+    return hashlib.sha256(data.tobytes()).digest()

@@ -8,8 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from distq_mpi.architectures import ARCHITECTURES, Agreement
 from distq_mpi.certificate import Certificate, Solver
 from distq_mpi.config import StopConfig
@@ -109,10 +107,6 @@ class Run:
         certificate = self._certify_if_due()
         return verdict(self.config.stop, self.architecture.progress, None, certificate)
 
-    def policy_values(self) -> np.ndarray:
-        """Committed values (S, A) that the policy is greedy on; maybe a view. Local."""
-        return self.architecture.base.policy_values()
-
     def step(self) -> Verdict | None:
         """One round, from LEARN to TELL. COLLECTIVE. Returns the verdict that ends the run."""
         agreement = self._learn_and_agree()
@@ -155,9 +149,7 @@ class Run:
         if self.solver is None:
             return None
         begin = time.perf_counter()
-        certificate = self.solver.certify(
-            *self.architecture.policy_table(), self.architecture.visited(), tight=tight
-        )
+        certificate = self.solver.certify(self.architecture.holding, tight=tight)
         self.times.certify_s += time.perf_counter() - begin
         return certificate
 

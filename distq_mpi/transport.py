@@ -289,18 +289,31 @@ class Transport:
     ) -> np.ndarray:
         """Send rows [starts[p], starts[p] + counts[p]) of uint8 (n, w) to every peer p; return what
         came, in the order of the peers."""
-        width = rows.shape[1]
-        kind = MPI.BYTE.Create_contiguous(width).Commit()
         coming = np.empty(self.size, np.int64)
         self._comm.Alltoall([np.ascontiguousarray(counts), MPI.INT64_T], [coming, MPI.INT64_T])
-        received = np.empty((int(coming.sum()), width), np.uint8)
-        places = np.concatenate([[0], np.cumsum(coming)[:-1]])
+        received = np.empty((int(coming.sum()), rows.shape[1]), np.uint8)
+        self.move_rows(rows, starts, counts, received, coming)
+        return received
+
+    def move_rows(
+        self,
+        rows: np.ndarray,
+        starts: np.ndarray,
+        counts: np.ndarray,
+        received: np.ndarray,
+        coming: np.ndarray,
+    ) -> None:
+        """As `redistribute`, where everybody knows how many rows come from each peer: `coming`.
+
+        received : uint8 (sum of coming, w), written.
+        """
+        kind = MPI.BYTE.Create_contiguous(rows.shape[1]).Commit()
+        places = np.cumsum(coming) - coming
         self._comm.Alltoallv(
-            [rows, (list(counts), list(starts)), kind],
-            [received, (list(coming), list(places)), kind],
+            [rows, (counts.tolist(), starts.tolist()), kind],
+            [received, (coming.tolist(), places.tolist()), kind],
         )
         kind.Free()
-        return received
 
     def mail(self, region: int, head: int, widths: tuple[int, int]) -> Mail:
         """Return messages of up to `region` words: a head of `head` words, then as many items of

@@ -30,6 +30,7 @@ from distq_mpi.architectures.schedules import (
 from distq_mpi.environments.worlds import WORLD_DTYPE
 from distq_mpi.files import SLICE_ROWS
 from distq_mpi.fusion import FUSIONS, FixedPoint, fusion_kernels
+from distq_mpi.holding import Holding
 from distq_mpi.kernels import Kernel, fusing, loop
 from distq_mpi.kernels.exploration import EXPLORATIONS
 from distq_mpi.kernels.objects import LoadedKernel
@@ -55,12 +56,12 @@ class Allreduce:
 
     Attributes: `followed`, whether what was taken up from a checkpoint followed from the
     configuration alone; `exchanges`, what its messages are for; `exchange_time_s`, spent in
-    messages within `learn`.
+    messages within `learn`; `learned`, steps of this rank's own, none here: agents share them.
 
     Nothing learned in a round is visible before `commit`; `rollback` returns to the last commit.
     """
 
-    exchanges, exchange_time_s = "fusion", 0.0
+    exchanges, exchange_time_s, learned = "fusion", 0.0, 0
 
     def __init__(
         self,
@@ -303,14 +304,10 @@ class Allreduce:
                 visits.reshape(-1, self.width),
             )  # fmt: skip
 
-    def visited(self) -> np.ndarray:
-        """Clocks of the committed table, uint32 (S, A): 0 means never learned (in one of the parts
-        under Double Q). Local."""
-        return self.base.visited()
-
-    def policy_table(self) -> tuple[np.ndarray, int]:
-        """The committed values a policy is greedy on: flat q, and values per state in it. Local."""
-        return self.base.policy_table()
+    @property
+    def holding(self) -> Holding:
+        """The committed table."""
+        return Holding(self.base, 0, None, self.transport)
 
     def gather_lanes(self) -> np.ndarray | None:
         """Return all committed lanes, packed in order, on rank 0; None elsewhere. COLLECTIVE."""
@@ -358,15 +355,20 @@ class Allreduce:
         for agent in self.agents:
             agent.close()
 
-    def restore_rows(
-        self, start: int, q: np.ndarray, clock: np.ndarray, visits: np.ndarray
-    ) -> None:
-        """Take rows [start, start + n) of a checkpoint into the base. Local."""
-        stop = start + len(q)
-        self.base.values[start:stop], self.base.clock[start:stop] = q, clock
+    def restore_rows(self, start: int, stop: int, stored: Any) -> None:
+        """Take rows [start, stop) of a checkpoint: what `checkpoint.read_rows` gave rank 0, None
+        elsewhere. COLLECTIVE."""
+        n, width, base = stop - start, self.width, self.base
+        kinds = (base.record.dtype, np.dtype(np.uint32), np.dtype(np.uint64))
+        q, clock, visits = (np.empty((n, width), kind) for kind in kinds)
+        if stored is not None:
+            q[...], clock[...], visits[...] = stored
+        for array in (q, clock, visits):
+            self.transport.broadcast_array(array)
+        base.values[start:stop], base.clock[start:stop] = q, clock
         low, high = max(start, self.owned[0]), min(stop, self.owned[1])
         if low < high:
-            mine = self.lifetime.reshape(-1, self.width)
+            mine = self.lifetime.reshape(-1, width)
             mine[low - self.owned[0] : high - self.owned[0]] = visits[low - start : high - start]
 
     def _scale(self) -> FixedPoint:

@@ -25,8 +25,8 @@ from distq_mpi.architectures.balance import N_BUCKETS, balanced, bucket_of, most
 from distq_mpi.architectures.hosting import NO_LIMIT
 from distq_mpi.architectures.progress import HEADER, WISHES, Agreement, Progress
 from distq_mpi.architectures.schedules import exploration_at, is_balance_round, tick_period
-from distq_mpi.files import SLICE_ROWS
 from distq_mpi.fusion import FixedPoint, split_float
+from distq_mpi.holding import Holding
 from distq_mpi.kernels import Kernel, crossing
 from distq_mpi.kernels.exploration import EXPLORATIONS
 from distq_mpi.kernels.loop import BATCH
@@ -84,9 +84,7 @@ class Sharded:
         self.record = record_in(config.learn, self.n_actions)
         self.width = self.record.width
         self.exchange_time_s = 0.0
-        auto = config.parallel.steps_per_round == "auto"
-        period = tick_period(self.n_lanes) if auto else int(config.parallel.steps_per_round)
-        self.progress = self.pending = Progress(period=period)
+        self.progress = self.pending = Progress(period=self._period(0))
         size = transport.size
         n_words = (self.n_lanes + BATCH) * crossing.RECORD
         self.lanes = np.zeros(n_words, np.uint64)
@@ -194,8 +192,9 @@ class Sharded:
         self.transport.sum_int(self.header)
         agreement = Agreement.read(self.header)
         progress = self.progress
+        period = self._period(progress.lane_steps + self._n_ticks)
         self.pending = progress.after(
-            self._n_ticks, agreement.visits, agreement, progress.period, FixedPoint(1)
+            self._n_ticks, agreement.visits, agreement, period, FixedPoint(1)
         )
         self.learned += learned
         if self._moves:
@@ -235,6 +234,10 @@ class Sharded:
         self._take_borders()
         self._send_lanes_on()
         self._bind()
+
+    def _period(self, n_ticks: int) -> int:
+        given = self.config.parallel.steps_per_round
+        return tick_period(self.n_lanes, n_ticks) if given == "auto" else int(given)
 
     def _take_borders(self) -> None:
         self.first, stop = self.blocks.block(self.transport.rank)
@@ -277,17 +280,16 @@ class Sharded:
         self.pending = self.progress
         return self.progress.round
 
+    @property
+    def holding(self) -> Holding:
+        """The committed table."""
+        return Holding(self.rows, self.first, self.blocks, self.transport)
+
     def iter_rows(self) -> Iterator[tuple[int, np.ndarray, np.ndarray, None]]:
         """Yield (start, q, clock, None) of the committed table in slices, each (n, width), on rank
         0 (empty elsewhere). COLLECTIVE: exhaust it everywhere."""
-        for start in range(0, self.n_states, SLICE_ROWS):
-            stop = min(start + SLICE_ROWS, self.n_states)
-            cut = Partition(np.clip(self.blocks.starts, start, stop) - start)
-            low, high = (x + start - self.first for x in cut.block(self.transport.rank))
-            q = self.transport.gather_rows(self.rows.values[low:high], cut)
-            clock = self.transport.gather_rows(self.rows.clock[low:high], cut)
-            none = np.zeros((0, self.width))
-            yield start, none if q is None else q, none if clock is None else clock, None
+        for start, q, clock in self.holding.stream():
+            yield start, q, clock, None
 
     def gather_lanes(self) -> np.ndarray | None:
         """Return all committed lanes in order, (L,) of `LANE_DTYPE`, on rank 0; None elsewhere.
@@ -311,14 +313,24 @@ class Sharded:
         self.lanes[: crossing.RECORD * n_here] = np.ascontiguousarray(mine).view(np.uint64)
         self.control[crossing.N_HERE] = n_here
 
-    def restore_rows(self, start: int, q: np.ndarray, clock: np.ndarray, visits: Any) -> None:
-        """Take what this rank owns of rows [start, start + n) of a checkpoint. Local."""
-        low, high = max(start, self.first), min(start + len(q), self.first + self.rows.n_rows)
-        if low < high:
-            mine, theirs = slice(low - self.first, high - self.first), slice(
-                low - start, high - start
-            )
-            self.rows.values[mine], self.rows.clock[mine] = q[theirs], clock[theirs]
+    def restore_rows(self, start: int, stop: int, stored: Any) -> None:
+        """Take rows [start, stop) of a checkpoint: what `checkpoint.read_rows` gave rank 0, None
+        elsewhere. COLLECTIVE."""
+        rank, row_bytes = self.transport.rank, self.record.row_bytes
+        rows = Rows(self.record, stop - start if rank == 0 else 0)
+        if rank == 0:
+            rows.values[...], rows.clock[...] = stored[0], stored[1]
+        borders = np.clip(self.blocks.starts, start, stop)
+        counts, coming = np.diff(borders), np.zeros(self.transport.size, np.int64)
+        coming[0] = counts[rank]
+        if rank > 0:
+            counts = np.zeros_like(counts)
+        low = int(borders[rank]) - self.first if coming[0] else 0
+        mine = self.rows.raw[low * row_bytes : (low + int(coming[0])) * row_bytes]
+        self.transport.move_rows(
+            rows.raw.reshape(-1, row_bytes), borders[:-1] - start, counts,
+            mine.reshape(-1, row_bytes), coming,
+        )  # fmt: skip
 
     def reproducible(self) -> bool:
         """Whether the bits so far follow from the configuration alone. Local."""
