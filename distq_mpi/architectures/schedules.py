@@ -57,8 +57,8 @@ def lone_period(n_pairs: int, n_lanes: int, stepped: bool = False) -> int:
 def tick_period(n_lanes: int, n_ticks: int) -> int:
     """Ticks of the next round of lanes that cross between owners, after `n_ticks` ticks.
 
-    Nothing is fused, so only what ends a round counts: how long signals wait for it, and that rounds
-    must not be longer than the time between two certificates, which fall due by steps.
+    Nothing is fused, so only what ends a round counts: how long signals wait for it, and that it
+    is not longer than the time between two certificates, which fall due by steps.
     """
     return max(1, min(n_ticks // TICK_SHARE, MAX_TICKS, ROUND_STEPS // n_lanes))
 
