@@ -25,7 +25,7 @@ from distq_mpi.architectures.balance import N_BUCKETS, balanced, bucket_of, most
 from distq_mpi.architectures.hosting import NO_LIMIT
 from distq_mpi.architectures.progress import HEADER, WISHES, Agreement, Progress
 from distq_mpi.architectures.schedules import exploration_at, is_balance_round, tick_period
-from distq_mpi.fusion import FixedPoint, split_float
+from distq_mpi.fusion import FixedPoint
 from distq_mpi.holding import Holding
 from distq_mpi.kernels import Kernel, crossing
 from distq_mpi.kernels.exploration import EXPLORATIONS
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 LOCAL_TICKS = 64
 """Steps of a lane between two exchanges when running free, as far as it stays in its block."""
+MOST_SQUARES = 1 << 62
 LANE_DTYPE = np.dtype(
     [("next_state", "<u8"), ("pending", "<u8"), ("age", "<u4"), ("gain", "<f4"), ("lane", "<u4"),
      ("reward", "<f4")]
@@ -50,6 +51,13 @@ LANE_DTYPE = np.dtype(
 def record_in(learn: Any, n_actions: int) -> Record:
     """Return the layout of a row: visits are not counted apart from the clock. Local."""
     return replace(record_of(learn, n_actions), counts_visits=False)
+
+
+def _unit_scale(td_rms: float | None) -> float:
+    """Units in 1, a power of two, such that a typical square is 2^16 units."""
+    if not td_rms or not math.isfinite(td_rms):
+        return 2.0**20
+    return 2.0 ** (16 - max(-900, min(2 * math.frexp(td_rms)[1], 900)))
 
 
 class Sharded:
@@ -98,8 +106,8 @@ class Sharded:
         self.control[crossing.LIMIT] = environment.max_episode_steps or NO_LIMIT
         self.control[crossing.RANK], self.control[crossing.SIZE] = transport.rank, size
         self.control[crossing.N_LANES], self.control[crossing.REGION] = self.n_lanes, region
-        self.rates = np.array([config.learn.discount, step_parameter(config.learn)])
-        self.totals, self.sums = np.zeros(5, np.int64), np.zeros(1)
+        self.rates = np.array([config.learn.discount, step_parameter(config.learn), 1.0, 1.0])
+        self.totals = np.zeros(6, np.int64)
         self.header, self.learned = np.zeros(HEADER, np.int64), 0
         self.blocks = self._wanted = Partition.balanced(self.n_states, size)
         self.loads = np.zeros(N_BUCKETS, np.int64)
@@ -155,10 +163,13 @@ class Sharded:
     def learn(self) -> None:
         """LEARN and MOVE: step all lanes, each on the owner of its state. COLLECTIVE."""
         learn = self.config.learn
-        self.totals[:], self.sums[:] = 0, 0.0
+        self.totals[:] = 0
         explore = EXPLORATIONS[learn.exploration].encode(self.exploration[1])
         self.control[crossing.EXPLORE] = explore
         n_ticks, now = self.ticks_of_round(), self.progress.lane_steps + 1
+        # Squared TD errors are added as integers, in units that the last round's suggest.
+        self.rates[crossing.SCALE] = _unit_scale(self.progress.td_rms)
+        self.rates[crossing.CAP] = MOST_SQUARES // (n_ticks * self.n_lanes)
         at_once = 1 if self.lockstep else min(LOCAL_TICKS, n_ticks)
         if self.transport.size == 1:
             at_once = n_ticks
@@ -179,18 +190,15 @@ class Sharded:
 
         wishes : this rank wants to (stop, checkpoint, stop for the wall time).
         """
-        learned, episodes, whole, fraction, non_finite = self.totals.tolist()
-        square = float(self.sums[0])
-        non_finite += not math.isfinite(square)
+        learned, episodes, whole, fraction, squares, non_finite = self.totals.tolist()
         self.header[:] = 0
-        numbers = (
-            0, 0, non_finite, 0, learned, episodes, whole, fraction,
-            *split_float(square, self.transport.size),
-        )  # fmt: skip
+        numbers = (0, 0, non_finite, 0, learned, episodes, whole, fraction, squares)
         self.header[: len(numbers)] = numbers
         self.header[WISHES] = wishes
         self.transport.sum_int(self.header)
         agreement = Agreement.read(self.header)
+        square_sum = agreement.square_sum / float(self.rates[crossing.SCALE])
+        agreement = replace(agreement, square_sum=square_sum)
         progress = self.progress
         period = self._period(progress.lane_steps + self._n_ticks)
         self.pending = progress.after(
@@ -345,7 +353,6 @@ class Sharded:
             self.kernels["travel"].bind(
                 self.rows.q, self.rows.clock_words, self.lanes, inbox, self.mail.out, self.stage,
                 self.slots, self.draws, self.params, self.control, self.rates, self.totals,
-                self.sums,
             )
             for inbox in self.mail.inboxes
         ]  # fmt: skip

@@ -54,8 +54,8 @@ LANE_SHIFT, LANES = u8(LANE_BITS), u8((1 << LANE_BITS) - 1)
 
 (N_HERE, FIRST_TICK, N_TICKS, SENT_TICK, SEED, EXPLORE, LIMIT, RANK, SIZE, N_LANES, REGION,
  BORDERS) = range(12)  # fmt: skip
-DISCOUNT, ALPHA = range(2)
-LEARNED, EPISODES, RETURN_WHOLE, RETURN_FRACTION, NON_FINITE = range(5)
+DISCOUNT, ALPHA, SCALE, CAP = range(4)
+LEARNED, EPISODES, RETURN_WHOLE, RETURN_FRACTION, SQUARES, NON_FINITE = range(6)
 
 FRACTION = 2.0**40
 LARGEST_RETURN = 2.0**60
@@ -75,6 +75,13 @@ def owner_of(state, control):
     return low
 
 
+def square(td_error, rates):
+    """Return (the square in units of 1 / rates[SCALE], at most rates[CAP] of them; 1 if it is not
+    finite, else 0), int64 both."""
+    scaled = td_error * td_error * rates[SCALE]
+    return i8(scaled if scaled < rates[CAP] else rates[CAP]), i8(not abs(td_error) < np.inf)
+
+
 def keep_of(stride):
     """Return deliver(...) of lockstep: keep the target until all lanes were looked at."""
 
@@ -92,8 +99,8 @@ def keep_of(stride):
 def apply_kept_of(stride, update):
     """Return apply(...) of lockstep: all targets kept, in the order of their lanes."""
 
-    def apply_kept(q, clock, slots, n_lanes, discount, alpha):
-        square_sum, marks = 0.0, u8(SLOT) * n_lanes
+    def apply_kept(q, clock, slots, n_lanes, rates):
+        squares, non_finite, marks = i8(0), i8(0), u8(SLOT) * n_lanes
         for block in range((n_lanes + u8(63)) >> u8(6)):
             marked = slots[marks + u8(block)]
             slots[marks + u8(block)] = u8(0)
@@ -103,10 +110,12 @@ def apply_kept_of(stride, update):
                 row = slots[slot] // stride
                 td_error = update(
                     q, clock, row, slots[slot] - row * stride, float_of(slots[slot + ONE]),
-                    slots[slot + u8(2)], discount, alpha,
+                    slots[slot + u8(2)], rates[DISCOUNT], rates[ALPHA],
                 )  # fmt: skip
-                square_sum += td_error * td_error
-        return square_sum
+                more, bad = square(td_error, rates)
+                squares += more
+                non_finite += bad
+        return squares, non_finite
 
     return apply_kept
 
@@ -120,12 +129,12 @@ def deliver_at_once(update):
     return deliver
 
 
-def nothing_kept(q, clock, slots, n_lanes, discount, alpha):
+def nothing_kept(q, clock, slots, n_lanes, rates):
     """apply(...) of free running."""
-    return 0.0
+    return i8(0), i8(0)
 
 
-def travel(q, clock, lanes, inbox, out, stage, slots, draws, params, control, rates, totals, sums):
+def travel(q, clock, lanes, inbox, out, stage, slots, draws, params, control, rates, totals):
     """Take what peers sent, apply the targets, step this rank's lanes, fill the messages to peers.
 
     q : this rank's rows (n,) float64 or float32, `STRIDE` values per state; changed in place.
@@ -138,10 +147,11 @@ def travel(q, clock, lanes, inbox, out, stage, slots, draws, params, control, ra
     control : uint64 (BORDERS + P + 1,): lanes here (changed), number of the first tick, ticks to
         make, the tick in which targets were sent, seed, `explore`, time limit in steps, rank,
         ranks, L, words of a message, and the borders of the blocks.
-    rates : float64 (2,): discount, parameter of the step size.
-    totals : int64 (5,), added to: transitions learned from, finished episodes, whole and fractional
-        (in 1 / FRACTION) part of their returns, numbers that are not finite. Their order does not
-        matter. sums : float64 (1,), added to: squared TD errors.
+    rates : float64 (4,): discount, parameter of the step size, and for squared TD errors the units
+        in 1 and the most units of one.
+    totals : int64 (6,), added to: transitions learned from, finished episodes, whole and fractional
+        (in 1 / FRACTION) part of their returns, squared TD errors, numbers that are not finite.
+        Integers, so that their order does not matter.
 
     With several ranks lockstep makes one tick a call; its targets are applied by the next call, as
     those sent by peers are. Local. Checks no bounds: the caller validates.
@@ -152,7 +162,8 @@ def travel(q, clock, lanes, inbox, out, stage, slots, draws, params, control, ra
     first_row = control[u8(BORDERS) + me]
     n_rows = control[u8(BORDERS) + me + ONE] - first_row
     discount, alpha = rates[DISCOUNT], rates[ALPHA]
-    square_sum = 0.0
+    learned, episodes, whole, fraction = i8(0), i8(0), i8(0), i8(0)
+    squares, non_finite = i8(0), i8(0)
     for peer in range(size):
         message = u8(peer) * region
         out[message] = u8(0)
@@ -179,9 +190,12 @@ def travel(q, clock, lanes, inbox, out, stage, slots, draws, params, control, ra
                     (packed >> LANE_SHIFT) - row * STRIDE, float_of(inbox[at + u8(TARGET * i + 1)]),
                     draws[u8(i)], discount, alpha,
                 )  # fmt: skip
-                square_sum += td_error * td_error
-    square_sum += apply(q, clock, slots, n_lanes, discount, alpha)
-    learned, episodes, whole, fraction, non_finite = i8(0), i8(0), i8(0), i8(0), i8(0)
+                more, bad = square(td_error, rates)
+                squares += more
+                non_finite += bad
+    more, bad = apply(q, clock, slots, n_lanes, rates)
+    squares += more
+    non_finite += bad
     for tick in range(control[N_TICKS]):
         now = control[FIRST_TICK] + u8(tick)
         kept = u8(0)
@@ -220,7 +234,9 @@ def travel(q, clock, lanes, inbox, out, stage, slots, draws, params, control, ra
                                 q, clock, slots, n_lanes, number, state - first_row, entry, target,
                                 bits, discount, alpha,
                             )  # fmt: skip
-                            square_sum += td_error * td_error
+                            more, bad = square(td_error, rates)
+                            squares += more
+                            non_finite += bad
                         else:
                             owner = owner_of(state, control)
                             message = owner * region
@@ -262,7 +278,9 @@ def travel(q, clock, lanes, inbox, out, stage, slots, draws, params, control, ra
                         out[at + u8(2)], out[at + u8(3)] = so_far, tail
         n_here = i8(kept)
         if size == ONE:
-            square_sum += apply(q, clock, slots, n_lanes, discount, alpha)
+            more, bad = apply(q, clock, slots, n_lanes, rates)
+            squares += more
+            non_finite += bad
         if n_here == 0:
             break
     for peer in range(size):
@@ -276,8 +294,8 @@ def travel(q, clock, lanes, inbox, out, stage, slots, draws, params, control, ra
     totals[EPISODES] += episodes
     totals[RETURN_WHOLE] += whole
     totals[RETURN_FRACTION] += fraction
+    totals[SQUARES] += squares
     totals[NON_FINITE] += non_finite
-    sums[0] += square_sum
 
 
 def begin(lanes, params, control):
@@ -312,13 +330,11 @@ def crossing_kernels(
         }
     else:
         parts |= {"deliver": deliver_at_once(update), "apply": nothing_kept}
-    q, clock, words, params = np.zeros(1, record.dtype), np.zeros(1, u4), np.zeros(1, u8), (
-        environment.params
-    )
+    q, clock, words = np.zeros(1, record.dtype), np.zeros(1, u4), np.zeros(1, u8)
+    params = environment.params
     return {
         "begin": Kernel(begin, parts, (words, params, words)),
         "travel": Kernel(
-            travel, parts, (q, clock, *(words,) * 6, params, words, np.zeros(2), np.zeros(5, i8),
-                            np.zeros(1)),
+            travel, parts, (q, clock, *(words,) * 6, params, words, np.zeros(4), np.zeros(6, i8)),
         ),
     }  # fmt: skip

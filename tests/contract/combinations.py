@@ -19,7 +19,7 @@ from unittest import mock
 
 import numpy as np
 
-from distq_mpi.architectures import Allreduce
+from distq_mpi.architectures import ARCHITECTURES
 from distq_mpi.checkpoint import file_name
 from distq_mpi.config import Config, from_dict
 from distq_mpi.environments import explicit
@@ -119,7 +119,40 @@ def combinations() -> dict[str, dict[str, Any]]:
     found["drawn grid"] = {
         "env": {"id": "grid", "kwargs": {"layout": "tests/contract/maze.txt", "slip": 0.2}}
     }
-    return found
+    return found | sharded()
+
+
+def sharded() -> dict[str, dict[str, Any]]:
+    """Those of the architecture in which every row has one owner; borders move meanwhile."""
+    found: dict[str, dict[str, Any]] = {}
+    rules = ("q_learning", "sarsa", "expected_sarsa", "double_q")
+    for env, rule in itertools.product(ENVIRONMENTS, rules):
+        found[f"sharded {env} {rule}"] = {"env": ENVIRONMENTS[env], "learn": {"rule": rule}}
+    lake, taxi = ENVIRONMENTS["lake"], ENVIRONMENTS["taxi"]
+    found["sharded lake float32 random"] = {
+        "env": lake, "learn": {"dtype": "float32", "initial": "random"},
+    }  # fmt: skip
+    found["sharded taxi double_q float32 signs exploring starts"] = {
+        "env": taxi,
+        "learn": {"rule": "double_q", "dtype": "float32", "step_size": "sign_change",
+                  "exploring_starts": True},
+    }  # fmt: skip
+    found["sharded taxi expected_sarsa softmax polynomial, one lane"] = {
+        "env": taxi,
+        "learn": {"rule": "expected_sarsa", "exploration": "softmax", "step_size": "polynomial"},
+        "parallel": {"lanes": 1, "steps_per_round": 100},
+    }
+    found["sharded grid float32"] = {
+        "env": {"id": "grid", "kwargs": {"rows": 9, "columns": 11, "slip": 0.2}},
+        "learn": {"dtype": "float32"},
+    }
+    return {
+        name: {**sections, "parallel": {
+            "architecture": "sharded", "lanes": 150, "steps_per_round": 6,
+            **sections.get("parallel", {}),
+        }}
+        for name, sections in found.items()
+    }  # fmt: skip
 
 
 real_step = explicit.law_step
@@ -137,7 +170,9 @@ def learn(sections: dict[str, Any], transport: Transport, save: str = "", load_:
 
     save : write a checkpoint into this folder halfway, and end there. load_ : begin with it.
     """
-    parallel = {"agents": AGENTS, "force": True, **sections.get("parallel", {})}
+    parallel = {"force": True, **sections.get("parallel", {})}
+    if parallel.get("architecture") != "sharded":
+        parallel["agents"] = AGENTS
     sections = {**sections, "parallel": parallel}
     config, environment = None, None
     if transport.rank == 0:
@@ -145,8 +180,9 @@ def learn(sections: dict[str, Any], transport: Transport, save: str = "", load_:
     config = transport.broadcast(config)
     exploring = config.learn.exploring_starts
     environment = share(environment, lambda: build(config.env, exploring), transport)
-    requests = Allreduce.requests(config, environment) if transport.leads_node else None
-    architecture = Allreduce(config, environment, load(requests, transport), transport)
+    kind = ARCHITECTURES[config.parallel.architecture]
+    requests = kind.requests(config, environment) if transport.leads_node else None
+    architecture = kind(config, environment, load(requests, transport), transport)
     directory = SimpleNamespace(checkpoints=Path(save)) if transport.rank == 0 else None
     saver = Saver(config, environment, directory, architecture)
     if load_:
@@ -161,12 +197,13 @@ def learn(sections: dict[str, Any], transport: Transport, save: str = "", load_:
         saver.write(transport)
         return ""
     rest = hashlib.sha256(architecture.progress.to_json().encode())
-    parts: list[list[np.ndarray]] = [[] for _ in range(architecture.base.record.n_parts)]
+    n_parts = architecture.holding.rows.record.n_parts
+    parts: list[list[np.ndarray]] = [[] for _ in range(n_parts)]
     for _, q, clock, visits in architecture.iter_rows():
         for number, part in enumerate(parts):
             start = number * environment.n_actions
             part.append(q[:, start : start + environment.n_actions].copy())
-        rest.update(clock.tobytes() + visits.tobytes())
+        rest.update(clock.tobytes() + (b"" if visits is None else visits.tobytes()))
     lanes = architecture.gather_lanes()
     for name in () if lanes is None else lanes.dtype.names or ():
         rest.update(lanes[name].tobytes())
