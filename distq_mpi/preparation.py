@@ -145,7 +145,10 @@ def settle(
         and environment.kind == "explicit"
         and float(environment.params[2].min()) >= 0
     )
-    if not sharded:
+    if sharded:
+        shape = environment.n_states, environment.n_actions
+        ARCHITECTURES["sharded"].check(config, *shape, size)
+    else:
         FUSIONS[config.parallel.fusion].check(environment.deterministic, pessimistic, config)
     check_memory(config, environment.n_states, environment.n_actions, size, per_host)
     return config, environment, reason

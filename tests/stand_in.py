@@ -15,6 +15,54 @@ from distq_mpi.kernels import Kernel
 from distq_mpi.kernels.objects import LoadedKernel, load
 
 
+class Mail:
+    """`transport.Mail` through a board.
+
+    release : (number of the exchange) -> whether targets held so far, and those of this exchange,
+        are delivered in it; lanes never wait. delay : exchanges that targets are late.
+    """
+
+    def __init__(self, ranks: Any, region: int, head: int, widths: tuple[int, int]) -> None:
+        self._ranks, self._region, self._head, self._widths = ranks, region, head, widths
+        self.out = np.zeros(ranks.size * region, np.uint64)
+        self.inboxes = (np.zeros_like(self.out), np.zeros_like(self.out))
+        self.turn, self.sent_bytes, self._number = 0, 0, 0
+        self.delay, self.release = 0, lambda number: True
+        self._held: list[tuple[int, np.ndarray]] = []
+
+    def expect(self) -> None:
+        """Nothing to prepare."""
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def exchange(self) -> None:
+        """Hand over `out`; the other inbox holds what came."""
+        self._number += 1
+        self.turn = 1 - self.turn
+        inbox = self.inboxes[self.turn]
+        for peer, out in enumerate(self._ranks._exchange(self.out.copy())):
+            message = out[self._ranks.rank * self._region :][: self._region]
+            if peer != self._ranks.rank:
+                inbox[peer * self._region :][: self._region] = self._late(message)
+
+    def _late(self, message: np.ndarray) -> np.ndarray:
+        lane, target = self._widths
+        n_lanes, n_targets = int(message[0]) & 0xFFFFFFFF, int(message[0]) >> 32
+        stop = self._head + n_lanes * lane
+        self._held.append((self._number, message[stop : stop + n_targets * target]))
+        due = [held for held in self._held if held[0] + self.delay <= self._number]
+        if not self.release(self._number):
+            due = []
+        self._held = self._held[len(due) :]
+        targets = np.concatenate([np.zeros(0, np.uint64), *(held[1] for held in due)])
+        found = np.zeros(self._region, np.uint64)
+        found[0] = n_lanes | (len(targets) // target) << 32
+        found[self._head : stop] = message[self._head : stop]
+        found[stop : stop + len(targets)] = targets
+        return found
+
+
 class Alone:
     """The transport of a job of one rank: every collective is the identity."""
 
@@ -41,9 +89,29 @@ class Alone:
     def allgather_rows(self, array: np.ndarray, partition: Any) -> None:
         """Nothing to gather."""
 
-    def gather_rows(self, block: np.ndarray, partition: Any, root: int = 0) -> np.ndarray:
+    def gather_rows(self, block: np.ndarray, partition: Any, root: int = 0) -> np.ndarray | None:
         """The block is everything."""
         return block
+
+    def redistribute(self, rows: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """What every peer sends this one; a rank sends to itself, too."""
+        mine = [rows[s : s + n].copy() for s, n in zip(starts, counts, strict=True)]
+        return np.concatenate([theirs[self.rank] for theirs in self._exchange(mine)])
+
+    def move_rows(
+        self, rows: np.ndarray, starts: Any, counts: Any, received: np.ndarray, coming: Any
+    ) -> None:
+        """As `redistribute`, into `received`."""
+        came = self.redistribute(rows, starts, counts)
+        assert len(came) == len(received) == coming.sum()
+        received[...] = came
+
+    def mail(self, region: int, head: int, widths: tuple[int, int]) -> Mail:
+        """Messages through the board."""
+        return Mail(self, region, head, widths)
+
+    def _exchange(self, mine: Any) -> list[Any]:
+        return [mine]
 
 
 class Thread(Alone):
@@ -94,7 +162,7 @@ class Thread(Alone):
             start, stop = partition.block(rank)
             rows[start:stop] = theirs[start:stop]
 
-    def gather_rows(  # type: ignore[override]
+    def gather_rows(
         self, block: np.ndarray, partition: Any, root: int = 0
     ) -> np.ndarray | None:
         """All blocks on `root`, None elsewhere."""
@@ -138,6 +206,7 @@ def config(**changes: Any) -> types.SimpleNamespace:
         ),
         "parallel": dict(
             agents=1, lanes=1, fusion="pooled", steps_per_round=1, kappa=1.0, force=False, trim=0,
+            reproducible=True, rebalance=True,
         ),
         "stop": dict(steps=None),
         "run": dict(seed=1),

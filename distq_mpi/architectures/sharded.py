@@ -25,6 +25,7 @@ from distq_mpi.architectures.balance import N_BUCKETS, balanced, bucket_of, most
 from distq_mpi.architectures.hosting import NO_LIMIT
 from distq_mpi.architectures.progress import HEADER, WISHES, Agreement, Progress
 from distq_mpi.architectures.schedules import exploration_at, is_balance_round, tick_period
+from distq_mpi.errors import ConfigError
 from distq_mpi.fusion import FixedPoint
 from distq_mpi.holding import Holding
 from distq_mpi.kernels import Kernel, crossing
@@ -132,6 +133,22 @@ class Sharded:
             "lanes": lanes * 8 * (crossing.RECORD + crossing.SLOT),
             "messages": 8 * (3 * words + crossing.TARGET) * here if size > 1 else 0,
         }
+
+    @staticmethod
+    def check(config: Any, n_states: int, n_actions: int, size: int) -> None:
+        """Raise ConfigError where numbers do not fit their bits in a lane's record. Local."""
+        record = record_in(config.learn, n_actions)
+        rows = most_rows(n_states, size)
+        for what, number, bits in (
+            ("states", n_states, 64 - crossing.ACTION_BITS - 2),
+            ("actions", n_actions, crossing.ACTION_BITS),
+            ("parallel.lanes", config.parallel.lanes, crossing.LANE_BITS),
+            ("values of q on a rank", rows * record.stride, crossing.ENTRY_BITS),
+        ):
+            if number > 1 << bits:
+                raise ConfigError(
+                    f"parallel.architecture: sharded takes up to 2^{bits} {what}, not {number}"
+                )
 
     @staticmethod
     def requests(config: Any, environment: Any) -> dict[str, Kernel]:
