@@ -11,6 +11,7 @@ from distq_mpi.kernels.crossing import RECORD, TARGET
 from distq_mpi.kernels.draws import EVALUATION, threefry
 from distq_mpi.memory import readable
 from distq_mpi.partition import Partition
+from distq_mpi.probe import stored
 
 N_SAMPLES = 2000
 CROSSING_BYTES = 8 * (RECORD + TARGET)
@@ -44,8 +45,12 @@ def predict(config: Any, environment: Environment, size: int) -> list[str]:
         return ["a step sends a request to the owner of its state, and gets an action back"]
     share = crossing_share(environment, Partition.balanced(environment.n_states, size))
     sent = share * CROSSING_BYTES
-    measured = None
-    rows, exchanged = measured or (ASSUMED_ROWS_PER_S, ASSUMED_BYTES_PER_S)
+    measured = stored()
+    rows = measured.get("random_rows_1024mb", measured.get("random_rows_64mb", ASSUMED_ROWS_PER_S))
+    # Half of the updates of an exchange between two ranks cross, eight bytes each.
+    ranks = max(2.0, measured.get("ranks", 2.0))
+    exchanged = measured.get("exchange_8192", 0.0) * 8 * (ranks - 1) / ranks**2
+    exchanged = exchanged or ASSUMED_BYTES_PER_S
     rate = size / (1 / rows + sent / exchanged)
     source = "as `probe` measured here" if measured else "assumed; `probe` measures them"
     return [

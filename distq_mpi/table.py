@@ -95,7 +95,7 @@ class Rows:
 
     def __init__(self, record: Record, n_rows: int, raw: np.ndarray | None = None) -> None:
         self.record, self.n_rows = record, n_rows
-        self.raw = _aligned(n_rows * record.row_bytes) if raw is None else raw
+        self.raw = aligned(n_rows * record.row_bytes) if raw is None else raw
         self.q: np.ndarray = self.raw.view(record.dtype)
         self.clock_words: np.ndarray = self.raw.view(np.uint32)
         width, offset = record.width, record.clock_offset
@@ -138,7 +138,7 @@ class Rows:
                 yield self.part(number)[start : start + SLICE_ROWS]
 
 
-def _aligned(size: int) -> np.ndarray:
+def aligned(size: int) -> np.ndarray:
     """Zeroed bytes: cache-line aligned; on huge pages (10 x beyond the cache) where it pays."""
     if size < HUGE_PAGE:
         buffer = np.zeros(size + 64, np.uint8)

@@ -21,6 +21,7 @@ FLOORS = [
     {"certificate", "sampling"},
     {"architectures", "stopping", "monitor"},
     {"memory"},
+    {"probe"},
     {"signals", "saving", "prediction", "preparation", "summary"},
     {"comparison", "operands"},
     {"description", "doctor", "dry_run", "judging", "trainer", "upgrading", "verification"},

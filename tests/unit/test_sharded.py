@@ -238,7 +238,7 @@ def test_borders_do_not_matter(seed: int, n_states: int, size: int) -> None:
     environment = random_model(n_states, 2, seed % 97)
     given = settings(lanes=5, steps_per_round=2)
     cuts = [
-        Partition(np.concatenate([[0], np.sort(rng.integers(0, n_states + 1, size - 1)), [n_states]]))
+        Partition([0, *np.sort(rng.integers(0, n_states + 1, size - 1)), n_states])
         for _ in range(3)
     ]  # fmt: skip
     kernels = compiled(Sharded.requests(given, environment))
