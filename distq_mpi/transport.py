@@ -26,47 +26,58 @@ MAIL_TAG = 1
 
 
 class Mail:
-    """One message to and from every peer, again and again, through buffers of its own.
+    """One message to and from every peer, again and again, through memory of its own.
 
-    Attributes: `out`, uint64 (P * region,): per peer the message to it, its first word lanes |
-    targets << 32; `inboxes`, two such arrays that take turns, so that the next messages have their
-    place before anybody works on the last; memory is touched only as far as messages reach.
-    `sent_bytes`, handed to peers so far.
+    A region of `region` words is written outwards from its word `middle`: items of `above` words
+    from there on, items of `below` words before it, and before these a head of one word. What came
+    lies at the beginning of its region, head first.
+
+    Attributes: `words`, uint64: P regions for what goes to each rank, then twice P for what came,
+    which take turns, so that the next messages have their place before anybody works on the last;
+    memory is touched only as far as messages reach. `counts`, uint64 (2 P,): items above to each
+    rank, items below to each. `inbox`: first word of what came last. `sent_bytes`, handed to peers.
     """
 
-    def __init__(self, comm: MPI.Intracomm, region: int, head: int, widths: tuple[int, int]):
-        self._comm, self._region, self._head, self._widths = comm, region, head, widths
-        self.sent_bytes = 0
+    def __init__(
+        self, comm: MPI.Intracomm, region: int, middle: int, above: int, below: int
+    ) -> None:
+        self._comm, self._region, self._middle = comm, region, middle
+        self._above, self._below, self.sent_bytes, self._turn = above, below, 0, 0
         size = comm.size
-        self.out = np.zeros(size * region, np.uint64)
-        self.inboxes = (np.zeros(size * region, np.uint64), np.zeros(size * region, np.uint64))
-        self.turn = 0
+        self.words = np.zeros(3 * size * region, np.uint64)
+        self.counts = np.zeros(2 * size, np.uint64)
         self._peers = [(comm.rank + d) % size for d in range(1, size)]
         self._receives = [
             [
-                comm.Recv_init([inbox[p * region : (p + 1) * region], MPI.UINT64_T], p, MAIL_TAG)
+                comm.Recv_init(
+                    [self.words[(turn * size + p) * region :][:region], MPI.UINT64_T], p, MAIL_TAG
+                )
                 for p in self._peers
             ]
-            for inbox in self.inboxes
+            for turn in (1, 2)
         ]
 
+    @property
+    def inbox(self) -> int:
+        """First word of what came last."""
+        return (1 + self._turn) * self._comm.size * self._region
+
     def expect(self) -> None:
-        """Give the next messages their place: the inbox that is not being read. Local."""
-        MPI.Prequest.Startall(self._receives[1 - self.turn])
+        """Give the next messages their place, beside those that are being read. Local."""
+        MPI.Prequest.Startall(self._receives[1 - self._turn])
 
     def exchange(self) -> None:
-        """Send what stands in `out`; the other inbox, now `turn`, holds what came. COLLECTIVE."""
-        sends, region = [], self._region
+        """Send what stands in the regions of peers; `inbox` holds what came. COLLECTIVE."""
+        sends, counts = [], self.counts.tolist()
+        size = self._comm.size
         for peer in self._peers:
-            first = peer * region
-            head = int(self.out[first])
-            n = self._head + (head & 0xFFFFFFFF) * self._widths[0] + (head >> 32) * self._widths[1]
+            begin = peer * self._region + self._middle - self._below * counts[size + peer] - 1
+            n = 1 + self._below * counts[size + peer] + self._above * counts[peer]
             self.sent_bytes += 8 * n
-            sends.append(
-                self._comm.Isend([self.out[first : first + n], MPI.UINT64_T], peer, MAIL_TAG)
-            )
-        self.turn = 1 - self.turn
-        MPI.Request.Waitall([*self._receives[self.turn], *sends])
+            message = [self.words[begin : begin + n], MPI.UINT64_T]
+            sends.append(self._comm.Isend(message, peer, MAIL_TAG))
+        self._turn = 1 - self._turn
+        MPI.Request.Waitall([*self._receives[self._turn], *sends])
 
     def close(self) -> None:
         """Free the requests. Local."""
@@ -315,10 +326,9 @@ class Transport:
         )
         kind.Free()
 
-    def mail(self, region: int, head: int, widths: tuple[int, int]) -> Mail:
-        """Return messages of up to `region` words: a head of `head` words, then as many items of
-        each of two widths as its first word says. Local; the caller closes it."""
-        return Mail(self._comm, region, head, widths)
+    def mail(self, region: int, middle: int, above: int, below: int) -> Mail:
+        """Return messages of up to `region` words (see `Mail`). Local; the caller closes it."""
+        return Mail(self._comm, region, middle, above, below)
 
     def abort(self, exit_code: int) -> None:
         """End all ranks at once. Local, and does not return."""

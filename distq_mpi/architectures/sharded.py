@@ -95,18 +95,16 @@ class Sharded:
         self.exchange_time_s = 0.0
         self.progress = self.pending = Progress(period=self._period(0))
         size = transport.size
-        n_words = (self.n_lanes + BATCH) * crossing.RECORD
-        self.lanes = np.zeros(n_words, np.uint64)
+        region, middle = crossing.words_of(self.n_lanes)
+        self.mail = transport.mail(region, middle, crossing.RECORD, crossing.TARGET)
+        self._home = transport.rank * region + middle
         self.slots = np.zeros(crossing.SLOT * self.n_lanes + -(-self.n_lanes // 64), np.uint64)
-        self.stage = np.zeros(size * crossing.TARGET * self.n_lanes, np.uint64)
-        self.draws = np.zeros(2 * BATCH, np.uint64)
-        region = crossing.HEAD + (crossing.RECORD + crossing.TARGET) * self.n_lanes
-        self.mail = transport.mail(region, crossing.HEAD, (crossing.RECORD, crossing.TARGET))
         self.control = np.zeros(crossing.BORDERS + size + 1, np.uint64)
         self.control[crossing.SEED] = config.run.seed
         self.control[crossing.LIMIT] = environment.max_episode_steps or NO_LIMIT
         self.control[crossing.RANK], self.control[crossing.SIZE] = transport.rank, size
-        self.control[crossing.N_LANES], self.control[crossing.REGION] = self.n_lanes, region
+        self.control[crossing.N_LANES] = self.n_lanes
+        self.control[crossing.REGION], self.control[crossing.MIDDLE] = region, middle
         self.rates = np.array([config.learn.discount, step_parameter(config.learn), 1.0, 1.0])
         self.totals = np.zeros(6, np.int64)
         self.header, self.learned = np.zeros(HEADER, np.int64), 0
@@ -118,7 +116,7 @@ class Sharded:
         self._take_borders()
         learn = config.learn
         initialise(self.rows, self.first, learn.initial, environment.return_bound, config.run.seed)
-        kernels["begin"](self.lanes, self.params, self.control)
+        kernels["begin"](self.mail.words, self.mail.counts, self.params, self.control)
         self._bind()
 
     @staticmethod
@@ -130,8 +128,8 @@ class Sharded:
         rows = most_rows(n_states, size) if config.parallel.rebalance else -(-n_states // size)
         return {
             "block": rows * record_in(config.learn, n_actions).row_bytes,
-            "lanes": lanes * 8 * (crossing.RECORD + crossing.SLOT),
-            "messages": 8 * (3 * words + crossing.TARGET) * here if size > 1 else 0,
+            "lanes": lanes * 8 * (words + crossing.SLOT),
+            "messages": 8 * 3 * words * here if size > 1 else 0,
         }
 
     @staticmethod
@@ -142,7 +140,7 @@ class Sharded:
         for what, number, bits in (
             ("states", n_states, 64 - crossing.ACTION_BITS - 2),
             ("actions", n_actions, crossing.ACTION_BITS),
-            ("parallel.lanes", config.parallel.lanes, crossing.LANE_BITS),
+            ("parallel.lanes", config.parallel.lanes, crossing.TAG_BITS),
             ("values of q on a rank", rows * record.stride, crossing.ENTRY_BITS),
         ):
             if number > 1 << bits:
@@ -276,7 +274,7 @@ class Sharded:
 
     def _look_at_borders(self) -> None:
         """Note where the lanes are; now and then decide on other borders. COLLECTIVE."""
-        buckets = bucket_of(self.lanes[: self._n_words : crossing.RECORD], self.n_states)
+        buckets = bucket_of(self.lanes[:, 0], self.n_states)
         self.loads += np.bincount(buckets, minlength=N_BUCKETS)
         if not is_balance_round(self.pending.round):
             return
@@ -286,19 +284,26 @@ class Sharded:
         self.loads[:] = 0
 
     @property
-    def _n_words(self) -> int:
-        return crossing.RECORD * int(self.control[crossing.N_HERE])
+    def lanes(self) -> np.ndarray:
+        """The records of the lanes that are here, uint64 (n, RECORD), a view."""
+        n_here = int(self.mail.counts[self.transport.rank])
+        words = self.mail.words[self._home : self._home + crossing.RECORD * n_here]
+        return words.reshape(-1, crossing.RECORD)
+
+    def _take_lanes(self, records: np.ndarray) -> None:
+        """Have these lanes here, and no others; uint64 (n, RECORD)."""
+        self.mail.counts[self.transport.rank] = len(records)
+        self.lanes[...] = records
 
     def _send_lanes_on(self) -> None:
         """Move all lanes to the owners of the states at which they are looked at. COLLECTIVE."""
-        records = self.lanes[: self._n_words].reshape(-1, crossing.RECORD)
+        records = self.lanes
         owners = self.blocks.owner(records[:, 0].astype(np.int64))
         counts = np.bincount(owners, minlength=self.transport.size)
         mine = np.ascontiguousarray(records[np.argsort(owners, kind="stable")]).view(np.uint8)
         starts = np.cumsum(counts) - counts
         came = self.transport.redistribute(mine.reshape(-1, 8 * crossing.RECORD), starts, counts)
-        self.lanes[: crossing.RECORD * len(came)] = came.reshape(-1).view(np.uint64)
-        self.control[crossing.N_HERE] = len(came)
+        self._take_lanes(came.view(np.uint64))
 
     def rollback(self) -> int:
         """Forget the counters of the round in progress; its rows stay as they are. Local."""
@@ -319,7 +324,7 @@ class Sharded:
     def gather_lanes(self) -> np.ndarray | None:
         """Return all committed lanes in order, (L,) of `LANE_DTYPE`, on rank 0; None elsewhere.
         COLLECTIVE."""
-        mine = self.lanes[: self._n_words].view(LANE_DTYPE)
+        mine = self.lanes.reshape(-1).view(LANE_DTYPE)
         counts = np.zeros(self.transport.size + 1, np.int64)
         counts[self.transport.rank + 1] = len(mine)
         self.transport.sum_int(counts)
@@ -334,9 +339,7 @@ class Sharded:
         self.progress = self.pending = progress
         stop = self.first + self.rows.n_rows
         mine = lanes[(lanes["next_state"] >= self.first) & (lanes["next_state"] < stop)]
-        n_here = len(mine)
-        self.lanes[: crossing.RECORD * n_here] = np.ascontiguousarray(mine).view(np.uint64)
-        self.control[crossing.N_HERE] = n_here
+        self._take_lanes(np.ascontiguousarray(mine).view(np.uint64).reshape(-1, crossing.RECORD))
 
     def restore_rows(self, start: int, stop: int, stored: Any) -> None:
         """Take rows [start, stop) of a checkpoint: what `checkpoint.read_rows` gave rank 0, None
@@ -366,14 +369,12 @@ class Sharded:
         self.mail.close()
 
     def _bind(self) -> None:
-        self._calls = [
-            self.kernels["travel"].bind(
-                self.rows.q, self.rows.clock_words, self.lanes, inbox, self.mail.out, self.stage,
-                self.slots, self.draws, self.params, self.control, self.rates, self.totals,
-            )
-            for inbox in self.mail.inboxes
-        ]  # fmt: skip
+        self._call = self.kernels["travel"].bind(
+            self.rows.q, self.rows.clock_words, self.mail.words, self.mail.counts, self.slots,
+            np.zeros(2 * BATCH, np.uint64), self.params, self.control, self.rates, self.totals,
+        )  # fmt: skip
 
     def _travel(self, now: int, n_ticks: int) -> None:
         self.control[crossing.FIRST_TICK], self.control[crossing.N_TICKS] = now, n_ticks
-        self._calls[self.mail.turn]()
+        self.control[crossing.INBOX] = self.mail.inbox
+        self._call()

@@ -13,10 +13,10 @@ AHEAD = 64
 """Rows whose cache lines are asked for at once."""
 ROW_VALUES, ROW_WORDS = 8, 8
 """float32 values, and words, from one row to the next: the record of 4 actions, 32 bytes."""
-HEAD = 4
+HEAD = 1
 GOLDEN, MIX1, MIX2 = u8(0x9E3779B97F4A7C15), u8(0xBF58476D1CE4E5B9), u8(0x94D049BB133111EB)
 LOW32, SHIFT32 = u8(0xFFFFFFFF), u8(32)
-ROWS, UPDATES, FIRST, SIZE, REGION = range(5)
+ROWS, UPDATES, FIRST, SIZE, REGION, RANK, INBOX = range(7)
 
 
 def mixed(number):
@@ -54,33 +54,37 @@ def random_rows(q, clock, indices, control):
                 prefetch(q, indices[then + u8(i)])
 
 
-def fill_updates(out, control):
-    """Sort random updates of 8-byte entries by their owner into messages.
+def fill_updates(mail, counts, control):
+    """Sort random updates of 8-byte entries by their owner into messages (`transport.Mail`).
 
-    out : uint64 (P * control[REGION],). control : uint64 (5,): entries of each rank, updates,
-    number of the first, ranks, words of a message.
+    control : uint64 (7,): entries of each rank, updates, number of the first, ranks, words of a
+    region, rank, first word of what came.
     """
     entries, size, region = control[ROWS], control[SIZE], control[REGION]
     for peer in range(size):
-        out[u8(peer) * region] = u8(0)
+        counts[u8(peer)] = u8(0)
     for i in range(control[UPDATES]):
         word = mixed(control[FIRST] + u8(i))
-        message = ((word >> SHIFT32) * size >> SHIFT32) * region
-        out[message + u8(HEAD) + out[message]] = (word & LOW32) * entries >> SHIFT32
-        out[message] += u8(1)
+        owner = (word >> SHIFT32) * size >> SHIFT32
+        mail[owner * region + u8(HEAD) + counts[owner]] = (word & LOW32) * entries >> SHIFT32
+        counts[owner] += u8(1)
+    for peer in range(size):
+        mail[u8(peer) * region] = counts[u8(peer)]
 
 
-def apply_updates(table, messages, first, last, control):
-    """Add 1 to the entries that messages [first, last) name; `AHEAD` of them are under way."""
-    for peer in range(first, last):
+def apply_updates(table, mail, counts, control):
+    """Add 1 to the entries that all messages name, the own one included; `AHEAD` are under way."""
+    for peer in range(control[SIZE]):
         message = u8(peer) * control[REGION]
-        n, start = i8(messages[message]), message + u8(HEAD)
+        if u8(peer) != control[RANK]:
+            message += control[INBOX]
+        n, start = i8(mail[message]), message + u8(HEAD)
         for batch in range(0, n, AHEAD):
             stop = min(batch + AHEAD, n)
             for i in range(batch, stop):
-                prefetch(table, messages[start + u8(i)])
+                prefetch(table, mail[start + u8(i)])
             for i in range(batch, stop):
-                table[messages[start + u8(i)]] += u8(1)
+                table[mail[start + u8(i)]] += u8(1)
 
 
 def triad(a, b, c):
@@ -94,7 +98,7 @@ def ceiling_kernels() -> dict[str, Kernel]:
     words, values = np.zeros(1, u8), np.zeros(1)
     return {
         "random_rows": Kernel(random_rows, {}, (np.zeros(1, f4), np.zeros(1, u4), words, words)),
-        "fill_updates": Kernel(fill_updates, {}, (words, words)),
-        "apply_updates": Kernel(apply_updates, {}, (words, words, 0, 0, words)),
+        "fill_updates": Kernel(fill_updates, {}, (words, words, words)),
+        "apply_updates": Kernel(apply_updates, {}, (words, words, words, words)),
         "triad": Kernel(triad, {}, (values, values, values)),
     }

@@ -15,9 +15,12 @@ A lane's record is four words (uint64), 32 bytes:
 | 2 | 0-31, 32-63 | steps in the episode; its return so far, float32 |
 | 3 | 0-31, 32-63 | number of the lane; reward of the pending transition, float32 |
 
-A target is two words: entry of `q` at its owner << LANE_BITS | number of the lane; its value,
-float64. A message to a peer is one word, lanes | targets << 32, three unused, the lanes, the
-targets.
+A target is two words: entry of `q` at its owner << TAG_BITS | a tag; its value, float64. The tag is
+the lane's number in lockstep, and the bits that a float32 is rounded with when lanes run free.
+
+What goes to a peer, or stays, is written outwards from the middle of a region of words: lanes
+upwards, targets downwards. So a message, one word that counts lanes | targets << 32, then targets,
+then lanes, lies together without being copied, and no branch depends on where a lane goes.
 
 An episode's first action takes a tick of its own, in which nothing is learned: the start may have
 another owner.
@@ -44,16 +47,16 @@ from distq_mpi.kernels.storing import (
 
 u8, u4, i8, f4, f8 = np.uint64, np.uint32, np.int64, np.float32, np.float64
 
-RECORD, HEAD, TARGET, SLOT = 4, 4, 2, 3
+RECORD, HEAD, TARGET, SLOT = 4, 1, 2, 3
 """Words of a lane's record, of a message's head, of a target, of a slot."""
-ACTION_BITS, LANE_BITS, ENTRY_BITS = 15, 28, 36
+ACTION_BITS, TAG_BITS, ENTRY_BITS = 15, 28, 36
 NONE = u8(0xFFFFFFFFFFFFFFFF)
 LOW32, SHIFT32, ONE = u8(0xFFFFFFFF), u8(32), u8(1)
 STATE_SHIFT, ACTIONS = u8(ACTION_BITS + 1), u8((1 << ACTION_BITS) - 1)
-LANE_SHIFT, LANES = u8(LANE_BITS), u8((1 << LANE_BITS) - 1)
+TAG_SHIFT, TAGS = u8(TAG_BITS), u8((1 << TAG_BITS) - 1)
 
-(N_HERE, FIRST_TICK, N_TICKS, SENT_TICK, SEED, EXPLORE, LIMIT, RANK, SIZE, N_LANES, REGION,
- BORDERS) = range(12)  # fmt: skip
+(FIRST_TICK, N_TICKS, SENT_TICK, SEED, EXPLORE, LIMIT, RANK, SIZE, N_LANES, REGION, MIDDLE, INBOX,
+ BORDERS) = range(13)  # fmt: skip
 DISCOUNT, ALPHA, SCALE, CAP = range(4)
 LEARNED, EPISODES, RETURN_WHOLE, RETURN_FRACTION, SQUARES, NON_FINITE = range(6)
 
@@ -62,7 +65,13 @@ LARGEST_RETURN = 2.0**60
 
 # Stand-ins for the parts.
 STRIDE = u8(0)
-look, deliver, apply, choose_first, law_step, law_start = (exact,) * 6
+look, tag, collect, apply, choose_first, law_step, law_start = (exact,) * 7
+
+
+def words_of(n_lanes: int) -> tuple[int, int]:
+    """Return words of a region, and of its first lane, that hold all lanes and their targets."""
+    middle = -(-(HEAD + TARGET * n_lanes) // 8) * 8
+    return -(-(middle + RECORD * (n_lanes + BATCH)) // 8) * 8, middle
 
 
 def owner_of(state, control):
@@ -82,24 +91,43 @@ def square(td_error, rates):
     return i8(scaled if scaled < rates[CAP] else rates[CAP]), i8(not abs(td_error) < np.inf)
 
 
-def keep_of(stride):
-    """Return deliver(...) of lockstep: keep the target until all lanes were looked at."""
-
-    def keep(q, clock, slots, n_lanes, lane, row, entry, target, bits, discount, alpha):
-        slot = u8(SLOT) * lane
-        index = row * stride + entry
-        slots[slot], slots[slot + ONE], slots[slot + u8(2)] = index, bits_of(target), bits
-        slots[u8(SLOT) * n_lanes + (lane >> u8(6))] |= ONE << (lane & u8(63))
-        prefetch(q, index)
-        return 0.0
-
-    return keep
+def lane_tag(number, bits):
+    """tag(...) of lockstep."""
+    return number
 
 
-def apply_kept_of(stride, update):
+def rounding_tag(number, bits):
+    """tag(...) of free running: bits 1 to 28 of a draw's second word."""
+    return (bits >> ONE) & TAGS
+
+
+def collect_kept(stride):
+    """Return collect(...) of lockstep: keep targets until all lanes were looked at."""
+
+    def collect(q, clock, mail, first, n_targets, slots, draws, tick, control, rates):
+        n_lanes, seed = control[N_LANES], control[SEED]
+        for batch in range(0, i8(n_targets), BATCH):
+            at, count = first + u8(TARGET) * u8(batch), min(BATCH, i8(n_targets) - batch)
+            for i in range(count):
+                number = mail[at + u8(TARGET * i)] & TAGS
+                draws[u8(i)] = threefry(tick, number, seed, TRANSITION)[1]
+            for i in range(count):
+                packed = mail[at + u8(TARGET * i)]
+                lane, index = packed & TAGS, packed >> TAG_SHIFT
+                prefetch(q, index)
+                slot = u8(SLOT) * lane
+                slots[slot], slots[slot + ONE] = index, mail[at + u8(TARGET * i + 1)]
+                slots[slot + u8(2)] = draws[u8(i)]
+                slots[u8(SLOT) * n_lanes + (lane >> u8(6))] |= ONE << (lane & u8(63))
+        return i8(0), i8(0)
+
+    return collect
+
+
+def apply_kept(stride, update):
     """Return apply(...) of lockstep: all targets kept, in the order of their lanes."""
 
-    def apply_kept(q, clock, slots, n_lanes, rates):
+    def apply(q, clock, slots, n_lanes, rates):
         squares, non_finite, marks = i8(0), i8(0), u8(SLOT) * n_lanes
         for block in range((n_lanes + u8(63)) >> u8(6)):
             marked = slots[marks + u8(block)]
@@ -117,16 +145,32 @@ def apply_kept_of(stride, update):
                 non_finite += bad
         return squares, non_finite
 
-    return apply_kept
+    return apply
 
 
-def deliver_at_once(update):
-    """Return deliver(...) of free running: apply the target now."""
+def collect_at_once(stride, update):
+    """Return collect(...) of free running: apply targets as they lie there."""
 
-    def deliver(q, clock, slots, n_lanes, lane, row, entry, target, bits, discount, alpha):
-        return update(q, clock, row, entry, target, bits, discount, alpha)
+    def collect(q, clock, mail, first, n_targets, slots, draws, tick, control, rates):
+        squares, non_finite = i8(0), i8(0)
+        for batch in range(0, i8(n_targets), BATCH):
+            at, count = first + u8(TARGET) * u8(batch), min(BATCH, i8(n_targets) - batch)
+            for i in range(count):
+                prefetch(q, mail[at + u8(TARGET * i)] >> TAG_SHIFT)
+            for i in range(count):
+                packed = mail[at + u8(TARGET * i)]
+                index = packed >> TAG_SHIFT
+                row = index // stride
+                td_error = update(
+                    q, clock, row, index - row * stride, float_of(mail[at + u8(TARGET * i + 1)]),
+                    (packed & TAGS) << ONE, rates[DISCOUNT], rates[ALPHA],
+                )  # fmt: skip
+                more, bad = square(td_error, rates)
+                squares += more
+                non_finite += bad
+        return squares, non_finite
 
-    return deliver
+    return collect
 
 
 def nothing_kept(q, clock, slots, n_lanes, rates):
@@ -134,19 +178,19 @@ def nothing_kept(q, clock, slots, n_lanes, rates):
     return i8(0), i8(0)
 
 
-def travel(q, clock, lanes, inbox, out, stage, slots, draws, params, control, rates, totals):
+def travel(q, clock, mail, counts, slots, draws, params, control, rates, totals):
     """Take what peers sent, apply the targets, step this rank's lanes, fill the messages to peers.
 
     q : this rank's rows (n,) float64 or float32, `STRIDE` values per state; changed in place.
     clock : the same buffer as uint32.
-    lanes : uint64 (RECORD * (L + BATCH),), the records of the lanes that are here; changed.
-    inbox, out : uint64 (P * control[REGION],), per peer the message from it, and to it. Written by
-        peers; written here.
-    stage : uint64 (P * TARGET * L,), scratch. draws : uint64 (2 * BATCH,), scratch.
+    mail : uint64, P regions to peers, that of this rank for what stays, then twice P regions from
+        peers. Written by peers; written here.
+    counts : uint64 (2 P,), written: lanes to each peer, targets to each; lanes here is the own one.
     slots : uint64 (SLOT * L + ceil(L / 64),), zero at first; belongs to `travel`.
-    control : uint64 (BORDERS + P + 1,): lanes here (changed), number of the first tick, ticks to
-        make, the tick in which targets were sent, seed, `explore`, time limit in steps, rank,
-        ranks, L, words of a message, and the borders of the blocks.
+    draws : uint64 (2 * BATCH,), scratch.
+    control : uint64 (BORDERS + P + 1,): number of the first tick, ticks to make, the tick in which
+        targets were sent, seed, `explore`, time limit in steps, rank, ranks, L, words of a region
+        and of its first lane (`words_of`), first word from peers, and the borders of the blocks.
     rates : float64 (4,): discount, parameter of the step size, and for squared TD errors the units
         in 1 and the most units of one.
     totals : int64 (6,), added to: transitions learned from, finished episodes, whole and fractional
@@ -156,140 +200,126 @@ def travel(q, clock, lanes, inbox, out, stage, slots, draws, params, control, ra
     With several ranks lockstep makes one tick a call; its targets are applied by the next call, as
     those sent by peers are. Local. Checks no bounds: the caller validates.
     """
-    n_here, size, me = i8(control[N_HERE]), control[SIZE], control[RANK]
+    size, me, region = control[SIZE], control[RANK], control[REGION]
     seed, explore, limit = control[SEED], control[EXPLORE], u4(control[LIMIT])
-    n_lanes, region = control[N_LANES], control[REGION]
-    first_row = control[u8(BORDERS) + me]
-    n_rows = control[u8(BORDERS) + me + ONE] - first_row
-    discount, alpha = rates[DISCOUNT], rates[ALPHA]
+    n_lanes, first_row = control[N_LANES], control[u8(BORDERS) + me]
+    home = me * region + control[MIDDLE]
     learned, episodes, whole, fraction = i8(0), i8(0), i8(0), i8(0)
     squares, non_finite = i8(0), i8(0)
     for peer in range(size):
-        message = u8(peer) * region
-        out[message] = u8(0)
-        n_arrived, n_targets = inbox[message] & LOW32, inbox[message] >> SHIFT32
-        inbox[message] = u8(0)
-        message += u8(HEAD)
-        start = u8(RECORD) * u8(n_here)
-        for i in range(u8(RECORD) * n_arrived):
-            lanes[start + u8(i)] = inbox[message + u8(i)]
-        n_here += i8(n_arrived)
-        message += u8(RECORD) * n_arrived
-        for batch in range(0, i8(n_targets), BATCH):
-            at, count = message + u8(TARGET) * u8(batch), min(BATCH, i8(n_targets) - batch)
-            for i in range(count):
-                prefetch(q, inbox[at + u8(TARGET * i)] >> LANE_SHIFT)
-            for i in range(count):
-                number = inbox[at + u8(TARGET * i)] & LANES
-                draws[u8(i)] = threefry(control[SENT_TICK], number, seed, TRANSITION)[1]
-            for i in range(count):
-                packed = inbox[at + u8(TARGET * i)]
-                row = (packed >> LANE_SHIFT) // STRIDE
-                td_error = deliver(
-                    q, clock, slots, n_lanes, packed & LANES, row,
-                    (packed >> LANE_SHIFT) - row * STRIDE, float_of(inbox[at + u8(TARGET * i + 1)]),
-                    draws[u8(i)], discount, alpha,
-                )  # fmt: skip
-                more, bad = square(td_error, rates)
-                squares += more
-                non_finite += bad
+        message = control[INBOX] + u8(peer) * region
+        n_arrived, n_targets = mail[message] & LOW32, mail[message] >> SHIFT32
+        more, bad = collect(
+            q, clock, mail, message + u8(HEAD), n_targets, slots, draws, control[SENT_TICK],
+            control, rates,
+        )  # fmt: skip
+        squares += more
+        non_finite += bad
+        if control[N_TICKS] == u8(0):
+            here = home + u8(RECORD) * counts[me]
+            message += u8(HEAD) + u8(TARGET) * n_targets
+            for i in range(u8(RECORD) * n_arrived):
+                mail[here + u8(i)] = mail[message + u8(i)]
+            counts[me] += n_arrived
+        if u8(peer) != me:
+            counts[u8(peer)] = u8(0)
+        counts[size + u8(peer)] = u8(0)
     more, bad = apply(q, clock, slots, n_lanes, rates)
     squares += more
     non_finite += bad
     for tick in range(control[N_TICKS]):
         now = control[FIRST_TICK] + u8(tick)
-        kept = u8(0)
-        for i in range(min(i8(BATCH), n_here)):
-            prefetch(q, (lanes[u8(RECORD * i)] - first_row) * STRIDE)
-        for batch in range(0, n_here, BATCH):
-            for i in range(BATCH):
-                number = lanes[u8(RECORD) * u8(batch + i) + u8(3)] & LOW32
-                draws[u8(i)], draws[u8(BATCH + i)] = threefry(now, number, seed, TRANSITION)
-            count = min(BATCH, n_here - batch)
-            for group in range(0, count, GROUP):
-                ahead = batch + BATCH + group
-                for i in range(ahead, min(ahead + GROUP, n_here)):
-                    prefetch(q, (lanes[u8(RECORD) * u8(i)] - first_row) * STRIDE)
-                for i in range(group, min(group + GROUP, count)):
-                    record = u8(RECORD) * u8(batch + i)
-                    where, pending = lanes[record], lanes[record + ONE]
-                    so_far, tail = lanes[record + u8(2)], lanes[record + u8(3)]
-                    number, word, bits = tail & LOW32, draws[u8(i)], draws[u8(BATCH + i)]
-                    row = (where - first_row) * STRIDE
-                    length, total, over = u4(0), f4(0.0), False
-                    if pending == NONE:
-                        a = choose_first(
-                            q, row, word, threefry(now, number, seed, RESET)[1], explore
-                        )
-                    else:
-                        reward, ended = single_of(u4(tail >> SHIFT32)), (pending & ONE) == ONE
-                        a, target, part = look(
-                            q, row, f8(reward), ended, word, bits, explore, discount
-                        )
-                        learned += 1
-                        state = pending >> STATE_SHIFT
-                        entry = part + ((pending >> ONE) & ACTIONS)
-                        if state - first_row < n_rows:
-                            td_error = deliver(
-                                q, clock, slots, n_lanes, number, state - first_row, entry, target,
-                                bits, discount, alpha,
-                            )  # fmt: skip
-                            more, bad = square(td_error, rates)
-                            squares += more
-                            non_finite += bad
+        n_here = i8(counts[me])
+        counts[me], counts[size + me] = u8(0), u8(0)
+        # What stayed first: it is written back into the place it is read from.
+        for source in range(size + ONE if tick == 0 else ONE):
+            start, count_here = home, n_here
+            if source > 0:
+                message = control[INBOX] + u8(source - 1) * region
+                head = mail[message]
+                start = message + u8(HEAD) + u8(TARGET) * (head >> SHIFT32)
+                count_here = i8(head & LOW32)
+                mail[message] = u8(0)
+            for i in range(min(i8(BATCH), count_here)):
+                prefetch(q, (mail[start + u8(RECORD * i)] - first_row) * STRIDE)
+            for batch in range(0, count_here, BATCH):
+                count = min(BATCH, count_here - batch)
+                records = start + u8(RECORD) * u8(batch)
+                for i in range(count):
+                    number = mail[records + u8(RECORD * i + 3)] & LOW32
+                    draws[u8(i)], draws[u8(BATCH + i)] = threefry(now, number, seed, TRANSITION)
+                for group in range(0, count, GROUP):
+                    ahead = batch + BATCH + group
+                    for i in range(ahead, min(ahead + GROUP, count_here)):
+                        prefetch(q, (mail[start + u8(RECORD) * u8(i)] - first_row) * STRIDE)
+                    for i in range(group, min(group + GROUP, count)):
+                        record = records + u8(RECORD * i)
+                        where, pending = mail[record], mail[record + ONE]
+                        so_far, tail = mail[record + u8(2)], mail[record + u8(3)]
+                        number, word, bits = tail & LOW32, draws[u8(i)], draws[u8(BATCH + i)]
+                        row = (where - first_row) * STRIDE
+                        length, total, over = u4(0), f4(0.0), False
+                        if pending == NONE:
+                            a = choose_first(
+                                q, row, word, threefry(now, number, seed, RESET)[1], explore
+                            )
                         else:
+                            reward, ended = single_of(u4(tail >> SHIFT32)), (pending & ONE) == ONE
+                            a, target, part = look(
+                                q, row, f8(reward), ended, word, bits, explore, rates[DISCOUNT]
+                            )
+                            learned += 1
+                            state = pending >> STATE_SHIFT
+                            entry = part + ((pending >> ONE) & ACTIONS)
                             owner = owner_of(state, control)
-                            message = owner * region
-                            at = u8(TARGET) * (owner * n_lanes + (out[message] >> SHIFT32))
-                            out[message] += ONE << SHIFT32
                             index = (state - control[u8(BORDERS) + owner]) * STRIDE + entry
-                            stage[at], stage[at + ONE] = (
-                                (index << LANE_SHIFT) | number, bits_of(target),
-                            )  # fmt: skip
-                        total = single_of(u4(so_far >> SHIFT32)) + reward
-                        length = u4(so_far & LOW32) + u4(1)
-                        over = ended or length >= limit
-                    if over:
-                        episodes += 1
-                        if abs(total) < LARGEST_RETURN:
-                            floor = np.floor(f8(total))
-                            whole += i8(floor)
-                            fraction += i8((f8(total) - floor) * FRACTION)
+                            counts[size + owner] += ONE
+                            at = owner * region + control[MIDDLE]
+                            at -= u8(TARGET) * counts[size + owner]
+                            mail[at] = (index << TAG_SHIFT) | tag(number, bits)
+                            mail[at + ONE] = bits_of(target)
+                            total = single_of(u4(so_far >> SHIFT32)) + reward
+                            length = u4(so_far & LOW32) + u4(1)
+                            over = ended or length >= limit
+                        if over:
+                            episodes += 1
+                            if abs(total) < LARGEST_RETURN:
+                                floor = np.floor(f8(total))
+                                whole += i8(floor)
+                                fraction += i8((f8(total) - floor) * FRACTION)
+                            else:
+                                non_finite += 1
+                            where = law_start(threefry(now, number, seed, RESET)[0], params)
+                            pending, so_far, tail = NONE, u8(0), number
                         else:
-                            non_finite += 1
-                        where = law_start(threefry(now, number, seed, RESET)[0], params)
-                        pending, so_far, tail = NONE, u8(0), number
-                    else:
-                        ahead_state, reward_next, terminated = law_step(where, a, bits, params)
-                        pending = (where << STATE_SHIFT) | (a << ONE) | u8(terminated)
-                        so_far = (u8(bits_of_single(total)) << SHIFT32) | u8(length)
-                        tail = (u8(bits_of_single(f4(reward_next))) << SHIFT32) | number
-                        where = ahead_state
-                    if where - first_row < n_rows:
-                        at = u8(RECORD) * kept
-                        kept += ONE
-                        lanes[at], lanes[at + ONE] = where, pending
-                        lanes[at + u8(2)], lanes[at + u8(3)] = so_far, tail
-                    else:
-                        message = owner_of(where, control) * region
-                        at = message + u8(HEAD) + u8(RECORD) * (out[message] & LOW32)
-                        out[message] += ONE
-                        out[at], out[at + ONE] = where, pending
-                        out[at + u8(2)], out[at + u8(3)] = so_far, tail
-        n_here = i8(kept)
+                            ahead_state, reward_next, terminated = law_step(where, a, bits, params)
+                            pending = (where << STATE_SHIFT) | (a << ONE) | u8(terminated)
+                            so_far = (u8(bits_of_single(total)) << SHIFT32) | u8(length)
+                            tail = (u8(bits_of_single(f4(reward_next))) << SHIFT32) | number
+                            where = ahead_state
+                        owner = owner_of(where, control)
+                        at = owner * region + control[MIDDLE] + u8(RECORD) * counts[owner]
+                        counts[owner] += ONE
+                        mail[at], mail[at + ONE] = where, pending
+                        mail[at + u8(2)], mail[at + u8(3)] = so_far, tail
+        n_targets = counts[size + me]
+        more, bad = collect(
+            q, clock, mail, home - u8(TARGET) * n_targets, n_targets, slots, draws, now, control,
+            rates,
+        )  # fmt: skip
+        squares += more
+        non_finite += bad
         if size == ONE:
             more, bad = apply(q, clock, slots, n_lanes, rates)
             squares += more
             non_finite += bad
-        if n_here == 0:
+        if counts[me] == u8(0):
             break
     for peer in range(size):
-        message = u8(peer) * region
-        at = message + u8(HEAD) + u8(RECORD) * (out[message] & LOW32)
-        source = u8(TARGET) * u8(peer) * n_lanes
-        for i in range(u8(TARGET) * (out[message] >> SHIFT32)):
-            out[at + u8(i)] = stage[source + u8(i)]
-    control[N_HERE] = u8(n_here)
+        mail[control[INBOX] + u8(peer) * region] = u8(0)
+        head = u8(peer) * region + control[MIDDLE] - u8(TARGET) * counts[size + u8(peer)] - ONE
+        if u8(peer) != me:
+            mail[head] = counts[u8(peer)] | (counts[size + u8(peer)] << SHIFT32)
     totals[LEARNED] += learned
     totals[EPISODES] += episodes
     totals[RETURN_WHOLE] += whole
@@ -298,19 +328,18 @@ def travel(q, clock, lanes, inbox, out, stage, slots, draws, params, control, ra
     totals[NON_FINITE] += non_finite
 
 
-def begin(lanes, params, control):
-    """Put the fresh lanes that start in this rank's rows here (tick 0); writes control[N_HERE]."""
-    first_row = control[u8(BORDERS) + control[RANK]]
-    n_rows = control[u8(BORDERS) + control[RANK] + ONE] - first_row
-    n_here = u8(0)
+def begin(mail, counts, params, control):
+    """Put the fresh lanes that start in this rank's rows here (tick 0); writes `counts`."""
+    me = control[RANK]
+    n_here, home = u8(0), me * control[REGION] + control[MIDDLE]
     for lane in range(control[N_LANES]):
         where = law_start(threefry(u8(0), u8(lane), control[SEED], RESET)[0], params)
-        if where - first_row < n_rows:
-            at = u8(RECORD) * n_here
+        if owner_of(where, control) == me:
+            at = home + u8(RECORD) * n_here
             n_here += ONE
-            lanes[at], lanes[at + ONE] = where, NONE
-            lanes[at + u8(2)], lanes[at + u8(3)] = u8(0), u8(lane)
-    control[N_HERE] = n_here
+            mail[at], mail[at + ONE] = where, NONE
+            mail[at + u8(2)], mail[at + u8(3)] = u8(0), u8(lane)
+    counts[me] = n_here
 
 
 def crossing_kernels(
@@ -323,18 +352,19 @@ def crossing_kernels(
     """
     parts = learning_parts(learn_config, environment.n_actions, record)
     parts |= {"law_step": environment.law_step, "law_start": environment.law_start}
-    update = parts["update"]
+    stride, update = parts["STRIDE"], parts["update"]
     if lockstep:
-        parts |= {
-            "deliver": keep_of(parts["STRIDE"]), "apply": apply_kept_of(parts["STRIDE"], update)
-        }
+        parts |= {"tag": lane_tag, "collect": collect_kept(stride),
+                  "apply": apply_kept(stride, update)}  # fmt: skip
     else:
-        parts |= {"deliver": deliver_at_once(update), "apply": nothing_kept}
+        parts |= {"tag": rounding_tag, "collect": collect_at_once(stride, update),
+                  "apply": nothing_kept}  # fmt: skip
     q, clock, words = np.zeros(1, record.dtype), np.zeros(1, u4), np.zeros(1, u8)
     params = environment.params
+    travelling = (
+        q, clock, *(words,) * 4, params, words, np.zeros(4), np.zeros(6, i8)
+    )  # fmt: skip
     return {
-        "begin": Kernel(begin, parts, (words, params, words)),
-        "travel": Kernel(
-            travel, parts, (q, clock, *(words,) * 6, params, words, np.zeros(4), np.zeros(6, i8)),
-        ),
-    }  # fmt: skip
+        "begin": Kernel(begin, parts, (words, words, params, words)),
+        "travel": Kernel(travel, parts, travelling),
+    }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distq_mpi.kernels.ceilings import AHEAD, HEAD, ROW_VALUES
+from distq_mpi.kernels.ceilings import AHEAD, HEAD, INBOX, ROW_VALUES
 from distq_mpi.table import aligned
 
 if TYPE_CHECKING:
@@ -72,17 +72,15 @@ class BucketedExchange:
         table[::512] = 0
         self._transport, self._n = transport, n_updates
         region = HEAD + n_updates
-        self._mail: Mail = transport.mail(region, HEAD, (1, 1))
+        self._mail: Mail = transport.mail(region, HEAD, 1, 1)
         size = transport.size
         first = np.uint64(transport.rank) << np.uint64(48)
-        self._control = np.array([table.size, n_updates, first, size, region], np.uint64)
-        self._fill = kernels["fill_updates"].bind(self._mail.out, self._control)
-        apply, rank = kernels["apply_updates"], transport.rank
-        self._mine = apply.bind(table, self._mail.out, rank, rank + 1, self._control)
-        self._theirs = [
-            [apply.bind(table, inbox, k, k + 1, self._control) for k in range(size) if k != rank]
-            for inbox in self._mail.inboxes
-        ]
+        self._control = np.array(
+            [table.size, n_updates, first, size, region, transport.rank, 0], np.uint64
+        )
+        mail = self._mail
+        self._fill = kernels["fill_updates"].bind(mail.words, mail.counts, self._control)
+        self._apply = kernels["apply_updates"].bind(table, mail.words, mail.counts, self._control)
         self.run()
 
     def run(self) -> None:
@@ -92,15 +90,17 @@ class BucketedExchange:
             self._fill()
             self._control[2] += np.uint64(self._n)
             self._mail.exchange()
-            self._mine()
-            for call in self._theirs[self._mail.turn]:
-                call()
+            self._control[INBOX] = self._mail.inbox
+            self._apply()
+
+    @property
+    def amount(self) -> int:
+        """Updates that all ranks make in a `run`."""
+        return self._transport.size * self._n * max(1, EXCHANGED // self._n)
 
     def per_s(self) -> float:
         """Updates per second of all ranks. COLLECTIVE."""
-        size = self._transport.size
-        amount = size * self._n * max(1, EXCHANGED // self._n)
-        return rate(self._transport, self.run, amount, True)
+        return rate(self._transport, self.run, self.amount, True)
 
     def close(self) -> None:
         """Free the messages. Local."""
