@@ -30,7 +30,6 @@ from distq_mpi.fusion import FixedPoint
 from distq_mpi.holding import Holding
 from distq_mpi.kernels import Kernel, crossing
 from distq_mpi.kernels.exploration import EXPLORATIONS
-from distq_mpi.kernels.loop import BATCH
 from distq_mpi.kernels.objects import LoadedKernel
 from distq_mpi.kernels.step_sizes import step_parameter
 from distq_mpi.partition import Partition
@@ -371,7 +370,8 @@ class Sharded:
     def _bind(self) -> None:
         self._call = self.kernels["travel"].bind(
             self.rows.q, self.rows.clock_words, self.mail.words, self.mail.counts, self.slots,
-            np.zeros(2 * BATCH, np.uint64), self.params, self.control, self.rates, self.totals,
+            np.zeros(crossing.SCRATCH, np.uint64), self.params, self.control, self.rates,
+            self.totals,
         )  # fmt: skip
 
     def _travel(self, now: int, n_ticks: int) -> None:

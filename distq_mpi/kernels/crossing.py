@@ -52,6 +52,7 @@ RECORD, HEAD, TARGET, SLOT = 4, 1, 2, 3
 ACTION_BITS, TAG_BITS, ENTRY_BITS = 15, 28, 36
 NONE = u8(0xFFFFFFFFFFFFFFFF)
 LOW32, SHIFT32, ONE = u8(0xFFFFFFFF), u8(32), u8(1)
+EIGHT, BYTE = u8(3), u8(255)
 STATE_SHIFT, ACTIONS = u8(ACTION_BITS + 1), u8((1 << ACTION_BITS) - 1)
 TAG_SHIFT, TAGS = u8(TAG_BITS), u8((1 << TAG_BITS) - 1)
 
@@ -60,6 +61,8 @@ TAG_SHIFT, TAGS = u8(TAG_BITS), u8((1 << TAG_BITS) - 1)
 DISCOUNT, ALPHA, SCALE, CAP = range(4)
 LEARNED, EPISODES, RETURN_WHOLE, RETURN_FRACTION, SQUARES, NON_FINITE = range(6)
 
+# What is known of the lanes of a batch: both words of their draws, their numbers, and
+SO_FAR, WHERE, ACTION, PENDING, SCRATCH = (k * BATCH for k in range(3, 8))
 FRACTION = 2.0**40
 LARGEST_RETURN = 2.0**60
 
@@ -79,7 +82,8 @@ def owner_of(state, control):
     low, n = u8(0), control[SIZE]
     while n > ONE:
         half = n >> ONE
-        low += half * u8(control[u8(BORDERS) + low + half] <= state)
+        # Arithmetic, not a comparison: which owner it is nobody can predict.
+        low += half * ((control[u8(BORDERS) + low + half] - state - ONE) >> u8(63))
         n -= half
     return low
 
@@ -108,9 +112,10 @@ def collect_kept(stride):
         n_lanes, seed = control[N_LANES], control[SEED]
         for batch in range(0, i8(n_targets), BATCH):
             at, count = first + u8(TARGET) * u8(batch), min(BATCH, i8(n_targets) - batch)
-            for i in range(count):
-                number = mail[at + u8(TARGET * i)] & TAGS
-                draws[u8(i)] = threefry(tick, number, seed, TRANSITION)[1]
+            for i in range(BATCH):
+                draws[u8(2 * BATCH + i)] = mail[at + u8(TARGET * i)] & TAGS
+            for i in range(BATCH):  # apart, so that it is done by vectors
+                draws[u8(i)] = threefry(tick, draws[u8(2 * BATCH + i)], seed, TRANSITION)[1]
             for i in range(count):
                 packed = mail[at + u8(TARGET * i)]
                 lane, index = packed & TAGS, packed >> TAG_SHIFT
@@ -187,7 +192,7 @@ def travel(q, clock, mail, counts, slots, draws, params, control, rates, totals)
         peers. Written by peers; written here.
     counts : uint64 (2 P,), written: lanes to each peer, targets to each; lanes here is the own one.
     slots : uint64 (SLOT * L + ceil(L / 64),), zero at first; belongs to `travel`.
-    draws : uint64 (2 * BATCH,), scratch.
+    draws : uint64 (SCRATCH,), scratch.
     control : uint64 (BORDERS + P + 1,): number of the first tick, ticks to make, the tick in which
         targets were sent, seed, `explore`, time limit in steps, rank, ranks, L, words of a region
         and of its first lane (`words_of`), first word from peers, and the borders of the blocks.
@@ -204,6 +209,9 @@ def travel(q, clock, mail, counts, slots, draws, params, control, rates, totals)
     seed, explore, limit = control[SEED], control[EXPLORE], u4(control[LIMIT])
     n_lanes, first_row = control[N_LANES], control[u8(BORDERS) + me]
     home = me * region + control[MIDDLE]
+    # Counters of up to eight peers fit a register while a group is worked on. In memory each would
+    # wait for the last, which may or may not have been another's: nobody can predict that either.
+    few, packed = size <= u8(8), u8(0)
     learned, episodes, whole, fraction = i8(0), i8(0), i8(0), i8(0)
     squares, non_finite = i8(0), i8(0)
     for peer in range(size):
@@ -245,24 +253,30 @@ def travel(q, clock, mail, counts, slots, draws, params, control, rates, totals)
             for batch in range(0, count_here, BATCH):
                 count = min(BATCH, count_here - batch)
                 records = start + u8(RECORD) * u8(batch)
-                for i in range(count):
-                    number = mail[records + u8(RECORD * i + 3)] & LOW32
+                for i in range(BATCH):
+                    draws[u8(2 * BATCH + i)] = mail[records + u8(RECORD * i + 3)] & LOW32
+                for i in range(BATCH):  # apart, so that it is done by vectors
+                    number = draws[u8(2 * BATCH + i)]
                     draws[u8(i)], draws[u8(BATCH + i)] = threefry(now, number, seed, TRANSITION)
                 for group in range(0, count, GROUP):
                     ahead = batch + BATCH + group
                     for i in range(ahead, min(ahead + GROUP, count_here)):
                         prefetch(q, (mail[start + u8(RECORD) * u8(i)] - first_row) * STRIDE)
-                    for i in range(group, min(group + GROUP, count)):
+                    # Three short loops, not one long one: the processor looks a few hundred
+                    # instructions ahead, and so sees several lanes at once.
+                    stop = min(group + GROUP, count)
+                    for i in range(group, stop):
                         record = records + u8(RECORD * i)
                         where, pending = mail[record], mail[record + ONE]
                         so_far, tail = mail[record + u8(2)], mail[record + u8(3)]
-                        number, word, bits = tail & LOW32, draws[u8(i)], draws[u8(BATCH + i)]
+                        word, bits = draws[u8(i)], draws[u8(BATCH + i)]
                         row = (where - first_row) * STRIDE
-                        length, total, over = u4(0), f4(0.0), False
                         if pending == NONE:
+                            number = tail & LOW32
                             a = choose_first(
                                 q, row, word, threefry(now, number, seed, RESET)[1], explore
                             )
+                            draws[u8(SO_FAR + i)] = u8(0)
                         else:
                             reward, ended = single_of(u4(tail >> SHIFT32)), (pending & ONE) == ONE
                             a, target, part = look(
@@ -273,35 +287,65 @@ def travel(q, clock, mail, counts, slots, draws, params, control, rates, totals)
                             entry = part + ((pending >> ONE) & ACTIONS)
                             owner = owner_of(state, control)
                             index = (state - control[u8(BORDERS) + owner]) * STRIDE + entry
-                            counts[size + owner] += ONE
+                            so_many = counts[size + owner]
+                            if few:
+                                so_many += (packed >> (owner << EIGHT)) & BYTE
+                                packed += ONE << (owner << EIGHT)
+                            else:
+                                counts[size + owner] = so_many + ONE
                             at = owner * region + control[MIDDLE]
-                            at -= u8(TARGET) * counts[size + owner]
-                            mail[at] = (index << TAG_SHIFT) | tag(number, bits)
+                            at -= u8(TARGET) * (so_many + ONE)
+                            mail[at] = (index << TAG_SHIFT) | tag(tail & LOW32, bits)
                             mail[at + ONE] = bits_of(target)
                             total = single_of(u4(so_far >> SHIFT32)) + reward
                             length = u4(so_far & LOW32) + u4(1)
-                            over = ended or length >= limit
-                        if over:
-                            episodes += 1
-                            if abs(total) < LARGEST_RETURN:
-                                floor = np.floor(f8(total))
-                                whole += i8(floor)
-                                fraction += i8((f8(total) - floor) * FRACTION)
-                            else:
-                                non_finite += 1
+                            draws[u8(SO_FAR + i)] = (
+                                u8(bits_of_single(total)) << SHIFT32 | u8(length)
+                            )
+                            if ended or length >= limit:
+                                episodes += 1
+                                draws[u8(SO_FAR + i)] = NONE
+                                if abs(total) < LARGEST_RETURN:
+                                    floor = np.floor(f8(total))
+                                    whole += i8(floor)
+                                    fraction += i8((f8(total) - floor) * FRACTION)
+                                else:
+                                    non_finite += 1
+                        draws[u8(WHERE + i)], draws[u8(ACTION + i)] = where, a
+                    if few:
+                        for peer in range(size):
+                            counts[size + u8(peer)] += (packed >> (u8(peer) << EIGHT)) & BYTE
+                        packed = u8(0)
+                    for i in range(group, stop):
+                        where, a = draws[u8(WHERE + i)], draws[u8(ACTION + i)]
+                        ahead_state, reward_next, terminated = law_step(
+                            where, a, draws[u8(BATCH + i)], params
+                        )
+                        draws[u8(WHERE + i)] = ahead_state
+                        pair = (where << STATE_SHIFT) | (a << ONE)
+                        draws[u8(PENDING + i)] = pair | u8(terminated)
+                        draws[u8(ACTION + i)] = u8(bits_of_single(f4(reward_next))) << SHIFT32
+                    for i in range(group, stop):
+                        where, pending = draws[u8(WHERE + i)], draws[u8(PENDING + i)]
+                        number, so_far = draws[u8(2 * BATCH + i)], draws[u8(SO_FAR + i)]
+                        tail = draws[u8(ACTION + i)] | number
+                        if so_far == NONE:
                             where = law_start(threefry(now, number, seed, RESET)[0], params)
                             pending, so_far, tail = NONE, u8(0), number
-                        else:
-                            ahead_state, reward_next, terminated = law_step(where, a, bits, params)
-                            pending = (where << STATE_SHIFT) | (a << ONE) | u8(terminated)
-                            so_far = (u8(bits_of_single(total)) << SHIFT32) | u8(length)
-                            tail = (u8(bits_of_single(f4(reward_next))) << SHIFT32) | number
-                            where = ahead_state
                         owner = owner_of(where, control)
-                        at = owner * region + control[MIDDLE] + u8(RECORD) * counts[owner]
-                        counts[owner] += ONE
+                        so_many = counts[owner]
+                        if few:
+                            so_many += (packed >> (owner << EIGHT)) & BYTE
+                            packed += ONE << (owner << EIGHT)
+                        else:
+                            counts[owner] = so_many + ONE
+                        at = owner * region + control[MIDDLE] + u8(RECORD) * so_many
                         mail[at], mail[at + ONE] = where, pending
                         mail[at + u8(2)], mail[at + u8(3)] = so_far, tail
+                    if few:
+                        for peer in range(size):
+                            counts[u8(peer)] += (packed >> (u8(peer) << EIGHT)) & BYTE
+                        packed = u8(0)
         n_targets = counts[size + me]
         more, bad = collect(
             q, clock, mail, home - u8(TARGET) * n_targets, n_targets, slots, draws, now, control,
