@@ -18,17 +18,18 @@ from distq_mpi.kernels.objects import LoadedKernel, load
 class Mail:
     """`transport.Mail` through a board.
 
-    release : (number of the exchange) -> whether targets held so far, and those of this exchange,
-        are delivered in it; lanes never wait. delay : exchanges that targets are late.
+    release : (number of the exchange) -> whether items below held so far, and those of this
+        exchange, are delivered in it; items above never wait. delay : exchanges that they are late.
     """
 
-    def __init__(self, ranks: Any, region: int, head: int, widths: tuple[int, int]) -> None:
-        self._ranks, self._region, self._head, self._widths = ranks, region, head, widths
-        self.out = np.zeros(ranks.size * region, np.uint64)
-        self.inboxes = (np.zeros_like(self.out), np.zeros_like(self.out))
-        self.turn, self.sent_bytes, self._number = 0, 0, 0
+    def __init__(self, ranks: Any, region: int, middle: int, above: int, below: int) -> None:
+        self._ranks, self._region, self._middle = ranks, region, middle
+        self._above, self._below = above, below
+        self.words = np.zeros(2 * ranks.size * region, np.uint64)
+        self.counts = np.zeros(2 * ranks.size, np.uint64)
+        self.inbox, self.sent_bytes, self._number = ranks.size * region, 0, 0
         self.delay, self.release = 0, lambda number: True
-        self._held: list[tuple[int, np.ndarray]] = []
+        self._held: dict[int, list[tuple[int, np.ndarray]]] = {}
 
     def expect(self) -> None:
         """Nothing to prepare."""
@@ -37,30 +38,28 @@ class Mail:
         """Nothing to free."""
 
     def exchange(self) -> None:
-        """Hand over `out`; the other inbox holds what came."""
+        """Hand over what stands in the regions of peers; what came lies at `inbox`."""
         self._number += 1
-        self.turn = 1 - self.turn
-        inbox = self.inboxes[self.turn]
-        for peer, out in enumerate(self._ranks._exchange(self.out.copy())):
-            message = out[self._ranks.rank * self._region :][: self._region]
-            if peer != self._ranks.rank:
-                inbox[peer * self._region :][: self._region] = self._late(message)
+        rank, region = self._ranks.rank, self._region
+        told = self._ranks._exchange((self.words.copy(), self.counts.tolist()))
+        for peer, (words, counts) in enumerate(told):
+            if peer != rank:
+                theirs = words[rank * region : (rank + 1) * region]
+                self._read(peer, theirs, counts[rank], counts[self._ranks.size + rank])
 
-    def _late(self, message: np.ndarray) -> np.ndarray:
-        lane, target = self._widths
-        n_lanes, n_targets = int(message[0]) & 0xFFFFFFFF, int(message[0]) >> 32
-        stop = self._head + n_lanes * lane
-        self._held.append((self._number, message[stop : stop + n_targets * target]))
-        due = [held for held in self._held if held[0] + self.delay <= self._number]
+    def _read(self, peer: int, theirs: np.ndarray, n_above: int, n_below: int) -> None:
+        middle, held = self._middle, self._held.setdefault(peer, [])
+        held.append((self._number, theirs[middle - n_below * self._below : middle].copy()))
+        due = [one for one in held if one[0] + self.delay <= self._number]
         if not self.release(self._number):
             due = []
-        self._held = self._held[len(due) :]
-        targets = np.concatenate([np.zeros(0, np.uint64), *(held[1] for held in due)])
-        found = np.zeros(self._region, np.uint64)
-        found[0] = n_lanes | (len(targets) // target) << 32
-        found[self._head : stop] = message[self._head : stop]
-        found[stop : stop + len(targets)] = targets
-        return found
+        self._held[peer] = held[len(due) :]
+        below = np.concatenate([np.zeros(0, np.uint64), *(one[1] for one in due)])
+        above = theirs[middle : middle + n_above * self._above]
+        head = n_above | (len(below) // self._below) << 32
+        message = np.concatenate([np.array([head], np.uint64), below, above])
+        first = self.inbox + peer * self._region
+        self.words[first : first + len(message)] = message
 
 
 class Alone:
@@ -106,9 +105,9 @@ class Alone:
         assert len(came) == len(received) == coming.sum()
         received[...] = came
 
-    def mail(self, region: int, head: int, widths: tuple[int, int]) -> Mail:
+    def mail(self, region: int, middle: int, above: int, below: int) -> Mail:
         """Messages through the board."""
-        return Mail(self, region, head, widths)
+        return Mail(self, region, middle, above, below)
 
     def _exchange(self, mine: Any) -> list[Any]:
         return [mine]

@@ -68,7 +68,7 @@ LARGEST_RETURN = 2.0**60
 
 # Stand-ins for the parts.
 STRIDE = u8(0)
-look, tag, collect, apply, choose_first, law_step, law_start = (exact,) * 7
+look, tag, deliver, collect, apply, choose_first, law_step, law_start = (exact,) * 8
 
 
 def words_of(n_lanes: int) -> tuple[int, int]:
@@ -105,7 +105,32 @@ def rounding_tag(number, bits):
     return (bits >> ONE) & TAGS
 
 
-def collect_kept(stride):
+def deliver_kept(stride):
+    """Return deliver(...) of lockstep: keep a target until all lanes were looked at."""
+
+    def deliver(q, clock, slots, n_lanes, lane, row, entry, target, bits, rates):
+        slot, index = u8(SLOT) * lane, row * stride + entry
+        slots[slot], slots[slot + ONE], slots[slot + u8(2)] = index, bits_of(target), bits
+        slots[u8(SLOT) * n_lanes + (lane >> u8(6))] |= ONE << (lane & u8(63))
+        prefetch(q, index)
+        return i8(0), i8(0)
+
+    return deliver
+
+
+def deliver_at_once(update):
+    """Return deliver(...) of free running: apply the target now."""
+
+    def deliver(q, clock, slots, n_lanes, lane, row, entry, target, bits, rates):
+        td_error = update(
+            q, clock, row, entry, target, bits, rates[DISCOUNT], rates[ALPHA]
+        )
+        return square(td_error, rates)
+
+    return deliver
+
+
+def collect_kept(deliver, stride):
     """Return collect(...) of lockstep: keep targets until all lanes were looked at."""
 
     def collect(q, clock, mail, first, n_targets, slots, draws, tick, control, rates):
@@ -118,12 +143,12 @@ def collect_kept(stride):
                 draws[u8(i)] = threefry(tick, draws[u8(2 * BATCH + i)], seed, TRANSITION)[1]
             for i in range(count):
                 packed = mail[at + u8(TARGET * i)]
-                lane, index = packed & TAGS, packed >> TAG_SHIFT
-                prefetch(q, index)
-                slot = u8(SLOT) * lane
-                slots[slot], slots[slot + ONE] = index, mail[at + u8(TARGET * i + 1)]
-                slots[slot + u8(2)] = draws[u8(i)]
-                slots[u8(SLOT) * n_lanes + (lane >> u8(6))] |= ONE << (lane & u8(63))
+                row = (packed >> TAG_SHIFT) // stride
+                deliver(
+                    q, clock, slots, n_lanes, packed & TAGS, row,
+                    (packed >> TAG_SHIFT) - row * stride, float_of(mail[at + u8(TARGET * i + 1)]),
+                    draws[u8(i)], rates,
+                )  # fmt: skip
         return i8(0), i8(0)
 
     return collect
@@ -153,24 +178,22 @@ def apply_kept(stride, update):
     return apply
 
 
-def collect_at_once(stride, update):
+def collect_at_once(deliver, stride):
     """Return collect(...) of free running: apply targets as they lie there."""
 
     def collect(q, clock, mail, first, n_targets, slots, draws, tick, control, rates):
-        squares, non_finite = i8(0), i8(0)
+        squares, non_finite, n_lanes = i8(0), i8(0), control[N_LANES]
         for batch in range(0, i8(n_targets), BATCH):
             at, count = first + u8(TARGET) * u8(batch), min(BATCH, i8(n_targets) - batch)
             for i in range(count):
                 prefetch(q, mail[at + u8(TARGET * i)] >> TAG_SHIFT)
             for i in range(count):
                 packed = mail[at + u8(TARGET * i)]
-                index = packed >> TAG_SHIFT
-                row = index // stride
-                td_error = update(
-                    q, clock, row, index - row * stride, float_of(mail[at + u8(TARGET * i + 1)]),
-                    (packed & TAGS) << ONE, rates[DISCOUNT], rates[ALPHA],
+                row = (packed >> TAG_SHIFT) // stride
+                more, bad = deliver(
+                    q, clock, slots, n_lanes, u8(0), row, (packed >> TAG_SHIFT) - row * stride,
+                    float_of(mail[at + u8(TARGET * i + 1)]), (packed & TAGS) << ONE, rates,
                 )  # fmt: skip
-                more, bad = square(td_error, rates)
                 squares += more
                 non_finite += bad
         return squares, non_finite
@@ -208,6 +231,7 @@ def travel(q, clock, mail, counts, slots, draws, params, control, rates, totals)
     size, me, region = control[SIZE], control[RANK], control[REGION]
     seed, explore, limit = control[SEED], control[EXPLORE], u4(control[LIMIT])
     n_lanes, first_row = control[N_LANES], control[u8(BORDERS) + me]
+    n_rows = control[u8(BORDERS) + me + ONE] - first_row
     home = me * region + control[MIDDLE]
     # Counters of up to eight peers fit a register while a group is worked on. In memory each would
     # wait for the last, which may or may not have been another's: nobody can predict that either.
@@ -238,12 +262,13 @@ def travel(q, clock, mail, counts, slots, draws, params, control, rates, totals)
     for tick in range(control[N_TICKS]):
         now = control[FIRST_TICK] + u8(tick)
         n_here = i8(counts[me])
-        counts[me], counts[size + me] = u8(0), u8(0)
+        counts[me] = u8(0)
         # What stayed first: it is written back into the place it is read from.
         for source in range(size + ONE if tick == 0 else ONE):
-            start, count_here = home, n_here
+            start, count_here, sender = home, n_here, me
             if source > 0:
-                message = control[INBOX] + u8(source - 1) * region
+                sender = u8(source - 1)
+                message = control[INBOX] + sender * region
                 head = mail[message]
                 start = message + u8(HEAD) + u8(TARGET) * (head >> SHIFT32)
                 count_here = i8(head & LOW32)
@@ -285,18 +310,26 @@ def travel(q, clock, mail, counts, slots, draws, params, control, rates, totals)
                             learned += 1
                             state = pending >> STATE_SHIFT
                             entry = part + ((pending >> ONE) & ACTIONS)
-                            owner = owner_of(state, control)
-                            index = (state - control[u8(BORDERS) + owner]) * STRIDE + entry
-                            so_many = counts[size + owner]
-                            if few:
-                                so_many += (packed >> (owner << EIGHT)) & BYTE
-                                packed += ONE << (owner << EIGHT)
+                            if state - first_row < n_rows:
+                                more, bad = deliver(
+                                    q, clock, slots, n_lanes, tail & LOW32, state - first_row,
+                                    entry, target, bits, rates,
+                                )  # fmt: skip
+                                squares += more
+                                non_finite += bad
                             else:
-                                counts[size + owner] = so_many + ONE
-                            at = owner * region + control[MIDDLE]
-                            at -= u8(TARGET) * (so_many + ONE)
-                            mail[at] = (index << TAG_SHIFT) | tag(tail & LOW32, bits)
-                            mail[at + ONE] = bits_of(target)
+                                # Whoever sent the lane, unless borders have moved since.
+                                owner = sender
+                                begins = control[u8(BORDERS) + owner]
+                                if state - begins >= control[u8(BORDERS) + owner + ONE] - begins:
+                                    owner = owner_of(state, control)
+                                    begins = control[u8(BORDERS) + owner]
+                                counts[size + owner] += ONE
+                                at = owner * region + control[MIDDLE]
+                                at -= u8(TARGET) * counts[size + owner]
+                                index = (state - begins) * STRIDE + entry
+                                mail[at] = (index << TAG_SHIFT) | tag(tail & LOW32, bits)
+                                mail[at + ONE] = bits_of(target)
                             total = single_of(u4(so_far >> SHIFT32)) + reward
                             length = u4(so_far & LOW32) + u4(1)
                             draws[u8(SO_FAR + i)] = (
@@ -312,10 +345,6 @@ def travel(q, clock, mail, counts, slots, draws, params, control, rates, totals)
                                 else:
                                     non_finite += 1
                         draws[u8(WHERE + i)], draws[u8(ACTION + i)] = where, a
-                    if few:
-                        for peer in range(size):
-                            counts[size + u8(peer)] += (packed >> (u8(peer) << EIGHT)) & BYTE
-                        packed = u8(0)
                     for i in range(group, stop):
                         where, a = draws[u8(WHERE + i)], draws[u8(ACTION + i)]
                         ahead_state, reward_next, terminated = law_step(
@@ -346,13 +375,6 @@ def travel(q, clock, mail, counts, slots, draws, params, control, rates, totals)
                         for peer in range(size):
                             counts[u8(peer)] += (packed >> (u8(peer) << EIGHT)) & BYTE
                         packed = u8(0)
-        n_targets = counts[size + me]
-        more, bad = collect(
-            q, clock, mail, home - u8(TARGET) * n_targets, n_targets, slots, draws, now, control,
-            rates,
-        )  # fmt: skip
-        squares += more
-        non_finite += bad
         if size == ONE:
             more, bad = apply(q, clock, slots, n_lanes, rates)
             squares += more
@@ -398,11 +420,13 @@ def crossing_kernels(
     parts |= {"law_step": environment.law_step, "law_start": environment.law_start}
     stride, update = parts["STRIDE"], parts["update"]
     if lockstep:
-        parts |= {"tag": lane_tag, "collect": collect_kept(stride),
+        deliver = deliver_kept(stride)
+        parts |= {"tag": lane_tag, "deliver": deliver, "collect": collect_kept(deliver, stride),
                   "apply": apply_kept(stride, update)}  # fmt: skip
     else:
-        parts |= {"tag": rounding_tag, "collect": collect_at_once(stride, update),
-                  "apply": nothing_kept}  # fmt: skip
+        deliver = deliver_at_once(update)
+        parts |= {"tag": rounding_tag, "deliver": deliver,
+                  "collect": collect_at_once(deliver, stride), "apply": nothing_kept}  # fmt: skip
     q, clock, words = np.zeros(1, record.dtype), np.zeros(1, u4), np.zeros(1, u8)
     params = environment.params
     travelling = (

@@ -183,10 +183,12 @@ def cycle(release: Any, delay: int, alpha: float, n_updates: int) -> np.ndarray:
     def work(transport: Any) -> Any:
         this, errors = Sharded(given, environment, kernels, transport), []
         # Messages with room for all targets that are held back.
-        this.control[crossing.REGION] = region = 20 * n_updates
-        widths = (crossing.RECORD, crossing.TARGET)
-        this.mail = transport.mail(region, crossing.HEAD, widths)
+        records, (region, middle) = this.lanes.copy(), crossing.words_of(10 * n_updates)
+        this.control[crossing.REGION], this.control[crossing.MIDDLE] = region, middle
+        this.mail = transport.mail(region, middle, crossing.RECORD, crossing.TARGET)
         this.mail.release, this.mail.delay = release, delay
+        this._home = transport.rank * region + middle
+        this._take_lanes(records)
         this._bind()
         while int(this.rows.clock[0, 0]) < n_updates:
             this.learn()
