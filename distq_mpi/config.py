@@ -94,7 +94,7 @@ class ParallelConfig:
     agents: Count = 0
     """Learners, the unit of fusion; 0 = one per rank (none in sharded); fixes the bits."""
     lanes: Count = 0
-    """Environments in all; 0 = 64 per agent, or 8192 in sharded; fixes the bits."""
+    """Environments in all; 0 = 64 per agent; in sharded 8192, or 64 stepped in Python."""
     reproducible: bool = True
     """The same bits on any number of ranks; sharded: false lets lanes run free, and faster."""
     rebalance: bool = True
@@ -289,8 +289,18 @@ def check(config: Config) -> list[str]:
     return mistakes
 
 
-def resolve(config: Config, n_states: int, n_actions: int, size: int, *, solvable: bool) -> Config:
+def resolve(
+    config: Config,
+    n_states: int,
+    n_actions: int,
+    size: int,
+    *,
+    solvable: bool,
+    stepped: bool = False,
+) -> Config:
     """Replace what depends on the environment and the ranks by what it stands for. Local.
+
+    solvable : whether exact values are affordable; stepped : whether it is stepped in Python.
 
     A resolved configuration resolves to itself, on any number of ranks.
 
@@ -301,7 +311,8 @@ def resolve(config: Config, n_states: int, n_actions: int, size: int, *, solvabl
     """
     sharded = config.parallel.architecture == "sharded"
     agents = 0 if sharded else config.parallel.agents or size
-    lanes = config.parallel.lanes or (LANES_SHARDED if sharded else LANES_PER_AGENT * agents)
+    many = LANES_SHARDED if sharded and not stepped else LANES_PER_AGENT * (agents or 1)
+    lanes = config.parallel.lanes or many
     if lanes < agents:
         raise ConfigError(
             f"parallel.lanes: {lanes} lanes for {agents} agents (one per rank); "

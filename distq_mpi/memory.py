@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from distq_mpi.architectures import ARCHITECTURES
+from distq_mpi.architectures import Allreduce, Sharded
 from distq_mpi.errors import ConfigError
 
 KEEPS = {
@@ -37,7 +37,7 @@ def readable(n_bytes: float) -> str:
 
 def memory_bytes(config: Any, n_states: int, n_actions: int, size: int) -> dict[str, int]:
     """Bytes one rank will need, part by part, under a resolved `Config` on `size` ranks. Local."""
-    architecture = ARCHITECTURES[config.parallel.architecture]
+    architecture = Sharded if config.parallel.architecture == "sharded" else Allreduce
     return architecture.memory_bytes(config, n_states, n_actions, size)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distq_mpi import __version__, checkpoint, environments
-from distq_mpi.architectures import ARCHITECTURES
+from distq_mpi.architectures import Sharded, architecture_of
 from distq_mpi.architectures.schedules import MAX_PERIOD
 from distq_mpi.certificate import requests as certificate_requests
 from distq_mpi.certificate import solvable
@@ -122,6 +122,7 @@ def settle(
     config = resolve(
         with_architecture(config, environment, size, per_host), environment.n_states,
         environment.n_actions, size, solvable=reason is None,
+        stepped=environment.kind == "stepped",
     )  # fmt: skip
     mistakes = check(config) + [
         f"stop.{name}: needs exact values, but {reason}; use stop.mean_return, stop.steps or "
@@ -147,7 +148,7 @@ def settle(
     )
     if sharded:
         shape = environment.n_states, environment.n_actions
-        ARCHITECTURES["sharded"].check(config, *shape, size)
+        Sharded.check(config, *shape, size)
     else:
         FUSIONS[config.parallel.fusion].check(environment.deterministic, pessimistic, config)
     check_memory(config, environment.n_states, environment.n_actions, size, per_host)
@@ -328,7 +329,7 @@ def watch(prepared: Prepared, transport: Transport, quiet: bool = False) -> Moni
 
 def _requests(config: Config, environment: Environment, exact: bool) -> dict[str, Any]:
     record = record_of(config.learn, environment.n_actions)
-    found = ARCHITECTURES[config.parallel.architecture].requests(config, environment)
+    found = architecture_of(config, environment).requests(config, environment)
     if environment.kind != "stepped":
         found |= evaluation_kernel(config.learn, environment, record)
     if environment.kind == "law":

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from distq_mpi.architectures import ARCHITECTURES, Agreement
+from distq_mpi.architectures import Agreement, architecture_of
 from distq_mpi.certificate import Certificate, Solver
 from distq_mpi.config import StopConfig
 from distq_mpi.environments.guard import refuse_noted
@@ -50,7 +50,7 @@ class Run:
         self.times = Times()
         self.times.started = prepared.started
         with self._agreed():  # a user's environments may break when they are made
-            self.architecture = ARCHITECTURES[self.config.parallel.architecture](
+            self.architecture = architecture_of(self.config, self.environment)(
                 self.config, self.environment, prepared.kernels, transport
             )
         self.saver = Saver(

@@ -94,16 +94,12 @@ class Sharded:
         self.exchange_time_s = 0.0
         self.progress = self.pending = Progress(period=self._period(0))
         size = transport.size
-        region, middle = crossing.words_of(self.n_lanes)
-        self.mail = transport.mail(region, middle, crossing.RECORD, crossing.TARGET)
-        self._home = transport.rank * region + middle
         self.slots = np.zeros(crossing.SLOT * self.n_lanes + -(-self.n_lanes // 64), np.uint64)
         self.control = np.zeros(crossing.BORDERS + size + 1, np.uint64)
         self.control[crossing.SEED] = config.run.seed
         self.control[crossing.LIMIT] = environment.max_episode_steps or NO_LIMIT
         self.control[crossing.RANK], self.control[crossing.SIZE] = transport.rank, size
         self.control[crossing.N_LANES] = self.n_lanes
-        self.control[crossing.REGION], self.control[crossing.MIDDLE] = region, middle
         self.rates = np.array([config.learn.discount, step_parameter(config.learn), 1.0, 1.0])
         self.totals = np.zeros(6, np.int64)
         self.header, self.learned = np.zeros(HEADER, np.int64), 0
@@ -115,8 +111,7 @@ class Sharded:
         self._take_borders()
         learn = config.learn
         initialise(self.rows, self.first, learn.initial, environment.return_bound, config.run.seed)
-        kernels["begin"](self.mail.words, self.mail.counts, self.params, self.control)
-        self._bind()
+        self._begin()
 
     @staticmethod
     def memory_bytes(config: Any, n_states: int, n_actions: int, size: int) -> dict[str, int]:
@@ -176,19 +171,11 @@ class Sharded:
 
     def learn(self) -> None:
         """LEARN and MOVE: step all lanes, each on the owner of its state. COLLECTIVE."""
-        learn = self.config.learn
-        self.totals[:] = 0
-        explore = EXPLORATIONS[learn.exploration].encode(self.exploration[1])
-        self.control[crossing.EXPLORE] = explore
-        n_ticks, now = self.ticks_of_round(), self.progress.lane_steps + 1
-        # Squared TD errors are added as integers, in units that the last round's suggest.
-        self.rates[crossing.SCALE] = _unit_scale(self.progress.td_rms)
-        self.rates[crossing.CAP] = MOST_SQUARES // (n_ticks * self.n_lanes)
+        n_ticks, now = self._prepare_round(), self.progress.lane_steps + 1
         at_once = 1 if self.lockstep else min(LOCAL_TICKS, n_ticks)
         if self.transport.size == 1:
             at_once = n_ticks
         stop = now + n_ticks
-        self._n_ticks = n_ticks
         while now < stop:
             self.mail.expect()
             self._travel(now, min(at_once, stop - now))
@@ -198,6 +185,17 @@ class Sharded:
             self.control[crossing.SENT_TICK] = now
             now += at_once
         self._travel(stop, 0)
+
+    def _prepare_round(self) -> int:
+        """Set what is the same for a round; return its ticks. Local."""
+        learn, n_ticks = self.config.learn, self.ticks_of_round()
+        self.totals[:], self._n_ticks = 0, n_ticks
+        explore = EXPLORATIONS[learn.exploration].encode(self.exploration[1])
+        self.control[crossing.EXPLORE] = explore
+        # Squared TD errors are added as integers, in units that the last round's suggest.
+        self.rates[crossing.SCALE] = _unit_scale(self.progress.td_rms)
+        self.rates[crossing.CAP] = MOST_SQUARES // (n_ticks * self.n_lanes)
+        return n_ticks
 
     def exchange(self, wishes: tuple[bool, bool, bool]) -> Agreement:
         """AGREE. COLLECTIVE.
@@ -273,7 +271,7 @@ class Sharded:
 
     def _look_at_borders(self) -> None:
         """Note where the lanes are; now and then decide on other borders. COLLECTIVE."""
-        buckets = bucket_of(self.lanes[:, 0], self.n_states)
+        buckets = bucket_of(self._positions(), self.n_states)
         self.loads += np.bincount(buckets, minlength=N_BUCKETS)
         if not is_balance_round(self.pending.round):
             return
@@ -288,6 +286,10 @@ class Sharded:
         n_here = int(self.mail.counts[self.transport.rank])
         words = self.mail.words[self._home : self._home + crossing.RECORD * n_here]
         return words.reshape(-1, crossing.RECORD)
+
+    def _positions(self) -> np.ndarray:
+        """States, uint64, at which this rank's lanes are looked at."""
+        return self.lanes[:, 0]
 
     def _take_lanes(self, records: np.ndarray) -> None:
         """Have these lanes here, and no others; uint64 (n, RECORD)."""
@@ -330,8 +332,9 @@ class Sharded:
         gathered = self.transport.gather_rows(mine, Partition(np.cumsum(counts)))
         return None if gathered is None else gathered[np.argsort(gathered["lane"])]
 
-    def gather_worlds(self) -> None:
+    def gather_worlds(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Nothing is stepped in Python here. Local."""
+        return None
 
     def restore(self, progress: Progress, lanes: np.ndarray, worlds: Any = None) -> None:
         """Take counters and all lanes of a checkpoint; rows come through `restore_rows`. Local."""
@@ -366,6 +369,16 @@ class Sharded:
     def close(self) -> None:
         """Free the messages. Local."""
         self.mail.close()
+
+    def _begin(self) -> None:
+        """Put the lanes at their starts. COLLECTIVE."""
+        region, middle = crossing.words_of(self.n_lanes)
+        transport = self.transport
+        self.mail = transport.mail(region, middle, crossing.RECORD, crossing.TARGET)
+        self._home = transport.rank * region + middle
+        self.control[crossing.REGION], self.control[crossing.MIDDLE] = region, middle
+        self.kernels["begin"](self.mail.words, self.mail.counts, self.params, self.control)
+        self._bind()
 
     def _bind(self) -> None:
         self._call = self.kernels["travel"].bind(

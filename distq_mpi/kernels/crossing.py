@@ -408,25 +408,36 @@ def begin(mail, counts, params, control):
     counts[me] = n_here
 
 
+def crossing_parts(learn_config: Any, n_actions: int, record: Any, lockstep: bool) -> Any:
+    """Return the parts of loops in which targets cross between owners. Local.
+
+    record : `table.Record`; lockstep : whether targets wait until all lanes were looked at, and are
+    applied in lane order.
+    """
+    parts = learning_parts(learn_config, n_actions, record)
+    stride, update = parts["STRIDE"], parts["update"]
+    if lockstep:
+        deliver = deliver_kept(stride)
+        return parts | {
+            "tag": lane_tag, "deliver": deliver, "collect": collect_kept(deliver, stride),
+            "apply": apply_kept(stride, update),
+        }  # fmt: skip
+    deliver = deliver_at_once(update)
+    return parts | {
+        "tag": rounding_tag, "deliver": deliver, "collect": collect_at_once(deliver, stride),
+        "apply": nothing_kept,
+    }  # fmt: skip
+
+
 def crossing_kernels(
     learn_config: Any, environment: Any, record: Any, lockstep: bool
 ) -> dict[str, Kernel]:
     """Return the requests for `begin` and `travel` under a `[learn]` configuration. Local.
 
-    environment : `environments.base.Environment`; record : `table.Record`; lockstep : whether
-    targets wait until all lanes were looked at, and are applied in lane order.
+    environment : `environments.base.Environment`; record, lockstep : as in `crossing_parts`.
     """
-    parts = learning_parts(learn_config, environment.n_actions, record)
+    parts = crossing_parts(learn_config, environment.n_actions, record, lockstep)
     parts |= {"law_step": environment.law_step, "law_start": environment.law_start}
-    stride, update = parts["STRIDE"], parts["update"]
-    if lockstep:
-        deliver = deliver_kept(stride)
-        parts |= {"tag": lane_tag, "deliver": deliver, "collect": collect_kept(deliver, stride),
-                  "apply": apply_kept(stride, update)}  # fmt: skip
-    else:
-        deliver = deliver_at_once(update)
-        parts |= {"tag": rounding_tag, "deliver": deliver,
-                  "collect": collect_at_once(deliver, stride), "apply": nothing_kept}  # fmt: skip
     q, clock, words = np.zeros(1, record.dtype), np.zeros(1, u4), np.zeros(1, u8)
     params = environment.params
     travelling = (

@@ -19,7 +19,7 @@ from unittest import mock
 
 import numpy as np
 
-from distq_mpi.architectures import ARCHITECTURES
+from distq_mpi.architectures import architecture_of
 from distq_mpi.checkpoint import file_name
 from distq_mpi.config import Config, from_dict
 from distq_mpi.environments import explicit
@@ -142,6 +142,15 @@ def sharded() -> dict[str, dict[str, Any]]:
         "learn": {"rule": "expected_sarsa", "exploration": "softmax", "step_size": "polynomial"},
         "parallel": {"lanes": 1, "steps_per_round": 100},
     }
+    # Stepped in Python: a tuple space; no table told; an offset and two digits; truncations.
+    for id, learn in (
+        ("Blackjack-v1", {"step_size": "polynomial", "rule": "expected_sarsa"}),
+        ("tests.worlds:HiddenLake-v0", {"rule": "double_q", "dtype": "float32"}),
+        ("tests.worlds:Walk-v0", {"rule": "sarsa"}),
+    ):
+        found[f"sharded stepped {id}"] = {
+            "env": {"id": id}, "learn": learn, "parallel": {"lanes": 7, "steps_per_round": 4},
+        }  # fmt: skip
     found["sharded grid float32"] = {
         "env": {"id": "grid", "kwargs": {"rows": 9, "columns": 11, "slip": 0.2}},
         "learn": {"dtype": "float32"},
@@ -180,7 +189,7 @@ def learn(sections: dict[str, Any], transport: Transport, save: str = "", load_:
     config = transport.broadcast(config)
     exploring = config.learn.exploring_starts
     environment = share(environment, lambda: build(config.env, exploring), transport)
-    kind = ARCHITECTURES[config.parallel.architecture]
+    kind = architecture_of(config, environment)
     requests = kind.requests(config, environment) if transport.leads_node else None
     architecture = kind(config, environment, load(requests, transport), transport)
     directory = SimpleNamespace(checkpoints=Path(save)) if transport.rank == 0 else None
