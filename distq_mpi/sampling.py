@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 NO_LIMIT_STEPS = 100_000
 STEPPED_LIMIT_STEPS = 10_000
-CROSSING_LIMIT_STEPS = 10_000
-"""Longest episode of environments without a time limit; shorter where a step takes long."""
+"""Longest episode of environments without a time limit."""
 
 
 def sample(
@@ -101,7 +100,7 @@ def _crossing(
     leaves its rows; then all ranks are told. COLLECTIVE."""
     transport, blocks, n = holding.transport, holding.blocks, config.evaluate.episodes
     assert blocks is not None
-    longest = environment.max_episode_steps or CROSSING_LIMIT_STEPS
+    longest = environment.max_episode_steps or NO_LIMIT_STEPS
     control = np.array([0, config.run.seed, longest, holding.first, 0], np.uint64)
     state, returns = np.zeros((n, 3), np.int64), np.zeros(n)
     state[:, STEP] = NOT_BEGUN

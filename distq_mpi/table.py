@@ -159,8 +159,8 @@ def initialise(rows: Rows, first_row: int, kind: str, bound: float | None, seed:
     none is declared); `random`: uniform between 0 and that bound (1 where there is none or it
     is 0), a function of (seed, state, action), never of the rank.
     """
-    if kind == "optimistic":
-        rows.values[...] = bound or 0.0
+    if kind == "optimistic" and bound:  # memory is zero already, and is taken when it is written
+        rows.values[...] = bound
     if kind != "random":
         return
     width, scale = rows.record.width, bound or 1.0
