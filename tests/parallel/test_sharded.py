@@ -45,7 +45,7 @@ def test_more_ranks_than_states(n_ranks: int, tmp_path: Path) -> None:
 
 
 def test_resume_verify_and_evaluate(tmp_path: Path) -> None:
-    options = (*SHARDED, *GRID, "--parallel.lanes", "300")
+    options = (*SHARDED, *GRID, "--parallel.lanes", "300", "--evaluate.episodes", "3")
     whole = train(1, tmp_path / "whole", *options, "--stop.rounds", "60")
     train(3, tmp_path / "cut", *options, "--stop.rounds", "31")
     ended = distq(2, "resume", "cut", "--stop.rounds", "60", cwd=tmp_path)
