@@ -29,8 +29,9 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except DistqError as error:
-        if launched_rank() == 0:
-            _print_error(error)
+        if launched_rank() != 0:
+            return 0  # a launcher ends all at the first bad code: it must be the one that has printed
+        _print_error(error)
         return error.exit_code
 
 
@@ -41,7 +42,7 @@ def _print_error(error: DistqError) -> None:
 
 
 def _run_without_mpi(argv: list[str]) -> int:
-    """The first rank works; the others read the line, too, to leave with the same code. Local."""
+    """The first rank works and its code is the job's; the others leave with 0. Local."""
     first = launched_rank() == 0
     if not {"--help", "-h", "--version"}.isdisjoint(argv):
         if first:
