@@ -6,6 +6,7 @@ is closed, so the bounds are valid on it; outside it nothing is ever visited.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from distq_mpi.kernels.sweeps import (
     STATE_RISE,
     planning_kernels,
 )
-from distq_mpi.planning import Planner, Values, beyond
+from distq_mpi.planning import PART, Planner, Values, beyond
 
 if TYPE_CHECKING:
     from distq_mpi.environments.base import Environment
@@ -91,7 +92,7 @@ class Solver:
     every number of ranks, bit for bit.
 
     Attributes: `n_reachable`; after `solve`: `optimal_value`, `value_range`, `optimal_return`
-    (None where not known), and, on rank 0, `values` float64 (S,): V*, 0 where not reachable.
+    (None where not known).
     """
 
     def __init__(
@@ -105,10 +106,17 @@ class Solver:
         self.transport = transport
         self.planner = Planner(environment, kernels, transport)
         self.n_reachable: int = transport.broadcast(self.planner.n_reachable)
-        self.values: np.ndarray | None = None
+        self._optimal: np.ndarray | None = None
+        self._policy = np.full(self.planner.mask.size, -1, np.int32)
         self.optimal_value: float | None = None
         self.value_range: float | None = None
         self.optimal_return: float | None = None
+
+    @property
+    def values(self) -> np.ndarray | None:
+        """V* of this rank's `planner.rows`, float64, 0 where not reachable; None = unknown. Local.
+        """
+        return None if self._optimal is None else self._optimal[: self.planner.mask.size]
 
     def solve(self) -> None:
         """Find V*, to within 1e-12 of the value range or what float64 can give.
@@ -131,20 +139,22 @@ class Solver:
         return not self.planner.alone or self.transport.rank == 0
 
     def _solve(self) -> tuple[float | None, float | None, float | None]:
-        planner = self.planner
+        planner, policy = self.planner, None
         if self.discount < 1:
             solution = planner.optimise(self.discount)
-            policy = planner.greedy(solution.v, self.discount)
         else:
             found = planner.optimise_undiscounted()
             if found is None:
                 return None, None, None
             solution, policy = found
-        self.values = solution.v
-        return planner.expectation(solution.v), solution.range, self._return(policy)
+        self._optimal = solution.v.copy()
+        value, extent = planner.expectation(self._optimal), solution.range
+        if policy is None:
+            policy = planner.greedy(self._optimal, self.discount)
+        return value, extent, self._return(policy)
 
     def _return(self, policy: np.ndarray) -> float | None:
-        mask, _ = self.planner.reach(policy)
+        mask = self.planner.reach(policy)
         n_steps = self.environment.max_episode_steps
         if n_steps:
             v = self.planner.horizon(policy, mask, n_steps)
@@ -154,21 +164,20 @@ class Solver:
 
     def _certify(self, holding: Holding, tight: bool, exact: bool) -> Certificate | None:
         """What the planners find; the other ranks only hand out what they hold."""
-        planner, n_states = self.planner, self.environment.n_states
-        optimal, plans = self.values if exact else None, self._plans
-        n = n_states if plans else 0
-        values, policy = np.zeros(n), np.full(n, -1, np.int32)
+        planner, policy, plans = self.planner, self._policy, self._plans
+        optimal = self._optimal if exact else None
+        values = planner.scratch()
         counts = np.zeros(2, np.int64)
         for piece in holding.slices(planner.rows):
-            counts += self._read(piece, values, policy)
+            counts += self._read(piece, values.v)
         self.transport.sum_int(counts)
         non_finite, pairs = counts.tolist()
         found = np.full(7, -np.inf)
         if not non_finite:
-            planner.share(values, policy)
-            compared = values if optimal is None else optimal
+            planner.fetch(values.v)
+            compared = values.v if optimal is None else optimal
             for piece in holding.slices(planner.rows):
-                one = self._residual(piece, values, compared, policy, optimal is not None)
+                one = self._residual(piece, values.v, compared, optimal is not None)
                 np.maximum(found, one, out=found)
         if not plans:
             return None
@@ -185,33 +194,31 @@ class Solver:
         if self.discount < 1:
             certificate = self._bounded(certificate, found)
             masses = float(found[POLICY_MASS]), -float(found[POLICY_LEAST])
-            v = self._policy_values(values, policy, masses, tight, optimal is not None)
-            certificate = self._compared(certificate, v, optimal)
+            self._evaluate(values, masses, tight, optimal is not None)
+            certificate = self._compared(certificate, values.v, optimal)
         else:
             certificate = self._compared_undiscounted(certificate, policy, optimal)
         return replace(certificate, policy_return=self._return(policy)) if tight else certificate
 
-    def _read(self, piece: Slice, values: np.ndarray, policy: np.ndarray) -> np.ndarray:
-        """Write value and greedy action of a slice's states; return how many values are not finite
+    def _read(self, piece: Slice, v: np.ndarray) -> np.ndarray:
+        """Note value and greedy action of a slice's states; return how many values are not finite
         and how many pairs were never learned from. Local."""
-        mask, found = self.planner.mask, np.zeros(1)
+        planner, found = self.planner, np.zeros(1)
         control = np.array([piece.stride, piece.start, piece.stop, 0], np.int64)
-        self.planner.call("greedy", piece.q, values, policy, mask, control, found)
-        inside = mask[piece.start : piece.stop].view(np.bool_)
+        planner.call(
+            "greedy", piece.q, v, self._policy, planner.mask, planner.where, control, found
+        )
+        rows = slice(piece.start - planner.first, piece.stop - planner.first)
+        inside = planner.mask[rows].view(np.bool_)
         return np.array([found[0], np.count_nonzero(piece.visited[inside] == 0)], np.int64)
 
     def _residual(
-        self,
-        piece: Slice,
-        values: np.ndarray,
-        compared: np.ndarray,
-        policy: np.ndarray,
-        known: bool,
+        self, piece: Slice, v: np.ndarray, compared: np.ndarray, known: bool
     ) -> np.ndarray:
         """What the kernel `residual` finds in a slice. Local."""
-        found = np.zeros(7)
-        self.planner.call(
-            "residual", piece.q, values, compared, policy, self.planner.mask,
+        planner, found = self.planner, np.zeros(7)
+        planner.call(
+            "residual", piece.q, v, compared, self._policy, planner.mask, planner.where,
             np.array([piece.stride, piece.start, piece.stop, known], np.int64),
             np.array([self.discount, 0.0, 1.0, 0.0]), self.environment.params, found,
         )  # fmt: skip
@@ -231,21 +238,14 @@ class Solver:
             policy_loss_bound=max(0.0, above + below),
         )
 
-    def _policy_values(
-        self,
-        start: np.ndarray,
-        policy: np.ndarray,
-        masses: tuple[float, float],
-        tight: bool,
-        known: bool,
-    ) -> np.ndarray:
-        """A lower bound on the policy's values, close to them.
+    def _evaluate(
+        self, values: Values, masses: tuple[float, float], tight: bool, known: bool
+    ) -> None:
+        """Bring `values` to a lower bound on the policy's values, close to them.
 
         It starts from the table's own values, never from an earlier call's: a certificate, and so
         the end of a run, must be a function of the table alone.
         """
-        values = Values(self.environment.n_states, self.planner.mask)
-        values.v[:] = start
 
         def enough(width: float) -> float:
             scale = self.value_range if known and self.value_range else values.range
@@ -255,8 +255,7 @@ class Solver:
             loss = self.optimal_value - self.planner.expectation(values.v)
             return max(limit, LOOSE_SHARE * (loss - width))
 
-        self.planner.evaluate(values, policy, masses, self.discount, enough)
-        return values.v
+        self.planner.evaluate(values, self._policy, masses, self.discount, enough)
 
     def _compared(
         self, certificate: Certificate, v: np.ndarray, optimal: np.ndarray | None
@@ -264,11 +263,23 @@ class Solver:
         certificate = self._compared_at_start(certificate, v, optimal)
         if optimal is None:
             return certificate
-        inside = self.planner.mask.view(np.bool_)
-        losses = np.maximum(optimal[inside] - v[inside], 0.0)
+        planner = self.planner
+        largest = np.zeros(1)
+        for losses in self._losses(v, optimal):
+            largest[0] = max(largest[0], losses.max())
+        planner.most_of(largest)
+        loss = float(largest[0])
+        total = planner.total(self._losses(v, optimal), loss, planner.n_reachable)
         return replace(
-            certificate, policy_loss=float(losses.max()), policy_loss_mean=float(losses.mean())
+            certificate, policy_loss=loss, policy_loss_mean=total / planner.n_reachable
         )
+
+    def _losses(self, v: np.ndarray, optimal: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield optimal - v of own rows, part by part; 0 where that is less, or not reachable."""
+        mask = self.planner.mask
+        for k in range(0, mask.size, PART):
+            rows = slice(k, min(k + PART, mask.size))
+            yield np.maximum(optimal[rows] - v[rows], 0.0) * mask[rows]
 
     def _compared_at_start(
         self, certificate: Certificate, v: np.ndarray, optimal: np.ndarray | None
@@ -289,5 +300,5 @@ class Solver:
         v = self.planner.undiscounted(policy, self.planner.mask)
         if v is not None:
             return self._compared(certificate, v, optimal)
-        v = self.planner.undiscounted(policy, self.planner.reach(policy)[0])
+        v = self.planner.undiscounted(policy, self.planner.reach(policy))
         return certificate if v is None else self._compared_at_start(certificate, v, optimal)

@@ -1,13 +1,16 @@
 """Exact values by Bellman sweeps, in parallel, with the same bits on any number of ranks.
 
 The states are cut into blocks by the environment alone; a sweep is Gauss-Seidel within a block and
-Jacobi between blocks, so it does not matter which rank sweeps which block. Small environments are
-one block: rank 0 then plans alone, and the others wait for what it tells them.
+Jacobi between blocks, so it does not matter which rank sweeps which block. A rank keeps its own
+rows and, behind them, its halo: the states of others that its own lead to, whose values it fetches
+after every sweep. Small environments are one block: rank 0 then plans alone, and the others wait
+for what it tells them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,20 +18,27 @@ import numpy as np
 from distq_mpi.kernels.sweeps import (
     CHANGED,
     FALL,
+    FIRST_START,
     GAUSS_SEIDEL,
     JACOBI,
+    LAST_START,
     LEAST_MASS,
+    MOST_CHANCE,
     MOST_MASS,
-    N_FOUND,
+    N_MET,
+    N_OUT,
+    N_STACK,
+    N_STARTS,
     REWARDED,
     RISE,
+    SETTLED,
     UNSETTLED,
 )
 from distq_mpi.partition import Partition
 
 if TYPE_CHECKING:
     from distq_mpi.environments.base import Environment
-    from distq_mpi.transport import Transport
+    from distq_mpi.transport import Neighbours, Transport
 
 BLOCK_TRANSITIONS = 2_000_000
 """Transitions that are worth a message per sweep: about 5 ms of work."""
@@ -46,6 +56,23 @@ TIES = 1e-12
 NEAR_ONE = (1 - 1e-5, 1 - 1e-6, 1 - 1e-7)
 OPTIMAL = 1e-9
 """Residual of an undiscounted policy, as a share of the largest value, that counts as none."""
+PART = 65_536
+"""Numbers taken at a time where all rows or start states are gone over, and states of others that
+are met before their owners are told."""
+
+
+def logical_blocks(n_states: int, n_transitions: int) -> Partition:
+    """Return the blocks that sweeps see, cut by the environment alone."""
+    n_blocks = min(max(1, n_transitions // BLOCK_TRANSITIONS), MAX_BLOCKS, n_states)
+    return Partition.balanced(n_states, n_blocks)
+
+
+def planner_rows(n_states: int, n_transitions: int, n_ranks: int) -> Partition:
+    """Return the rows that each rank plans: whole blocks; none where there are too few."""
+    blocks = logical_blocks(n_states, n_transitions).starts
+    n_solvers = min(blocks.size - 1, n_ranks)
+    borders = blocks[Partition.balanced(blocks.size - 1, n_solvers).starts]
+    return Partition(np.append(borders, np.full(n_ranks - n_solvers, n_states)))
 
 
 def beyond(change: float, mass: float, discount: float) -> float:
@@ -68,87 +95,196 @@ def offsets(
 
 
 class Values:
-    """Values of all states, float64 (S,), swept between two arrays; 0 outside the mask."""
+    """Values of own rows and halo, float64 (n_own + n_halo,), swept between two arrays; 0 outside
+    the mask.
 
-    def __init__(self, n_states: int, mask: np.ndarray) -> None:
-        self.v, self.other = np.zeros(n_states), np.zeros(n_states)
-        self.mask, self._inside = mask, mask.view(np.bool_)
+    most_of : makes an array of float64 the elementwise largest of all planners, in place.
+    """
+
+    def __init__(self, n_own: int, n_halo: int, most_of: Callable[[np.ndarray], None]) -> None:
+        self.v, self.other = np.zeros(n_own + n_halo), np.zeros(n_own + n_halo)
+        self.mask = np.zeros(n_own, np.uint8)
+        self._most_of = most_of
+
+    def begin(self, mask: np.ndarray, v: np.ndarray | float = 0.0) -> Values:
+        """Take a mask and values, 0 outside it; v : with halo; may be this one's own. Local."""
+        self.v[:] = v
+        self.other[:] = 0.0
+        self.mask = mask
+        return self
 
     def shift(self, amount: float) -> None:
-        """Add the same amount to every state's value."""
-        np.add(self.v, amount, out=self.v, where=self._inside)
+        """Add the same amount to every state's value, where all of the halo is in masks. Local."""
+        n_own = self.mask.size
+        np.add(self.v[:n_own], amount, out=self.v[:n_own], where=self.mask.view(np.bool_))
+        self.v[n_own:] += amount
+
+    def extent(self) -> tuple[float, float]:
+        """Largest minus smallest value, and largest absolute value. COLLECTIVE."""
+        own, found = self.v[: self.mask.size], np.full(2, -np.inf)
+        inside = self.mask.view(np.bool_)
+        found[0] = np.max(own, initial=-np.inf, where=inside)
+        found[1] = -np.min(own, initial=np.inf, where=inside)
+        self._most_of(found)
+        top, bottom = float(found[0]), -float(found[1])
+        return (top - bottom, max(abs(top), abs(bottom))) if top >= bottom else (0.0, 0.0)
 
     @property
     def range(self) -> float:
-        """Largest minus smallest value."""
-        inside = self.v[self._inside]
-        return float(inside.max() - inside.min()) if inside.size else 0.0
+        """Largest minus smallest value. COLLECTIVE."""
+        return self.extent()[0]
 
     @property
     def size(self) -> float:
-        """Largest absolute value."""
-        return float(np.abs(self.v).max(initial=0.0))
+        """Largest absolute value. COLLECTIVE."""
+        return self.extent()[1]
 
 
 class Planner:
     """Reachable states, optimal and policy values of one environment.
 
     Constructing it and every public method are COLLECTIVE over the `planners` (all ranks, or rank
-    0 alone where `alone`).
+    0 alone where `alone`; the others then have no rows and nothing to call). A method's policy is
+    int32 (n_own,), None for every action; what it returns of rows is scratch that the next method
+    may overwrite, but for policies.
 
-    Attributes: `mask` uint8 (S,), the states that can be met under any policy; `n_reachable`;
-    `most`, `least`, bounds on the probability of going on; `every`, the policy (int32 (S,)) of all
-    actions; `first`, `last`, this rank's rows.
+    Attributes: `rows`, who plans what; `first`, `last`, this rank's rows, n_own in all; `halo`
+    int64 (n_halo,), ascending, the states of others that reachable own ones lead to; `mask` uint8
+    (n_own,), the states that can be met under any policy; `n_reachable` of them on all ranks;
+    `most`, `least`, bounds on the probability of going on; `every`, the policy of all actions.
     """
+
+    every: np.ndarray | None = None
 
     def __init__(
         self, environment: Environment, kernels: dict[str, Any], transport: Transport
     ) -> None:
         self.environment, self.transport = environment, transport
         self._kernels = kernels
-        n_states = environment.n_states
-        n_blocks = min(max(1, environment.n_transitions // BLOCK_TRANSITIONS), MAX_BLOCKS, n_states)
-        blocks = Partition.balanced(n_states, n_blocks)
-        n_solvers = min(n_blocks, transport.size)
-        share = Partition.balanced(n_blocks, n_solvers)
-        borders = [blocks.starts[k] for k in share.starts]
-        borders += [n_states] * (transport.size - n_solvers)
-        self.alone = n_solvers == 1
-        self.rows = Partition(np.array(borders, np.int64))
+        n_states, n_transitions = environment.n_states, environment.n_transitions
+        self.rows = planner_rows(n_states, n_transitions, transport.size)
+        self.alone = self.rows.block(0) == (0, n_states)
         self.first, self.last = self.rows.block(transport.rank)
-        mine = share.block(transport.rank) if transport.rank < n_solvers else (n_blocks, n_blocks)
-        self._cuts = np.array(blocks.starts[mine[0] : mine[1] + 1], np.int64)
-        per_policy = max(1, environment.n_transitions // environment.n_actions)
+        starts = logical_blocks(n_states, n_transitions).starts
+        mine = (starts >= self.first) & (starts <= self.last) & (self.first < self.last)
+        self._cuts = starts[mine] - self.first
+        per_policy = max(1, n_transitions // environment.n_actions)
         self._most_sweeps = max(MOST_SWEEPS, CHECK_WORK // per_policy // 2 * 2)
-        self.every = np.full(n_states, -1, np.int32)
-        self.chances = np.zeros(environment.n_starts)
-        self.firsts = np.zeros(environment.n_starts, np.int64)
-        self.mask, found = self.reach(self.every)
-        self.most, self.least = float(found[MOST_MASS]), float(found[LEAST_MASS])
-        self.n_reachable = int(found[N_FOUND])
+        self._starts, self._chance = (0, 0), 0.0
+        self.halo = np.zeros(0, np.int64)
+        self.n_reachable = 0
+        self.most = self.least = 0.0
+        n_own = self.last - self.first
+        self._neighbours: Neighbours | None = None
+        self.where = (self.first, n_own, 63, self.halo, np.zeros(2, np.int32))
+        self.mask = np.zeros(n_own, np.uint8)
+        if not self.alone or transport.rank == 0:
+            self._discover()
+        self._values = Values(n_own, self.halo.size, self.most_of)
+
+    def _discover(self) -> None:
+        """Find reachable states, bounds on the mass, the halo and own start states."""
+        seen, control, found = self._reach(self.mask, None, np.zeros(self.mask.size, np.int64))
+        self.halo = _bits(seen)
+        self._chance = float(found[MOST_CHANCE])
+        self._starts = int(control[FIRST_START]), int(control[LAST_START])
+        self.most, self.least = float(found[MOST_MASS]), -float(found[LEAST_MASS])
+        n_met = control[N_MET : N_MET + 1].copy()
+        if not self.alone:
+            self.transport.sum_int(n_met)
+            self._neighbours = self.transport.neighbours(self.rows, self.halo)
+        self.n_reachable = int(n_met[0])
+        self.where = (self.first, self.mask.size, *_directory(self.halo, self.environment.n_states))
 
     def call(self, name: str, *arguments: Any) -> None:
         """Call one of the kernels. Local."""
         self._kernels["plan_" + name](*arguments)
 
-    def reach(self, policy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the mask of the states met under a policy, and what the kernel found."""
-        mask, found = np.zeros(self.environment.n_states, np.uint8), np.zeros(3)
-        if self.transport.rank == 0:
-            stack = np.zeros(self.environment.n_states, np.int64)
-            params = self.environment.params
-            self.call("reach", mask, stack, policy, self.chances, self.firsts, params, found)
-        self._tell(mask, found)
-        return mask, found
+    def scratch(self) -> Values:
+        """Values of 0 that the next method may overwrite. Local."""
+        return self._values.begin(self.mask)
+
+    def fetch(self, array: np.ndarray) -> None:
+        """Fill in the halo of an array of own rows and halo, float64 or uint8."""
+        if self._neighbours is not None:
+            self._neighbours.fetch(array)
+
+    def reach(self, policy: np.ndarray | None) -> np.ndarray:
+        """Return the mask of the states met under a policy."""
+        mask = np.zeros_like(self.mask)
+        self._reach(mask, policy, self._values.other[: mask.size].view(np.int64))
+        return mask
+
+    def _reach(
+        self, mask: np.ndarray, policy: np.ndarray | None, stack: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Raise a mask; return a bit per state of others met, and what the kernel was left with.
+
+        Every planner goes as far as it can in its own rows and tells the owners what it met of
+        theirs, until nobody has anything to tell.
+        """
+        n_starts = self.environment.n_starts
+        seen = np.zeros(1 if self.alone else -(-self.environment.n_states // 8), np.uint8)
+        inbox, outbox = np.zeros(0, np.int64), np.zeros(1 if self.alone else PART, np.int64)
+        control = np.array([n_starts, policy is None, 0, 0, 0, n_starts, 0], np.int64)
+        found, none = np.array([0.0, -1.0, 0.0]), np.zeros(0, np.int32)
+        while True:
+            self.call(
+                "reach", mask, stack, seen, inbox, outbox, none if policy is None else policy,
+                self.where, control, self.environment.params, found,
+            )  # fmt: skip
+            control[N_STARTS] = 0
+            left = np.array([control[N_STACK] + control[N_OUT]], np.float64)
+            self.most_of(left)
+            if left[0] == 0.0:
+                break
+            inbox = self._told(np.sort(outbox[: control[N_OUT]]))
+        self.most_of(found)
+        return seen, control, found
+
+    def _told(self, states: np.ndarray) -> np.ndarray:
+        """Tell states (int64, ascending) to their owners; return what this rank is told."""
+        places = np.searchsorted(states, self.rows.starts)
+        told = self.transport.redistribute(
+            states.view(np.uint8).reshape(-1, 8), places[:-1], np.diff(places)
+        )
+        return told.reshape(-1).view(np.int64)
 
     def expectation(self, v: np.ndarray) -> float:
-        """The mean of v over the start distribution."""
-        # One rank adds, so that no two processors can round differently; the maximum tells all.
-        told = np.full(1, -np.inf)
-        if self.transport.rank == 0:
-            told[0] = np.sum(self.chances * v[self.firsts])
-        self.most_of(told)
-        return float(told[0])
+        """The mean of v, of own rows or more, over the start distribution."""
+        own = v[: self.mask.size]
+        bound = np.array([max(own.max(initial=0.0), -own.min(initial=0.0))])
+        self.most_of(bound)
+        return self.total(self._expected(v), self._chance * bound[0], self.environment.n_starts)
+
+    def _expected(self, v: np.ndarray) -> Iterator[np.ndarray]:
+        begin, end = self._starts
+        terms = np.zeros(min(PART, max(0, end - begin)))
+        for k in range(begin, end, PART):
+            control = np.array([k, min(k + PART, end)], np.int64)
+            self.call("expected", v, self.where, control, self.environment.params, terms)
+            yield terms[: control[1] - k]
+
+    def total(self, parts: Iterable[np.ndarray], bound: float, n: int) -> float:
+        """The sum of all planners' numbers, rounded once: it does not matter who has which.
+
+        parts : float64, at most n numbers over all planners, none of them larger than `bound`.
+        """
+        if not 0.0 < bound < math.inf:
+            return float(bound)
+        # 62 bits hold the sum of the leading digits, another 62 that of what these leave.
+        _, exponent = math.frexp(bound)
+        room = n.bit_length()
+        coarse, fine = min(62 - exponent - room, 900), 63 - room
+        sums = np.zeros(2, np.int64)
+        for part in parts:
+            leading = np.rint(part * 2.0**coarse)
+            rest = part - leading * 2.0**-coarse
+            sums[0] += leading.astype(np.int64).sum()
+            sums[1] += np.rint(rest * 2.0 ** (coarse + fine)).astype(np.int64).sum()
+        if not self.alone:
+            self.transport.sum_int(sums)
+        return math.ldexp(float((int(sums[0]) << fine) + int(sums[1])), -coarse - fine)
 
     def most_of(self, found: np.ndarray) -> None:
         """Make `found` the elementwise largest of all planners, in place."""
@@ -158,15 +294,15 @@ class Planner:
     def backup(
         self,
         values: Values,
-        policy: np.ndarray,
-        greedy: np.ndarray,
+        policy: np.ndarray | None,
+        greedy: np.ndarray | None,
         discount: float,
         slack: float = 0.0,
         reward: tuple[float, float] = (1.0, 0.0),
     ) -> tuple[float, float, bool]:
         """Replace V by TV; return max(TV - V), max(V - TV) and whether `greedy` changed.
 
-        greedy : int32 (S,), this rank's rows written: per state the lowest action within `slack`
+        greedy : int32 (n_own,), written where given: per state the lowest action within `slack`
         of the best.
         reward : weight of the environment's reward, and what every step earns besides.
         """
@@ -178,8 +314,8 @@ class Planner:
     def relax(
         self,
         values: Values,
-        policy: np.ndarray,
-        greedy: np.ndarray,
+        policy: np.ndarray | None,
+        greedy: np.ndarray | None,
         discount: float,
         n_sweeps: int,
         reward: tuple[float, float] = (1.0, 0.0),
@@ -193,7 +329,7 @@ class Planner:
     ) -> None:
         """Even out TV - V by Jacobi sweeps; the last state of a Gauss-Seidel sweep has none."""
         rates = np.array([discount, 0.0, 1.0, 0.0])
-        self._sweep(values, policy, policy.copy(), JACOBI, n_sweeps, rates)
+        self._sweep(values, policy, None, JACOBI, n_sweeps, rates)
 
     def optimise(self, discount: float) -> Values:
         """Return V* for a discount below 1, within `SOLVED` or what float64 can give.
@@ -202,8 +338,7 @@ class Planner:
         check moves V to its lower bound, after which V <= TV: from there on every kind of sweep
         can only raise V, so they converge whatever the policy.
         """
-        values = Values(self.environment.n_states, self.mask)
-        policy = np.zeros(self.environment.n_states, np.int32)
+        values, policy = self.scratch(), np.zeros(self.mask.size, np.int32)
         n_sweeps = FIRST_SWEEPS
         while True:
             rise, fall, changed = self.backup(values, self.every, policy, discount)
@@ -215,7 +350,7 @@ class Planner:
             n_sweeps = FIRST_SWEEPS if changed else min(2 * n_sweeps, self._most_sweeps)
             if changed:
                 self.relax(values, self.every, policy, discount, 2)
-            self.relax(values, policy, policy, discount, n_sweeps)
+            self.relax(values, policy, None, discount, n_sweeps)
             self.smooth(values, policy, discount, n_sweeps)
 
     def optimise_undiscounted(self) -> tuple[Values, np.ndarray] | None:
@@ -232,27 +367,27 @@ class Planner:
             v = self.undiscounted(policy, self.mask)
             if v is None:
                 return None
-            values, trial = Values(self.environment.n_states, self.mask), policy.copy()
-            values.v[:] = v
-            rise, fall, _ = self.backup(values, self.every, trial, 1.0)
+            values = self._values.begin(self.mask, v)
+            rise, fall, _ = self.backup(values, self.every, None, 1.0)
             if max(rise, fall) <= OPTIMAL * values.size:
                 # What float64 hid from the policy, value iteration from below finds.
                 budget = self._budget() / self.environment.n_actions
                 while rise > 1e-14 * values.size and budget > 0:
-                    self.relax(values, self.every, trial, 1.0, FIRST_SWEEPS)
-                    rise, _, _ = self.backup(values, self.every, trial, 1.0)
+                    self.relax(values, self.every, None, 1.0, FIRST_SWEEPS)
+                    rise, _, _ = self.backup(values, self.every, None, 1.0)
                     budget -= FIRST_SWEEPS
                 return values, policy
         return None
 
     def greedy(self, v: np.ndarray, discount: float) -> np.ndarray:
-        """Return per state the lowest action that is best for v but for rounding; -1 outside."""
-        values, policy = Values(self.environment.n_states, self.mask), self.every.copy()
-        values.v[:] = v
-        slack = max(TIES * values.range, 16 * np.finfo(float).eps * values.size)
+        """Return per own row the lowest action that is best for v but for rounding; -1 outside.
+
+        v : with halo.
+        """
+        values, policy = self._values.begin(self.mask, v), np.full(self.mask.size, -1, np.int32)
+        span, size = values.extent()
+        slack = max(TIES * span, 16 * np.finfo(float).eps * size)
         self.backup(values, self.every, policy, discount, slack)
-        if not self.alone:
-            self.transport.allgather_rows(policy, self.rows)
         return policy
 
     def evaluate(
@@ -268,27 +403,29 @@ class Planner:
         masses : largest and smallest probability of going on under the policy. enough : the
         largest error that suffices, asked at every check.
         """
-        n_sweeps, greedy = FIRST_SWEEPS, policy.copy()
+        n_sweeps = FIRST_SWEEPS
         while True:
-            rise, fall, _ = self.backup(values, policy, greedy, discount)
+            rise, fall, _ = self.backup(values, policy, None, discount)
             lower, upper = offsets(rise, fall, *masses, discount)
             values.shift(lower)
             limit = max(enough(upper - lower), self._accuracy(values, discount, 0.0))
             if upper - lower <= limit:
                 return
             values.shift((upper - lower) / 2)
-            self.relax(values, policy, greedy, discount, n_sweeps)
+            self.relax(values, policy, None, discount, n_sweeps)
             self.smooth(values, policy, discount, n_sweeps)
             n_sweeps = min(2 * n_sweeps, self._most_sweeps)
 
-    def horizon(self, policy: np.ndarray, mask: np.ndarray, n_steps: int) -> np.ndarray | None:
+    def horizon(
+        self, policy: np.ndarray | None, mask: np.ndarray, n_steps: int
+    ) -> np.ndarray | None:
         """The undiscounted values of a policy over `n_steps` steps; None if that is too much work.
 
         mask : states that the policy does not leave.
         """
-        values, greedy = Values(self.environment.n_states, mask), policy.copy()
+        values = self._values.begin(mask)
         for step in range(n_steps):
-            rise, fall, _ = self.backup(values, policy, greedy, 1.0)
+            rise, fall, _ = self.backup(values, policy, None, 1.0)
             # Changes never grow from one backup to the next.
             if max(rise, fall) * (n_steps - step - 1) <= 1e-15 * values.size:
                 break
@@ -303,76 +440,91 @@ class Planner:
         max(1 + PW - W) = d < 1 the expected length is at most W / (1 - d), which makes
         a residual a bound on the error.
         """
-        settled, found = self.settle(policy, mask)
-        if found[REWARDED] > 0:
+        inside, endless, rewarded = self.settle(policy, mask)
+        if rewarded:
             return None
         # States from which nothing ends earn nothing: worth 0, like an end.
-        inside = mask & settled if found[UNSETTLED] > 0 else mask
-        steps, budget = Values(self.environment.n_states, inside), self._budget()
-        values, greedy = Values(self.environment.n_states, inside), policy.copy()
-        n_sweeps = FIRST_SWEEPS
-        while (rise := self.backup(steps, policy, greedy, 1.0, 0.0, (0.0, 1.0))[0]) >= 0.5:
+        inside = mask & inside if endless else mask
+        values, budget, n_sweeps = self._values.begin(inside), self._budget(), FIRST_SWEEPS
+        while (rise := self.backup(values, policy, None, 1.0, 0.0, (0.0, 1.0))[0]) >= 0.5:
             if budget <= 0:
                 return None
-            self.relax(steps, policy, greedy, 1.0, n_sweeps, (0.0, 1.0))
+            self.relax(values, policy, None, 1.0, n_sweeps, (0.0, 1.0))
             budget, n_sweeps = budget - n_sweeps, min(2 * n_sweeps, self._most_sweeps)
-        longest = (steps.size + 1.0) / (1.0 - max(rise, 0.0))
+        longest = (values.size + 1.0) / (1.0 - max(rise, 0.0))
         accuracy, n_sweeps = max(1e-12, 64 * np.finfo(float).eps * longest), FIRST_SWEEPS
-        while max(self.backup(values, policy, greedy, 1.0)[:2]) * longest > accuracy * values.size:
+        values.begin(inside)
+        while max(self.backup(values, policy, None, 1.0)[:2]) * longest > accuracy * values.size:
             if budget <= 0:
                 return None
-            self.relax(values, policy, greedy, 1.0, n_sweeps)
+            self.relax(values, policy, None, 1.0, n_sweeps)
             budget, n_sweeps = budget - n_sweeps, min(2 * n_sweeps, self._most_sweeps)
         return values.v
 
-    def settle(
-        self, policy: np.ndarray, mask: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return where a policy can end the episode (uint8 (S,)), and what the kernel found."""
-        settled, found = np.zeros(self.environment.n_states, np.uint8), np.zeros(2)
-        if self.transport.rank == 0:
-            self.call("settle", settled, policy, mask, self.environment.params, found)
-        self._tell(settled, found)
-        return settled, found
-
-    def share(self, *arrays: np.ndarray) -> None:
-        """Give every planner all rows of arrays (S, ...), of which each wrote its own, in place."""
-        if not self.alone:
-            for array in arrays:
-                self.transport.allgather_rows(array, self.rows)
+    def settle(self, policy: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, bool, bool]:
+        """Return where a policy can end the episode, uint8 (n_own,), and whether there are masked
+        states where it cannot, and rewards in these."""
+        settled, found = np.zeros(mask.size + self.halo.size, np.uint8), np.zeros(3)
+        while True:
+            self.call(
+                "settle", settled, policy, mask, self.where, self.environment.params, found
+            )
+            self.most_of(found)
+            if self.alone or found[SETTLED] == 0:
+                return settled[: mask.size], found[UNSETTLED] > 0, found[REWARDED] > 0
+            self.fetch(settled)
 
     def _sweep(
         self,
         values: Values,
-        policy: np.ndarray,
-        greedy: np.ndarray,
+        policy: np.ndarray | None,
+        greedy: np.ndarray | None,
         order: int,
         n_sweeps: int,
         rates: np.ndarray,
     ) -> np.ndarray:
-        found = np.zeros(3)
+        found, none = np.zeros(3), np.zeros(0, np.int32)
         at_once = n_sweeps if self.alone else 1
+        how = (order, policy is None, greedy is not None)
         for begin in range(0, n_sweeps, at_once):
-            control = np.array([begin, begin + at_once, order], np.int64)
             self.call(
-                "sweep", values.v, values.other, policy, greedy, values.mask, self._cuts, control,
-                rates, self.environment.params, found,
+                "sweep", values.v, values.other, none if policy is None else policy,
+                none if greedy is None else greedy, values.mask, self._cuts, self.where,
+                np.array([begin, begin + at_once, *how], np.int64), rates,
+                self.environment.params, found,
             )  # fmt: skip
             if at_once % 2:
                 values.v, values.other = values.other, values.v
-            if not self.alone:
-                self.transport.allgather_rows(values.v, self.rows)
+            self.fetch(values.v)
         return found
-
-    def _tell(self, *arrays: np.ndarray) -> None:
-        if not self.alone:
-            for array in arrays:
-                self.transport.broadcast_array(array)
 
     def _accuracy(self, values: Values, discount: float, tolerance: float) -> float:
         """The largest error to accept; rounding alone leaves some units in the last place."""
-        rounding = 64 * np.finfo(float).eps * values.size / (1.0 - discount * min(self.most, 1.0))
-        return max(tolerance * values.range, rounding)
+        span, size = values.extent()
+        rounding = 64 * np.finfo(float).eps * size / (1.0 - discount * min(self.most, 1.0))
+        return max(tolerance * span, rounding)
 
     def _budget(self) -> float:
         return max(1e3, WORK_LIMIT / self.environment.n_transitions * self.environment.n_actions)
+
+
+def _bits(bits: np.ndarray) -> np.ndarray:
+    """Numbers of the bits that are set, int64, ascending; bits : uint8, lowest bit first."""
+    found = [
+        np.flatnonzero(np.unpackbits(bits[k : k + PART], bitorder="little")) + 8 * k
+        for k in range(0, bits.size, PART)
+    ]
+    return np.concatenate(found)
+
+
+def _directory(halo: np.ndarray, n_states: int) -> tuple[int, np.ndarray, np.ndarray]:
+    """Return (shift, halo, directory) as `kernels.sweeps.place` takes them.
+
+    With about as many buckets as halo states, a state is found in one or two steps where they are
+    scattered; where they lie close together, by halving.
+    """
+    most = max(1, halo.size - 1)
+    shift = max(0, (n_states - 1).bit_length() - most.bit_length() + 1)
+    n_buckets = ((n_states - 1) >> shift) + 1
+    borders = np.arange(n_buckets + 1) << shift
+    return shift, halo, np.searchsorted(halo, borders).astype(np.int32)

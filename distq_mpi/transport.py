@@ -22,7 +22,7 @@ from distq_mpi.partition import Partition
 
 SHM_RESERVE = 16 << 20
 CHUNK_ELEMENTS = 1 << 20
-MAIL_TAG = 1
+MAIL_TAG, NEIGHBOURS_TAG = 1, 2
 
 
 class Mail:
@@ -84,6 +84,58 @@ class Mail:
         for requests in self._receives:
             for request in requests:
                 request.Free()
+
+
+class Neighbours:
+    """What this rank reads of the rows of others, fetched from their owners again and again.
+
+    Constructing it is COLLECTIVE.
+
+    Parameters
+    ----------
+    rows : which rank owns what.
+    wanted : int64, ascending, rows of others that this rank reads.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, rows: Partition, wanted: np.ndarray) -> None:
+        self._comm = comm
+        first, last = rows.block(comm.rank)
+        places = np.searchsorted(wanted, rows.starts)
+        counts = np.diff(places)
+        asked = np.empty_like(counts)
+        comm.Alltoall([counts, MPI.INT64_T], [asked, MPI.INT64_T])
+        begins = np.concatenate([np.zeros(1, np.int64), np.cumsum(asked)])
+        self._given = np.empty(begins[-1], np.int64)
+        comm.Alltoallv(
+            [wanted, (counts.tolist(), places[:-1].tolist()), MPI.INT64_T],
+            [self._given, (asked.tolist(), begins[:-1].tolist()), MPI.INT64_T],
+        )
+        self._given -= first
+        self._out = np.empty(self._given.size)
+        behind = places + (last - first)
+        self._sources = [
+            (p, int(behind[p]), int(behind[p + 1])) for p in range(comm.size) if counts[p]
+        ]
+        self._targets = [
+            (p, int(begins[p]), int(begins[p + 1])) for p in range(comm.size) if asked[p]
+        ]
+
+    def fetch(self, array: np.ndarray) -> None:
+        """Fill in the rows of others. COLLECTIVE, with arrays of one type, float64 or uint8.
+
+        array : this rank's rows, then those of others in the order of `wanted`; changed in place.
+        """
+        requests = [
+            self._comm.Irecv(array[begin:end], peer, NEIGHBOURS_TAG)
+            for peer, begin, end in self._sources
+        ]
+        out = self._out.view(array.dtype)[: self._given.size]
+        np.take(array, self._given, out=out, mode="clip")  # in no other mode without a copy
+        requests += [
+            self._comm.Isend(out[begin:end], peer, NEIGHBOURS_TAG)
+            for peer, begin, end in self._targets
+        ]
+        MPI.Request.Waitall(requests)
 
 
 class Transport:
@@ -329,6 +381,10 @@ class Transport:
     def mail(self, region: int, middle: int, above: int, below: int) -> Mail:
         """Return messages of up to `region` words (see `Mail`). Local; the caller closes it."""
         return Mail(self._comm, region, middle, above, below)
+
+    def neighbours(self, rows: Partition, wanted: np.ndarray) -> Neighbours:
+        """Return the way to rows of others (see `Neighbours`)."""
+        return Neighbours(self._comm, rows, wanted)
 
     def abort(self, exit_code: int) -> None:
         """End all ranks at once. Local, and does not return."""

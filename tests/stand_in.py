@@ -62,6 +62,23 @@ class Mail:
         self.words[first : first + len(message)] = message
 
 
+class Neighbours:
+    """`transport.Neighbours` through a board."""
+
+    def __init__(self, ranks: Any, rows: Any, wanted: np.ndarray) -> None:
+        self._ranks, self._starts, self._wanted = ranks, rows.starts, wanted
+        first, last = rows.block(ranks.rank)
+        self._n_own, self._owner = last - first, rows.owner(wanted)
+
+    def fetch(self, array: np.ndarray) -> None:
+        """Fill in the rows of others, behind this rank's own."""
+        everybody = self._ranks._exchange(array[: self._n_own].copy())
+        assert array.size == self._n_own + self._wanted.size
+        places = self._wanted - self._starts[self._owner]
+        for k, (owner, row) in enumerate(zip(self._owner, places, strict=True)):
+            array[self._n_own + k] = everybody[owner][row]
+
+
 class Alone:
     """The transport of a job of one rank: every collective is the identity."""
 
@@ -104,6 +121,10 @@ class Alone:
         came = self.redistribute(rows, starts, counts)
         assert len(came) == len(received) == coming.sum()
         received[...] = came
+
+    def neighbours(self, rows: Any, wanted: np.ndarray) -> Neighbours:
+        """Rows of others through the board."""
+        return Neighbours(self, rows, wanted)
 
     def mail(self, region: int, middle: int, above: int, below: int) -> Mail:
         """Messages through the board."""

@@ -1,8 +1,10 @@
 """Bellman sweeps and what surrounds them, over an environment's own `outcome` function.
 
-Free names that are parts are bound by `planning_kernels`. A mask (uint8 per state) names a set of
-states that no transition leaves but by ending; entries of other states are neither read nor
-written. Policies are int32 per state; a negative entry means every action.
+Free names that are parts are bound by `planning_kernels`. Arrays speak of the rows of one rank, and
+those that are read ahead also of its halo: states of other ranks that its own lead to. Row s is
+state first + s; `where` says how (see `place`). A mask (uint8 per row) names a set of states that
+no transition leaves but by ending; entries of other states are neither read nor written. Policies
+are int32 per row.
 """
 
 from __future__ import annotations
@@ -17,28 +19,50 @@ u8, i8, i4, f8 = np.uint64, np.int64, np.int32, np.float64
 
 # Rates of a sweep: a backup is the mean of WEIGHT x reward + BONUS + DISCOUNT x value ahead.
 DISCOUNT, SLACK, WEIGHT, BONUS = range(4)
-BEGIN, END, ORDER = range(3)
+BEGIN, END, ORDER, EVERY, KEEPS = range(5)
 JACOBI, GAUSS_SEIDEL = range(2)
 RISE, FALL, CHANGED = range(3)
-MOST_MASS, LEAST_MASS, N_FOUND = range(3)
-UNSETTLED, REWARDED = range(2)
+MOST_MASS, LEAST_MASS, MOST_CHANCE = range(3)
+N_STARTS, EVERY_ACTION, N_STACK, N_OUT, N_MET, FIRST_START, LAST_START = range(7)
+SETTLED, UNSETTLED, REWARDED = range(3)
 STRIDE, FIRST, LAST, KNOWN = range(4)
 PAIR_RISE, PAIR_FALL, DISTANCE, STATE_RISE, STATE_FALL, POLICY_MASS, POLICY_LEAST = range(7)
 
 
-def backup_of(outcomes: Any, outcome: Any) -> Any:
-    """Return backup(s, a, v, fresh, low, high, rates, params) -> float64.
+def place(t, where):
+    """Return the index of a state in arrays of own rows and, behind them, the halo.
 
-    The values ahead come from `fresh` for states in [low, high), else from `v`.
+    where : (first, n_own, shift, halo, directory): states [first, first + n_own) are own rows.
+    halo : int64, ascending, the others; those of bucket t >> shift are halo[directory[bucket]] to
+    halo[directory[bucket + 1]]. A state that is in neither has any index within the arrays.
+    """
+    first, n_own, shift, halo, directory = where
+    own = t - first
+    if 0 <= own < n_own:
+        return own
+    low, high = i8(directory[t >> shift]), i8(directory[(t >> shift) + 1])
+    while high - low > 1:
+        middle = (low + high) >> 1
+        if halo[middle] <= t:
+            low = middle
+        else:
+            high = middle
+    return n_own + min(low, halo.size - 1)
+
+
+def backup_of(outcomes: Any, outcome: Any) -> Any:
+    """Return backup(s, a, v, fresh, low, high, where, rates, params) -> float64.
+
+    s : a state. The values ahead come from `fresh` for rows in [low, high), else from `v`.
     """
 
-    def backup(s, a, v, fresh, low, high, rates, params):
+    def backup(s, a, v, fresh, low, high, where, rates, params):
         total, discount, weight, bonus = 0.0, rates[DISCOUNT], rates[WEIGHT], rates[BONUS]
         for i in range(outcomes(s, a, params)):
             probability, ahead, reward, terminated = outcome(s, a, i, params)
-            t = i8(ahead)
             value = 0.0
             if not terminated:
+                t = place(i8(ahead), where)
                 value = discount * (fresh[t] if low <= t < high else v[t])
             total += probability * (weight * reward + bonus + value)
         return total
@@ -69,52 +93,88 @@ N_ACTIONS = 4
 outcomes = outcome = start = backup = mass = _absent
 
 
-def reach(mask, stack, policy, chances, firsts, params, found):
-    """Mark the states that episodes can be in under a policy; `mask` is zero on entry.
+def reach(mask, stack, seen, inbox, outbox, policy, where, control, params, found):
+    """Mark own states that episodes can be in, until none is left to look at or `outbox` is full.
 
-    stack : int64 (S,), scratch. chances float64, firsts int64 (n_starts,): written, the start
-    distribution. found : float64 (3,), written: the largest and smallest probability of going on
-    over the pairs met, the number of states.
+    mask : uint8 (n_own,), stack : int64 (n_own,), rows marked but not looked at: kept between
+    calls. seen : uint8, one bit per state, those of others that were ever written to outbox.
+    inbox : int64, own states that others have met. outbox : int64, written: states of others.
+    control : int64 (7,): start states to look at (0 after the first call); whether every action is
+    taken, or the policy's; changed: height of the stack, states in outbox, own states met so far,
+    and the range of numbers of own start states.
+    found : float64 (3,), raised: the largest and the negated smallest probability of going on over
+    the pairs met, the largest chance of a start state.
     """
-    n, n_found, most, least = 0, 0.0, 0.0, 1.0
-    for i in range(chances.size):
-        probability, first = start(i, params)
-        chances[i], firsts[i] = probability, i8(first)
-        if probability > 0 and mask[firsts[i]] == 0:
-            mask[firsts[i]] = 1
-            stack[n] = firsts[i]
-            n += 1
-    while n > 0:
+    first, n_own = where[0], where[1]
+    n, n_out, met, full = control[N_STACK], 0, control[N_MET], False
+    most, least, chance = found[MOST_MASS], found[LEAST_MASS], found[MOST_CHANCE]
+    for i in range(control[N_STARTS]):
+        probability, state = start(i, params)
+        s = i8(state) - first
+        chance = max(chance, probability)
+        if 0 <= s < n_own and probability > 0:
+            control[FIRST_START] = min(control[FIRST_START], i)
+            control[LAST_START] = max(control[LAST_START], i + 1)
+            if mask[s] == 0:
+                mask[s] = 1
+                stack[n] = s
+                n, met = n + 1, met + 1
+    for k in range(inbox.size):
+        s = inbox[k] - first
+        if mask[s] == 0:
+            mask[s] = 1
+            stack[n] = s
+            n, met = n + 1, met + 1
+    while n > 0 and not full:
         n -= 1
         s = stack[n]
-        n_found += 1.0
         for a in range(N_ACTIONS):
-            if policy[s] >= 0 and policy[s] != a:
+            if control[EVERY_ACTION] == 0 and policy[s] != a:
                 continue
-            for i in range(outcomes(s, a, params)):
-                probability, ahead, reward, terminated = outcome(s, a, i, params)
+            for i in range(outcomes(first + s, a, params)):
+                probability, ahead, reward, terminated = outcome(first + s, a, i, params)
+                if terminated or not probability > 0:
+                    continue
+                t = i8(ahead) - first
+                if 0 <= t < n_own:
+                    if mask[t] == 0:
+                        mask[t] = 1
+                        stack[n] = t
+                        n, met = n + 1, met + 1
+                    continue
                 t = i8(ahead)
-                if probability > 0 and not terminated and mask[t] == 0:
-                    mask[t] = 1
-                    stack[n] = t
-                    n += 1
-            going_on = mass(s, a, params)
-            most, least = max(most, going_on), min(least, going_on)
-    found[MOST_MASS], found[LEAST_MASS], found[N_FOUND] = most, least, n_found
+                bit = 1 << (t & 7)
+                if seen[t >> 3] & bit == 0:
+                    if n_out == outbox.size:
+                        full = True
+                    else:
+                        seen[t >> 3] |= bit
+                        outbox[n_out] = t
+                        n_out += 1
+            going_on = mass(first + s, a, params)
+            most, least = max(most, going_on), max(least, -going_on)
+        if full:
+            stack[n] = s
+            n += 1
+    control[N_STACK], control[N_OUT], control[N_MET] = n, n_out, met
+    found[MOST_MASS], found[LEAST_MASS], found[MOST_CHANCE] = most, least, chance
 
 
-def sweep(v, new, policy, greedy, mask, cuts, control, rates, params, found):
-    """Back up the states of consecutive blocks several times, from `v` to `new` and back.
+def sweep(v, new, policy, greedy, mask, cuts, where, control, rates, params, found):
+    """Back up the rows of consecutive blocks several times, from `v` to `new` and back.
 
-    cuts : int64 (n_blocks + 1,), borders of the blocks. control : int64 (3,): numbers of the first
-    sweep and of the one after the last; JACOBI, where a backup sees the values before the sweep
-    only, or GAUSS_SEIDEL, where it sees those already written in its own block, and sweeps of even
-    number run downwards. Either way it does not matter who computes the other blocks.
-    greedy : int32 (S,), written: the best action, but a later one only if it is better than the
-    one kept so far by more than rates[SLACK].
+    v, new : of own rows and halo; that of `v` alone is read in the first sweep, and none written.
+    cuts : int64 (n_blocks + 1,), borders of the blocks as rows. control : int64 (5,): numbers of
+    the first sweep and of the one after the last; JACOBI, where a backup sees the values before the
+    sweep only, or GAUSS_SEIDEL, where it sees those already written in its own block, and sweeps of
+    even number run downwards. Either way it does not matter who computes the other blocks. Whether
+    every action is tried, or the policy's; whether `greedy` is written.
+    greedy : int32, the best action, but a later one only if it is better than the one kept so far
+    by more than rates[SLACK].
     found : float64 (3,), written, of the last sweep: largest change, largest change downwards
-    (negated smallest change), number of states whose `greedy` changed.
+    (negated smallest change), number of rows whose `greedy` changed.
     """
+    first_state, every, keeps = where[0], control[EVERY] != 0, control[KEEPS] != 0
     rise, fall, changed = -np.inf, -np.inf, 0.0
     for k in range(control[BEGIN], control[END]):
         read, write = v, new
@@ -133,69 +193,86 @@ def sweep(v, new, policy, greedy, mask, cuts, control, rates, params, found):
                         low, high = s + 1, last
                 if mask[s] == 0:
                     continue
-                begin, end = i8(policy[s]), i8(policy[s]) + 1
-                if begin < 0:
-                    begin, end = 0, N_ACTIONS
+                begin, end = 0, N_ACTIONS
+                if not every:
+                    begin, end = i8(policy[s]), i8(policy[s]) + 1
                 best, kept, action = -np.inf, -np.inf, begin
                 for a in range(begin, end):
-                    other = backup(s, a, read, write, low, high, rates, params)
+                    other = backup(
+                        first_state + s, a, read, write, low, high, where, rates, params
+                    )
                     best = max(best, other)
                     if other > kept + rates[SLACK]:
                         kept, action = other, a
                 change = best - read[s]
                 write[s] = best
                 rise, fall = max(rise, change), max(fall, -change)
-                if greedy[s] != action:
+                if keeps and greedy[s] != action:
                     greedy[s] = i4(action)
                     changed += 1.0
     found[RISE], found[FALL], found[CHANGED] = rise, fall, changed
 
 
-def settle(settled, policy, mask, params, found):
-    """Mark the states from which a policy can end the episode; `settled` is zero on entry.
+def settle(settled, policy, mask, where, params, found):
+    """Mark own rows from which a policy can end the episode, as far as `settled` tells by now.
 
-    settled : uint8 (S,), written: 1 where the end has a positive probability. found : float64
-    (2,), written: masked states left unmarked, and the rewarded outcomes met in these.
+    settled : uint8, own rows and halo, raised in own rows: 1 where the end has a positive
+    probability. found : float64 (3,), written: rows marked in this call, masked rows left
+    unmarked, and the rewarded outcomes met in these.
     """
-    n_states, changed, downwards = mask.size, True, True
+    first, n_own = where[0], where[1]
+    marked, unsettled, rewarded = 0.0, 0.0, 0.0
+    changed, downwards = True, True
     while changed:
         changed = False
-        for j in range(n_states):
-            s = n_states - 1 - j if downwards else j
+        for j in range(n_own):
+            s = n_own - 1 - j if downwards else j
             if mask[s] == 0 or settled[s] != 0:
                 continue
             action = i8(policy[s])
-            for i in range(outcomes(s, action, params)):
-                probability, ahead, reward, terminated = outcome(s, action, i, params)
-                if probability > 0 and (terminated or settled[i8(ahead)] != 0):
+            for i in range(outcomes(first + s, action, params)):
+                probability, ahead, reward, terminated = outcome(first + s, action, i, params)
+                if probability > 0 and (terminated or settled[place(i8(ahead), where)] != 0):
                     settled[s] = 1
                     changed = True
+                    marked += 1.0
                     break
         downwards = not downwards
-    unsettled, rewarded = 0.0, 0.0
-    for s in range(n_states):
+    for s in range(n_own):
         if mask[s] == 0 or settled[s] != 0:
             continue
         unsettled += 1.0
         action = i8(policy[s])
-        for i in range(outcomes(s, action, params)):
-            probability, ahead, reward, terminated = outcome(s, action, i, params)
+        for i in range(outcomes(first + s, action, params)):
+            probability, ahead, reward, terminated = outcome(first + s, action, i, params)
             rewarded += f8(probability > 0 and reward != 0)
-    found[UNSETTLED], found[REWARDED] = unsettled, rewarded
+    found[SETTLED], found[UNSETTLED], found[REWARDED] = marked, unsettled, rewarded
 
 
-def greedy(q, values, policy, mask, control, found):
+def expected(v, where, control, params, terms):
+    """Write chance times value of start states [begin, end) to `terms` (float64), 0 for others'.
+
+    control : int64 (2,): begin, end.
+    """
+    first, n_own = where[0], where[1]
+    for i in range(control[BEGIN], control[END]):
+        probability, state = start(i, params)
+        s = i8(state) - first
+        terms[i - control[BEGIN]] = probability * v[s] if 0 <= s < n_own else 0.0
+
+
+def greedy(q, values, policy, mask, where, control, found):
     """Read value and lowest greedy action of the masked states in [first, last) off a table.
 
     q : flat, float32 or float64, control[STRIDE] values per state, from state `first` on. values
-    float64, policy int32 (S,): written. control : int64 (4,): q values per state, first, last, and
+    float64, policy int32: written. control : int64 (4,): q values per state, first, last, and
     one not used here. found : float64 (1,), written: values of q that are not finite.
     """
-    non_finite, stride, first = 0.0, control[STRIDE], control[FIRST]
-    for s in range(first, control[LAST]):
+    non_finite, stride, origin = 0.0, control[STRIDE], control[FIRST] - where[0]
+    for s in range(origin, control[LAST] - where[0]):
         if mask[s] == 0:
             continue
-        row = (s - first) * stride
+        row = (s - origin) * stride
         best, action = f8(q[row]), 0
         for a in range(N_ACTIONS):
             value = f8(q[row + a])
@@ -206,35 +283,35 @@ def greedy(q, values, policy, mask, control, found):
     found[0] = non_finite
 
 
-def residual(q, values, optimal, policy, mask, control, rates, params, found):
+def residual(q, values, optimal, policy, mask, where, control, rates, params, found):
     """Measure a table against one backup of itself, in the masked states of [first, last).
 
-    q : as in `greedy`. values, policy : what `greedy` read off it. optimal : float64 (S,), V*, read
-    if control[KNOWN].
+    q : as in `greedy`. values, policy : what `greedy` read off it; values and optimal with halo.
+    optimal : float64, V*, read if control[KNOWN].
     control : int64 (4,): q values per state, first, last, whether V* is known.
     found : float64 (7,), written: the largest of TQ - Q, of Q - TQ, and of |Q - Q*| over pairs
     (-inf if V* is unknown), of TV - V and of V - T_policy V over states, where V = max Q; the
     largest, and the negated smallest, probability of going on under the policy.
     """
-    stride, first = control[STRIDE], control[FIRST]
+    stride, first, origin = control[STRIDE], where[0], control[FIRST] - where[0]
     pair_rise, pair_fall, distance = -np.inf, -np.inf, -np.inf
     state_rise, state_fall, most, least = -np.inf, -np.inf, -np.inf, -np.inf
-    for s in range(first, control[LAST]):
+    for s in range(origin, control[LAST] - first):
         if mask[s] == 0:
             continue
-        row, best = (s - first) * stride, -np.inf
+        row, best = (s - origin) * stride, -np.inf
         for a in range(N_ACTIONS):
-            target = backup(s, a, values, values, 0, 0, rates, params)
+            target = backup(first + s, a, values, values, 0, 0, where, rates, params)
             difference = target - f8(q[row + a])
             pair_rise, pair_fall = max(pair_rise, difference), max(pair_fall, -difference)
             best = max(best, target)
             if a == policy[s]:
                 state_fall = max(state_fall, values[s] - target)
             if control[KNOWN]:
-                exact = backup(s, a, optimal, optimal, 0, 0, rates, params)
+                exact = backup(first + s, a, optimal, optimal, 0, 0, where, rates, params)
                 distance = max(distance, abs(exact - f8(q[row + a])))
         state_rise = max(state_rise, best - values[s])
-        going_on = mass(s, i8(policy[s]), params)
+        going_on = mass(first + s, i8(policy[s]), params)
         most, least = max(most, going_on), max(least, -going_on)
     found[PAIR_RISE], found[PAIR_FALL], found[DISTANCE] = pair_rise, pair_fall, distance
     found[STATE_RISE], found[STATE_FALL] = state_rise, state_fall
@@ -257,15 +334,21 @@ def planning_kernels(environment: Any, q_dtype: Any) -> dict[str, Kernel]:
     }
     params, q = environment.params, np.zeros(1, q_dtype)
     v, mask, policy = np.zeros(1), np.zeros(1, np.uint8), np.zeros(1, i4)
-    control, rates, found = np.zeros(4, i8), np.zeros(4), np.zeros(7)
+    control, rates, found = np.zeros(7, i8), np.zeros(4), np.zeros(7)
+    where = (0, 0, 0, control, policy)
     return {
-        "plan_reach": Kernel(reach, parts, (mask, control, policy, v, control, params, found)),
+        "plan_reach": Kernel(
+            reach, parts,
+            (mask, control, mask, control, control, policy, where, control, params, found),
+        ),
         "plan_sweep": Kernel(
-            sweep, parts, (v, v, policy, policy, mask, control, control, rates, params, found)
+            sweep, parts,
+            (v, v, policy, policy, mask, control, where, control, rates, params, found),
         ),
-        "plan_settle": Kernel(settle, parts, (mask, policy, mask, params, found)),
-        "plan_greedy": Kernel(greedy, parts, (q, v, policy, mask, control, found)),
+        "plan_settle": Kernel(settle, parts, (mask, policy, mask, where, params, found)),
+        "plan_expected": Kernel(expected, parts, (v, where, control, params, v)),
+        "plan_greedy": Kernel(greedy, parts, (q, v, policy, mask, where, control, found)),
         "plan_residual": Kernel(
-            residual, parts, (q, v, v, policy, mask, control, rates, params, found)
+            residual, parts, (q, v, v, policy, mask, where, control, rates, params, found)
         ),
-    }
+    }  # fmt: skip

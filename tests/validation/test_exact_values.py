@@ -83,7 +83,8 @@ def test_v10_taxi_returns() -> None:
     policy = planner.greedy(solver.values, 0.99)
     returns = planner.horizon(policy, planner.mask, 200)
     assert returns is not None
-    returns = returns[planner.firsts]
+    law = solver.environment
+    returns = returns[[law.start(i, law.params)[1] for i in range(law.n_starts)]]
     assert returns.size == 300
     assert returns.std() == pytest.approx(2.5894, abs=5e-5)
     assert (returns.min(), returns.max()) == (3.0, 15.0)
