@@ -136,8 +136,8 @@ def settle(
         raise ConfigError("\n".join(mistakes))
     pessimistic = (
         config.learn.initial == "zeros"
-        and environment.kind == "explicit"
-        and float(environment.params[2].min()) >= 0
+        and environment.least_reward is not None
+        and environment.least_reward >= 0
     )
     FUSIONS[config.parallel.fusion].check(environment.deterministic, pessimistic, config)
     check_memory(config, environment.n_states, environment.n_actions, size, per_host)

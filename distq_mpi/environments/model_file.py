@@ -69,13 +69,17 @@ def write_model(path: str | os.PathLike[str], environment: Environment) -> None:
     path = os.fspath(path)
     if environment.kind != "explicit":
         raise ModelError(f"{environment.id} is a {environment.kind}, not a table of transitions")
+    if environment.rows is not None:
+        raise ModelError(f"{environment.id} is cut, and its rows {environment.rows} are no model")
     if not path.endswith(SUFFIXES):
         raise ModelError(f"{path}: the name of a model must end in {', '.join(SUFFIXES)}")
     indptr, alias, reward, probability, start_state, _, start_probability, shape = (
         environment.params
     )
-    code, start = alias[1::2], np.zeros(environment.n_states)
-    start[start_state] = start_probability
+    code, start = alias[1::2], np.full(environment.n_states, start_probability[0])
+    if start_state.size:
+        start[:] = 0.0
+        start[start_state] = start_probability
     arrays = {
         "n_states": shape[0],
         "n_actions": shape[1],
