@@ -37,15 +37,11 @@ def law_start_single(bits, params):  # type: ignore[no-untyped-def]
 
 
 def start(i, params):  # type: ignore[no-untyped-def]
-    """Return start state i: (probability, state)."""
+    """Return start state i: (probability, state); where all states are alike it is state i."""
     indptr, alias, reward, probability, start_state, start_alias, start_probability, shape = params
+    if start_state.size == 0:
+        return start_probability[0], i8(i)
     return start_probability[i], i8(start_state[i])
-
-
-def start_uniform(i, params):  # type: ignore[no-untyped-def]
-    """Return start state i, which is state i: (probability, state)."""
-    indptr, alias, reward, probability, start_state, start_alias, start_probability, shape = params
-    return start_probability[0], i
 
 
 @dataclass(frozen=True)
@@ -89,9 +85,8 @@ class Starts:
 
 def start_functions(n_starts: int, n_listed: int) -> dict[str, Any]:
     """`law_start` and `start` of a model whose params list `n_listed` of its start states."""
-    if not n_listed:
-        return {"law_start": law_start_uniform, "start": start_uniform}
-    return {"law_start": law_start if n_starts > 1 else law_start_single, "start": start}
+    drawn = law_start if n_starts > 1 else law_start_single
+    return {"law_start": drawn if n_listed else law_start_uniform, "start": start}
 
 
 def uniform(n_states: int, probability: float | None = None) -> Starts:
