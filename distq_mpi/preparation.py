@@ -78,13 +78,18 @@ class Settled:
     keep: bool = True
 
 
-def build(env: EnvConfig, exploring: bool = False, given: Any = None) -> Environment:
+def build(
+    env: EnvConfig, exploring: bool = False, given: Any = None, held_below: int | None = None
+) -> Environment:
     """Make the environment of an `[env]` configuration, under its time limit. Local.
 
-    exploring : `learn.exploring_starts`. given : an object in place of `env.id`.
+    exploring : `learn.exploring_starts`. given : an object in place of `env.id`. held_below : see
+    `environments.make`.
     """
     environment = (
-        environments.make(env) if given is None else environments.from_object(given, env)
+        environments.make(env, held_below)
+        if given is None
+        else environments.from_object(given, env)
     )
     if env.max_episode_steps:
         text = f"{environment.model_id} limit {env.max_episode_steps}"
@@ -181,6 +186,8 @@ def prepare(
     config, exact, path, kept, from_ranks = transport.broadcast(told)
     make = functools.partial(build, config.env, config.learn.exploring_starts, given)
     environment = share(settled.environment if settled else None, make, transport)
+    if settled is not None:
+        settled.environment = environment  # else it would keep a model whole that was cut
     with transport.same_outcome():
         requests = _requests(config, environment, exact) if transport.leads_node else None
         kernels = load(requests, transport)

@@ -199,7 +199,7 @@ def model_id(
 
 def environment_of(
     written: Written,
-    rows: Packed,
+    held: Packed,
     starts: Starts,
     facts: Facts,
     model_id: str,
@@ -209,11 +209,11 @@ def environment_of(
 ) -> Environment:
     """Put an explicit model together. Local.
 
-    rows : all of them, or none where `more` has the `source` of those that nobody holds. verb :
-    how it came to be. more : further fields of the environment.
+    held : all rows, or none where `more` has the `source` of those that nobody holds. verb : how it
+    came to be. more : further fields of the environment.
     """
     n_states, n_actions = written.n_states, written.n_actions
-    params = (*rows, *starts.arrays, np.array([n_states, n_actions, 0], i8))
+    params = (*held, *starts.arrays, np.array([n_states, n_actions, 0], i8))
     return Environment(
         id=written.id,
         kind="explicit",

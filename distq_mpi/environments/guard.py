@@ -69,7 +69,7 @@ def refuse_noted(
     Raises
     ------
     ModelError
-        Naming state, action, what is wrong there, and the lane that met it.
+        Naming state, action, what is wrong there, the lane and the rank that met it.
     """
     if environment.trusted:
         return
@@ -79,7 +79,9 @@ def refuse_noted(
         if kind != FINE:
             told = mistake(kind, state, action, i, float(number[0]), n_states)
             lane = _lane_of(bits % 2**64, seed, n_lanes, steps)
-            raise ModelError(f"{environment.id}: {told}{lane}")
+            raise ModelError(
+                f"{environment.id}: {told} (met {lane}on rank {transport.rank} of {transport.size})"
+            )
 
 
 def _lane_of(bits: int, seed: int, n_lanes: int, steps: range) -> str:
@@ -88,7 +90,7 @@ def _lane_of(bits: int, seed: int, n_lanes: int, steps: range) -> str:
         for step in steps:
             words = threefry(u8(step), lanes, u8(seed), TRANSITION)[1]
             if np.any(words == u8(bits)):
-                return f" (met by lane {int(np.argmax(words == u8(bits)))} in its step {step})"
+                return f"by lane {int(np.argmax(words == u8(bits)))} in its step {step} "
     return ""
 
 

@@ -110,8 +110,12 @@ def test_law_that_leaves_its_states_where_nobody_looked(tmp_path: Path) -> None:
     )  # fmt: skip
     assert ended.code == 2, (ended.code, ended.out, ended.err)
     assert "watched while learning" in ended.out
-    wanted = r"next_state 1099511627776 is not in 0..199999 \(met by lane \d+ in its step \d+\)"
-    assert len(re.findall(r"outcome\(state=3, action=1, i=\d+\): " + wanted, ended.err)) == 1
+    wanted = (
+        r"outcome\(state=3, action=1, i=\d+\): next_state 1099511627776 is not in 0..199999 "
+        r"\(met by lane (\d+) in its step \d+ on rank (\d+) of 3\)"
+    )
+    ((lane, rank),) = re.findall(wanted, ended.err)
+    assert int(lane) // 64 == int(rank)  # of two agents with 64 lanes each
     assert "Traceback" not in ended.err
     assert not list((tmp_path / "here" / "checkpoints").iterdir())
 
