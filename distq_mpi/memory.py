@@ -51,7 +51,7 @@ def model_bytes(environment: Environment, cuts: Cuts | None = None, per_host: in
         n_rows = (high - low) * environment.n_actions + 1
         return n_rows * ROW_BYTES + n_entries(environment, low, high) * ENTRY_BYTES
 
-    starts = sum(array.nbytes for array in arrays[4:])
+    starts = sum(array.nbytes for array in arrays[4:7])
     if cuts is None:
         return -(-(rows_bytes(0, environment.n_states) + starts) // per_host)
     return max(rows_bytes(low, high) for low, high in cuts) - (-starts // per_host)
