@@ -84,7 +84,7 @@ def samples(task: Task, learn: dict[str, Any], n_agents: int, seed: int, transpo
         architecture.commit()
         if architecture.progress.steps >= check_at:
             check_at = architecture.progress.steps * GROWTH
-            found = solver.certify(*architecture.policy_table(), architecture.visited())
+            found = solver.certify(architecture.holding)
             if getattr(found, task.target) <= SHARE * solver.value_range:
                 return float(architecture.progress.steps)
     return float("inf")

@@ -98,6 +98,10 @@ def _run_on_all_ranks(argv: list[str]) -> int:
             from distq_mpi.judging import evaluate
 
             return evaluate(command, transport)
+        if argv[:1] == ["probe"]:
+            from distq_mpi.probe import probe
+
+            return probe("--json" in argv, transport)
         from distq_mpi.trainer import run
 
         return run(command, transport)

@@ -251,8 +251,8 @@ class QLearning:
             raise ModelError(
                 f"observation: {observation!r} must be integers from 0 to {n_states - 1}"
             )
-        base = self._run.architecture.base
-        values = base.policy_values(states.reshape(-1))
+        holding = self._run.architecture.holding
+        values, _ = holding.values_of(states.reshape(-1).astype(np.int64))
         if deterministic:
             actions = values.argmax(axis=1)
         else:
@@ -263,7 +263,7 @@ class QLearning:
                 chances /= chances.sum(axis=1, keepdims=True)
                 chances = (1 - level) * chances + level / n_actions
             else:
-                seen = base.record.n_parts * (values - best).astype(np.float64)
+                seen = holding.rows.record.n_parts * (values - best).astype(np.float64)
                 chances = np.exp(seen / level)
             passed = chances.cumsum(axis=1)
             wanted = self._random.random(len(values)) * passed[:, -1]
@@ -299,8 +299,9 @@ class QLearning:
             return self._run.certify(tight=True)
 
     def table_sha256(self) -> str:
-        """SHA-256 of the table's bits: the same on any number of ranks. Local."""
-        return self._run.saver.sha256()
+        """SHA-256 of the table's bits: the same on any number of ranks. Local, but COLLECTIVE with
+        `architecture="sharded"`."""
+        return self._run.architecture.holding.sha256()
 
     def from_rank_0(self, work: Callable[[], Any]) -> Any:
         """Call `work` on rank 0, and return its result on every rank; COLLECTIVE."""
@@ -374,8 +375,16 @@ class QLearning:
 
     @property
     def q_values(self) -> np.ndarray:
-        """A copy of the values (S, A), of the table's dtype; under Double Q the mean of both."""
-        return np.array(self._run.policy_values())
+        """A copy of the values (S, A), of the table's dtype; under Double Q the mean of both.
+
+        Local; with `architecture="sharded"` COLLECTIVE, and the whole table must fit on every rank:
+        `save` writes one that does not.
+        """
+        holding = self._run.architecture.holding
+        if holding.blocks is None:
+            return np.array(holding.rows.policy_values())
+        values, _ = holding.values_of(np.arange(holding.n_states))
+        return values.astype(holding.rows.record.dtype)
 
     def _rounds(
         self,

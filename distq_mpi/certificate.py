@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distq_mpi.holding import Holding, Slice
 from distq_mpi.kernels import Kernel
 from distq_mpi.kernels.sweeps import (
     DISTANCE,
@@ -117,23 +118,13 @@ class Solver:
         told = self.transport.broadcast(self._solve() if self._plans else None)
         self.optimal_value, self.value_range, self.optimal_return = told
 
-    def certify(
-        self,
-        q: np.ndarray,
-        stride: int,
-        visited: np.ndarray | None = None,
-        tight: bool = False,
-        exact: bool = True,
-    ) -> Certificate:
+    def certify(self, holding: Holding, tight: bool = False, exact: bool = True) -> Certificate:
         """Return the certificate of a table.
 
-        q : flat float32 or float64, `stride` values per state. visited : (S, A), 0 where never
-        learned from. tight : evaluate the policy to 1e-10 of the value range, not 1e-7 (or a
-        hundredth of the loss at the start), and find its return. exact : False leaves out what
-        needs V*.
+        tight : evaluate the policy to 1e-10 of the value range, not 1e-7 (or a hundredth of the
+        loss at the start), and find its return. exact : False leaves out what needs V*.
         """
-        told = self._certify(q, stride, visited, tight, exact) if self._plans else None
-        return self.transport.broadcast(told)
+        return self.transport.broadcast(self._certify(holding, tight, exact))
 
     @property
     def _plans(self) -> bool:
@@ -161,42 +152,70 @@ class Solver:
             v = self.planner.undiscounted(policy, mask)
         return None if v is None else self.planner.expectation(v)
 
-    def _certify(
-        self, q: np.ndarray, stride: int, visited: np.ndarray | None, tight: bool, exact: bool
-    ) -> Certificate:
-        planner, params = self.planner, self.environment.params
-        n_states, mask = self.environment.n_states, planner.mask
-        optimal = self.values if exact else None
-        pairs = None
-        if visited is not None:
-            pairs = int(np.count_nonzero(visited[mask.view(np.bool_)] == 0))
+    def _certify(self, holding: Holding, tight: bool, exact: bool) -> Certificate | None:
+        """What the planners find; the other ranks only hand out what they hold."""
+        planner, n_states = self.planner, self.environment.n_states
+        optimal, plans = self.values if exact else None, self._plans
+        n = n_states if plans else 0
+        values, policy = np.zeros(n), np.full(n, -1, np.int32)
+        counts = np.zeros(2, np.int64)
+        for piece in holding.slices(planner.rows):
+            counts += self._read(piece, values, policy)
+        self.transport.sum_int(counts)
+        non_finite, pairs = counts.tolist()
+        found = np.full(7, -np.inf)
+        if not non_finite:
+            planner.share(values, policy)
+            compared = values if optimal is None else optimal
+            for piece in holding.slices(planner.rows):
+                one = self._residual(piece, values, compared, policy, optimal is not None)
+                np.maximum(found, one, out=found)
+        if not plans:
+            return None
         certificate = Certificate(uncertified_pairs=pairs)
         if optimal is not None:
             certificate = replace(
                 certificate, optimal_value=self.optimal_value, optimal_return=self.optimal_return
             )
-        values, policy, found = np.zeros(n_states), np.full(n_states, -1, np.int32), np.zeros(7)
-        known = optimal is not None
-        control = np.array([stride, planner.first, planner.last, known], np.int64)
-        planner.call("greedy", q, values, policy, mask, control, found)
-        if found[0] > 0:
+        if non_finite:
             return replace(certificate, kind="none")
-        rates = np.array([self.discount, 0.0, 1.0, 0.0])
-        compared = values if optimal is None else optimal
-        planner.call(
-            "residual", q, values, compared, policy, mask, control, rates, params, found
-        )
         planner.most_of(found)
         if optimal is not None:
             certificate = replace(certificate, q_error=float(found[DISTANCE]))
         if self.discount < 1:
             certificate = self._bounded(certificate, found)
             masses = float(found[POLICY_MASS]), -float(found[POLICY_LEAST])
-            v = self._policy_values(values, policy, masses, tight, known)
+            v = self._policy_values(values, policy, masses, tight, optimal is not None)
             certificate = self._compared(certificate, v, optimal)
         else:
             certificate = self._compared_undiscounted(certificate, policy, optimal)
         return replace(certificate, policy_return=self._return(policy)) if tight else certificate
+
+    def _read(self, piece: Slice, values: np.ndarray, policy: np.ndarray) -> np.ndarray:
+        """Write value and greedy action of a slice's states; return how many values are not finite
+        and how many pairs were never learned from. Local."""
+        mask, found = self.planner.mask, np.zeros(1)
+        control = np.array([piece.stride, piece.start, piece.stop, 0], np.int64)
+        self.planner.call("greedy", piece.q, values, policy, mask, control, found)
+        inside = mask[piece.start : piece.stop].view(np.bool_)
+        return np.array([found[0], np.count_nonzero(piece.visited[inside] == 0)], np.int64)
+
+    def _residual(
+        self,
+        piece: Slice,
+        values: np.ndarray,
+        compared: np.ndarray,
+        policy: np.ndarray,
+        known: bool,
+    ) -> np.ndarray:
+        """What the kernel `residual` finds in a slice. Local."""
+        found = np.zeros(7)
+        self.planner.call(
+            "residual", piece.q, values, compared, policy, self.planner.mask,
+            np.array([piece.stride, piece.start, piece.stop, known], np.int64),
+            np.array([self.discount, 0.0, 1.0, 0.0]), self.environment.params, found,
+        )  # fmt: skip
+        return found
 
     def _bounded(self, certificate: Certificate, found: np.ndarray) -> Certificate:
         """Bounds from residuals: V* <= V + rise (1 + k + ...), V_policy >= V - fall (1 + ...)."""

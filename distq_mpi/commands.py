@@ -40,6 +40,7 @@ COMMANDS = {
     "verify": Takes("one or two run directories or files", 1, 2, ("json",)),
     "upgrade": Takes("one run directory or file", options=("output",)),
     "doctor": Takes("no operand", 0, 0, ("json",)),
+    "probe": Takes("no operand", 0, 0, ("json",), mpi=True),
 }
 SWITCHES = {"dry-run", "json"}
 """Options without a value."""

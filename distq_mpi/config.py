@@ -15,6 +15,7 @@ from distq_mpi.errors import ConfigError
 
 FLOAT64_PAIRS = 1 << 22
 LANES_PER_AGENT = 64
+LANES_SHARDED = 8192
 DEFAULT_GAP = 1e-3
 DEFAULT_STEPS = 10_000_000
 EXPONENTS = {"polynomial": 0.8, "sign_change": 0.6}
@@ -88,12 +89,16 @@ class LearnConfig:
 class ParallelConfig:
     """Who learns where, and how it comes together."""
 
-    architecture: Literal["allreduce"] = "allreduce"
-    """How what was learned is exchanged."""
+    architecture: Literal["allreduce", "sharded", "auto"] = "allreduce"
+    """allreduce: a replica per rank; sharded: its own rows; auto: as memory_bytes allows."""
     agents: Count = 0
-    """Learners, the unit of fusion; 0 = one per rank; fixes the bits."""
+    """Learners, the unit of fusion; 0 = one per rank (none in sharded); fixes the bits."""
     lanes: Count = 0
-    """Environments in all; 0 = 64 per agent; fixes the bits."""
+    """Environments in all; 0 = 64 per agent; in sharded 8192, or 64 stepped in Python."""
+    reproducible: bool = True
+    """The same bits on any number of ranks; sharded: false lets lanes run free, and faster."""
+    rebalance: bool = True
+    """sharded: move the borders of blocks to even out the steps of the ranks; bits stay."""
     steps_per_round: Literal["auto"] | Positive = "auto"
     """Steps of every lane between fusions."""
     kappa: Annotated[float, Gt(0)] = 1.0
@@ -265,11 +270,37 @@ def check(config: Config) -> list[str]:
             f"parallel.lanes: {parallel.lanes} must be >= parallel.agents {parallel.agents}; "
             "every agent needs one"
         )
+    if parallel.architecture == "allreduce" and not parallel.reproducible:
+        mistakes.append(
+            "parallel.reproducible: false must be true with parallel.architecture allreduce, whose "
+            "fast path is reproducible; sharded has another"
+        )
+    if parallel.architecture == "sharded":
+        if parallel.agents:
+            mistakes.append(
+                f"parallel.agents: {parallel.agents} must be 0 with parallel.architecture sharded, "
+                "which has lanes, but no agents"
+            )
+        if parallel.fusion != "pooled":
+            mistakes.append(
+                f"parallel.fusion: {parallel.fusion} has no meaning with parallel.architecture "
+                "sharded, where every row has one owner and nothing is fused"
+            )
     return mistakes
 
 
-def resolve(config: Config, n_states: int, n_actions: int, size: int, *, solvable: bool) -> Config:
+def resolve(
+    config: Config,
+    n_states: int,
+    n_actions: int,
+    size: int,
+    *,
+    solvable: bool,
+    stepped: bool = False,
+) -> Config:
     """Replace what depends on the environment and the ranks by what it stands for. Local.
+
+    solvable : whether exact values are affordable; stepped : whether it is stepped in Python.
 
     A resolved configuration resolves to itself, on any number of ranks.
 
@@ -278,8 +309,10 @@ def resolve(config: Config, n_states: int, n_actions: int, size: int, *, solvabl
     ConfigError
         If there are fewer lanes than agents.
     """
-    agents = config.parallel.agents or size
-    lanes = config.parallel.lanes or LANES_PER_AGENT * agents
+    sharded = config.parallel.architecture == "sharded"
+    agents = 0 if sharded else config.parallel.agents or size
+    many = LANES_SHARDED if sharded and not stepped else LANES_PER_AGENT * (agents or 1)
+    lanes = config.parallel.lanes or many
     if lanes < agents:
         raise ConfigError(
             f"parallel.lanes: {lanes} lanes for {agents} agents (one per rank); "

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from distq_mpi.architectures.allreduce import memory_bytes
 from distq_mpi.config import to_toml
 from distq_mpi.fusion import FUSIONS
-from distq_mpi.memory import readable
+from distq_mpi.memory import memory_bytes, readable
+from distq_mpi.prediction import predict
 from distq_mpi.preparation import settle, warnings
 from distq_mpi.table import record_of
 
 
 def dry_run(command: Any, size: int) -> str:
-    """Return the resolved configuration and what each of `size` ranks will need. Local."""
-    config, environment, reason = settle(command.config, size, size)
-    need = memory_bytes(config, environment.n_states, environment.n_actions, size)
+    """Return the resolved configuration and what each of `size` ranks will need. Local.
+
+    Ranks that are only spoken of (`--ranks`) have a host like this one each.
+    """
+    per_host = 1 if command.ranks else size
+    config, environment, reason = settle(command.config, size, per_host)
+    shape = environment.n_states, environment.n_actions
+    need = memory_bytes(config, *shape, size)
     lines = [to_toml(config).rstrip(), "", f"# {environment.summary}"]
     lines.append(f"# exact values: {'no, ' + reason if reason else 'yes'}")
-    total = sum(need.values())
-    lines.append(
-        f"# memory: {readable(total)} per rank, {readable(total * size)} for {size} on one host"
-    )
+    total, where = sum(need.values()), f"for {size} on one host" if per_host == size else "in all"
+    lines.append(f"# memory: {readable(total)} per rank, {readable(total * size)} {where}")
     lines += [f"#   {name}: {readable(n)}" for name, n in need.items()]
-    n_pairs = environment.n_states * record_of(config.learn, environment.n_actions).width
-    sent = FUSIONS[config.parallel.fusion].sent_bytes(config, n_pairs, size)
-    lines.append(f"# a round sends {readable(sent)} of contributions per rank")
+    if config.parallel.architecture == "sharded":
+        lines += [f"# {line}" for line in predict(config, environment, size)]
+    else:
+        n_pairs = environment.n_states * record_of(config.learn, environment.n_actions).width
+        sent = FUSIONS[config.parallel.fusion].sent_bytes(config, n_pairs, size)
+        lines.append(f"# a round sends {readable(sent)} of contributions per rank")
     lines += [f"# warning: {warning}" for warning in warnings(config)]
     return "\n".join(lines)

@@ -18,13 +18,14 @@ from distq_mpi.environments.base import Environment
 from distq_mpi.environments.sharing import share
 from distq_mpi.errors import FileError
 from distq_mpi.files import plain
+from distq_mpi.holding import Holding
 from distq_mpi.kernels import Kernel
 from distq_mpi.kernels.evaluation import evaluation_kernel
 from distq_mpi.kernels.objects import load
 from distq_mpi.monitor.console import count, number, summary_lines
 from distq_mpi.operands import table_file
 from distq_mpi.preparation import build
-from distq_mpi.summary import sample
+from distq_mpi.sampling import sample
 from distq_mpi.table import Record, Rows, record_of, table_sha256
 
 if TYPE_CHECKING:
@@ -70,13 +71,14 @@ def evaluate(command: Any, transport: Transport) -> int:
         leads = transport.leads_node
         kernels = load(_requests(config, environment, exact) if leads else None, transport)
     rows = _read(found.header if found else None, record, environment.n_states, transport)
+    holding = Holding(rows, 0, None, transport)
     certificate, n_reachable = Certificate(kind="none"), None
     if exact:
         solver = Solver(environment, config.learn.discount, kernels, transport)
         solver.solve()
-        certificate = solver.certify(*rows.policy_table(), rows.visited(), tight=True)
+        certificate = solver.certify(holding, tight=True)
         n_reachable = solver.n_reachable
-    evaluation = sample(config, environment, kernels, rows.q, transport)
+    evaluation = sample(config, environment, kernels, holding)
     if found is not None:
         told = {
             **_facts(found),

@@ -7,10 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from distq_mpi.architectures.allreduce import memory_bytes
+from distq_mpi.architectures import Allreduce, Sharded
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.cutting import Cuts, can_be_cut, n_entries
 from distq_mpi.errors import ConfigError
+
+KEEPS = {
+    "allreduce": ("the whole table", "; sharded keeps a block of it"),
+    "sharded": ("its block", "; take more ranks"),
+}
+"""What every rank has of the table, and what to do where that is too much."""
 
 ROW_BYTES, ENTRY_BYTES = 8, 32
 """Of a pair and of a transition of an explicit model."""
@@ -57,16 +63,26 @@ def model_bytes(environment: Environment, cuts: Cuts | None = None, per_host: in
     return max(rows_bytes(low, high) for low, high in cuts) - (-starts // per_host)
 
 
-def check_memory(config: Any, n_states: int, n_actions: int, size: int, per_host: int) -> None:
-    """Raise ConfigError where a replica per rank does not fit `parallel.memory_bytes`. Local.
+def memory_bytes(config: Any, n_states: int, n_actions: int, size: int) -> dict[str, int]:
+    """Bytes one rank will need, part by part, under a resolved `Config` on `size` ranks. Local."""
+    architecture = Sharded if config.parallel.architecture == "sharded" else Allreduce
+    return architecture.memory_bytes(config, n_states, n_actions, size)
 
-    memory_bytes is what one rank may use; 0 stands for this host's memory over its ranks.
-    """
+
+def limit_bytes(config: Any, per_host: int) -> int:
+    """What one rank may use: `parallel.memory_bytes`, or this host's memory over its ranks."""
+    return config.parallel.memory_bytes or host_bytes() // per_host
+
+
+def check_memory(config: Any, n_states: int, n_actions: int, size: int, per_host: int) -> None:
+    """Raise ConfigError where what a rank keeps does not fit `parallel.memory_bytes`. Local."""
     need = sum(memory_bytes(config, n_states, n_actions, size).values())
-    limit = config.parallel.memory_bytes or host_bytes() // per_host
-    if need > limit:
-        raise ConfigError(
-            f"parallel.architecture: allreduce keeps the whole table on every rank and needs "
-            f"{readable(need)} per rank for {n_states} states x {n_actions} actions; "
-            f"the limit is {readable(limit)} (parallel.memory_bytes; {per_host} ranks a host)"
-        )
+    limit = limit_bytes(config, per_host)
+    if need <= limit:
+        return
+    keeps, way = KEEPS[config.parallel.architecture]
+    raise ConfigError(
+        f"parallel.architecture: {config.parallel.architecture} keeps {keeps} on every rank and "
+        f"needs {readable(need)} per rank for {n_states} states x {n_actions} actions; the limit "
+        f"is {readable(limit)} (parallel.memory_bytes; {per_host} ranks a host){way}"
+    )

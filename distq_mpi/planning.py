@@ -335,6 +335,12 @@ class Planner:
         self._tell(settled, found)
         return settled, found
 
+    def share(self, *arrays: np.ndarray) -> None:
+        """Give every planner all rows of arrays (S, ...), of which each wrote its own, in place."""
+        if not self.alone:
+            for array in arrays:
+                self.transport.allgather_rows(array, self.rows)
+
     def _sweep(
         self,
         values: Values,

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distq_mpi import __version__, checkpoint, environments
-from distq_mpi.architectures import ARCHITECTURES
+from distq_mpi.architectures import Sharded, architecture_of
 from distq_mpi.architectures.schedules import MAX_PERIOD
 from distq_mpi.certificate import requests as certificate_requests
 from distq_mpi.certificate import solvable
-from distq_mpi.config import Config, EnvConfig, resolve, to_dict, to_toml
+from distq_mpi.config import Config, EnvConfig, check, resolve, to_dict, to_toml
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.checking import check_all
 from distq_mpi.environments.sharing import share
@@ -29,7 +29,7 @@ from distq_mpi.kernels.evaluation import evaluation_kernel
 from distq_mpi.kernels.fusing import ROUND_LIMIT
 from distq_mpi.kernels.objects import LoadedKernel, load
 from distq_mpi.launcher import process_age_s
-from distq_mpi.memory import check_memory
+from distq_mpi.memory import check_memory, limit_bytes, memory_bytes, readable
 from distq_mpi.monitor import Monitor, RunDirectory
 from distq_mpi.monitor.provenance import provenance
 from distq_mpi.stopping import EXACT_TARGETS
@@ -58,6 +58,8 @@ class Prepared:
     """That directory, on rank 0 only."""
     refusals: tuple[str, ...]
     """Why newer checkpoints were not taken; known to rank 0 only."""
+    decision: str
+    """What was decided for the user, in words; known to rank 0 only."""
     started: float
 
 
@@ -76,6 +78,8 @@ class Settled:
     checkpoint: Path | None = None
     refusals: tuple[str, ...] = ()
     keep: bool = True
+    decision: str = ""
+    """What was decided for the user, in words; "" = nothing."""
 
 
 def build(
@@ -121,18 +125,21 @@ def settle(
     if not config.evaluate.exact:
         reason = "evaluate.exact is false"
     config = resolve(
-        config, environment.n_states, environment.n_actions, size, solvable=reason is None
-    )
-    mistakes = [
+        with_architecture(config, environment, size, per_host), environment.n_states,
+        environment.n_actions, size, solvable=reason is None,
+        stepped=environment.kind == "stepped",
+    )  # fmt: skip
+    mistakes = check(config) + [
         f"stop.{name}: needs exact values, but {reason}; use stop.mean_return, stop.steps or "
         "stop.wall_time_s instead"
         for name in EXACT_TARGETS
         if reason is not None and getattr(config.stop, name) is not None
     ]
-    per_agent = -(-config.parallel.lanes // config.parallel.agents)
+    sharded = config.parallel.architecture == "sharded"
+    per_agent = -(-config.parallel.lanes // (config.parallel.agents or 1))
     period = config.parallel.steps_per_round
     longest = MAX_PERIOD if period == "auto" else int(period)
-    if longest * per_agent > ROUND_LIMIT:
+    if longest * per_agent > ROUND_LIMIT and not sharded:
         mistakes.append(
             f"parallel.steps_per_round: {longest} steps of {per_agent} lanes per agent are more "
             f"than {ROUND_LIMIT} in a round"
@@ -144,14 +151,35 @@ def settle(
         and environment.least_reward is not None
         and environment.least_reward >= 0
     )
-    FUSIONS[config.parallel.fusion].check(environment.deterministic, pessimistic, config)
+    if sharded:
+        shape = environment.n_states, environment.n_actions
+        Sharded.check(config, *shape, size)
+    else:
+        FUSIONS[config.parallel.fusion].check(environment.deterministic, pessimistic, config)
     check_memory(config, environment.n_states, environment.n_actions, size, per_host)
     return config, environment, reason
 
 
+def with_architecture(
+    config: Config, environment: Environment, size: int, per_host: int
+) -> Config:
+    """Return the configuration with `parallel.architecture` auto replaced: by `sharded` where a
+    replica on every rank would not fit `parallel.memory_bytes`, else by `allreduce`. Local."""
+    if config.parallel.architecture != "auto":
+        return config
+    shape = environment.n_states, environment.n_actions
+    replicas = replace(config, parallel=replace(config.parallel, architecture="allreduce"))
+    resolved = resolve(replicas, *shape, size, solvable=False)
+    if sum(memory_bytes(resolved, *shape, size).values()) <= limit_bytes(config, per_host):
+        return replicas
+    return replace(config, parallel=replace(config.parallel, architecture="sharded"))
+
+
 def warnings(config: Config) -> list[str]:
     """What the user should know of a resolved configuration that will run all the same. Local."""
-    learn, found = config.learn, FUSIONS[config.parallel.fusion].warnings(config)
+    learn, found = config.learn, []
+    if config.parallel.architecture == "allreduce":
+        found += FUSIONS[config.parallel.fusion].warnings(config)
     if learn.step_size == "linear" and learn.discount > LINEAR_DISCOUNT:
         left = 1e6 ** (learn.discount - 1)
         found.append(
@@ -200,10 +228,11 @@ def prepare(
             directory = settled.directory or RunDirectory.create(
                 to_toml(config), config.env.id, config.run.dir, config.run.overwrite
             )
-    refusals = settled.refusals if settled else ()
+    refusals, decision = (settled.refusals, settled.decision) if settled else ((), "")
     return Prepared(
-        config, environment, kernels, exact, from_ranks, path, kept, directory, refusals, started
-    )
+        config, environment, kernels, exact, from_ranks, path, kept, directory, refusals, decision,
+        started,
+    )  # fmt: skip
 
 
 def from_command(command: Any, size: int, per_host: int) -> Settled:
@@ -228,8 +257,18 @@ def from_command(command: Any, size: int, per_host: int) -> Settled:
 
 def from_config(config: Config, keep: bool, given: Any, size: int, per_host: int) -> Settled:
     """A run from its beginning, with a run directory if `keep`. Local; `given` as in `settle`."""
-    settled = settle(config, size, per_host, given)
-    return Settled(*settled, agents_from_ranks=config.parallel.agents == 0, keep=keep)
+    settled = Settled(
+        *settle(config, size, per_host, given), agents_from_ranks=False, keep=keep
+    )
+    sharded = settled.config.parallel.architecture == "sharded"
+    settled.agents_from_ranks = config.parallel.agents == 0 and not sharded
+    if config.parallel.architecture == "auto":
+        settled.decision = (
+            f"parallel.architecture auto is {settled.config.parallel.architecture}: a replica of "
+            f"the table on every rank {'does not fit' if sharded else 'fits'} "
+            f"{readable(limit_bytes(config, per_host))} (parallel.memory_bytes)"
+        )
+    return settled
 
 
 def from_checkpoint(path: Path, config: Config, given: Any, size: int, per_host: int) -> Settled:
@@ -284,6 +323,8 @@ def watch(prepared: Prepared, transport: Transport, quiet: bool = False) -> Moni
                 _banner(prepared.config, prepared.environment, transport, prepared.exact),
                 provenance(transport.library, transport.hosts),
             )
+            if prepared.decision:
+                monitor.event("decision", prepared.decision)
             for warning in warnings(prepared.config):
                 monitor.event("warning", warning)
             for refusal in prepared.refusals:
@@ -295,7 +336,7 @@ def watch(prepared: Prepared, transport: Transport, quiet: bool = False) -> Moni
 
 def _requests(config: Config, environment: Environment, exact: bool) -> dict[str, Any]:
     record = record_of(config.learn, environment.n_actions)
-    found = ARCHITECTURES[config.parallel.architecture].requests(config, environment)
+    found = architecture_of(config, environment).requests(config, environment)
     if environment.kind != "stepped":
         found |= evaluation_kernel(config.learn, environment, record)
     if environment.kind == "law":
@@ -303,6 +344,16 @@ def _requests(config: Config, environment: Environment, exact: bool) -> dict[str
     if exact:
         found |= certificate_requests(environment, record.dtype)
     return found
+
+
+def _learners(parallel: Any) -> str:
+    if parallel.architecture == "sharded":
+        running = "lockstep" if parallel.reproducible else "free running"
+        return f"sharded, {parallel.lanes} lanes, {running}"
+    return (
+        f"{parallel.architecture}, {parallel.agents} agents, {parallel.lanes} lanes, "
+        f"{parallel.fusion}"
+    )
 
 
 def _banner(
@@ -313,7 +364,6 @@ def _banner(
     truth = "exact optimum available" if exact else "no exact optimum"
     return [
         f"distq_mpi {__version__} - {size} rank{'s' * (size > 1)} on {hosts} "
-        f"host{'s' * (hosts > 1)} - {parallel.architecture}, {parallel.agents} agents, "
-        f"{parallel.lanes} lanes, {parallel.fusion} - seed {config.run.seed}",
+        f"host{'s' * (hosts > 1)} - {_learners(parallel)} - seed {config.run.seed}",
         f"{environment.summary}; {truth}; {config.learn.dtype}",
     ]

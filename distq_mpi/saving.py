@@ -11,7 +11,6 @@ from distq_mpi import checkpoint
 from distq_mpi.architectures import Progress
 from distq_mpi.config import to_toml
 from distq_mpi.files import SLICE_ROWS
-from distq_mpi.table import table_sha256
 
 if TYPE_CHECKING:
     from distq_mpi.transport import Transport
@@ -108,16 +107,12 @@ class Saver:
         state, lanes, worlds, self.architecture.followed = transport.broadcast(told)
         for start in range(0, self.environment.n_states, SLICE_ROWS):
             stop = min(start + SLICE_ROWS, self.environment.n_states)
-            slices: Any = None
+            stored: Any = None
             with transport.same_outcome():
                 if transport.rank == 0:
-                    slices = checkpoint.read_rows(header, start, stop)
-            self.architecture.restore_rows(start, *transport.broadcast(slices))
+                    stored = checkpoint.read_rows(header, start, stop)
+            self.architecture.restore_rows(start, stop, stored)
         progress = Progress.from_json(state)
         with transport.same_outcome():
             self.architecture.restore(progress, lanes, worlds)
         self.restored_steps, self.newest, self._written_round = progress.steps, path, progress.round
-
-    def sha256(self) -> str:
-        """`table_sha256` of the committed table. Local: every rank holds all of it."""
-        return table_sha256(self.architecture.base.part_slices())

@@ -10,23 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distq_mpi.environments.guard import refuse_noted
-from distq_mpi.environments.worlds import play
 from distq_mpi.files import publish
 from distq_mpi.monitor.drawing import draw_policy
-from distq_mpi.partition import Partition
+from distq_mpi.sampling import sample
 from distq_mpi.stopping import TARGETS, Verdict
-from distq_mpi.table import record_of
 
 if TYPE_CHECKING:
-    from distq_mpi.config import Config
-    from distq_mpi.environments.base import Environment
-    from distq_mpi.kernels.objects import LoadedKernel
     from distq_mpi.trainer import Run
-    from distq_mpi.transport import Transport
 
-NO_LIMIT_STEPS = 100_000
-STEPPED_LIMIT_STEPS = 10_000
 DRAWN_CELLS = 2048
 
 
@@ -37,12 +28,13 @@ def finish(run: Run, ended: Verdict) -> int:
     if ended.status != "interrupted":  # whoever interrupts gives little time
         certificate = run.certify(tight=True)
         evaluation = sample(
-            run.config, run.environment, run.prepared.kernels, run.architecture.base.q,
-            run.transport,
-        )  # fmt: skip
-    peak = np.array([peak_bytes()], np.int64)
-    run.transport.max_int(peak)
-    reproducible = run.architecture.reproducible()
+            run.config, run.environment, run.prepared.kernels, run.architecture.holding
+        )
+    numbers = np.array([peak_bytes(), run.architecture.learned], np.int64)
+    run.transport.max_int(numbers)
+    peak, most_learned = numbers.tolist()
+    reproducible, table_sha256 = run.architecture.reproducible(), run.architecture.holding.sha256()
+    drawing = _drawing(run)
     with run.transport.same_outcome():
         if run.monitor is not None:
             if not reproducible:
@@ -51,59 +43,21 @@ def finish(run: Run, ended: Verdict) -> int:
                     "this run is not reproducible: its environments cannot be brought back to what "
                     "they had shown",
                 )
-            summary = _summary(
-                run, ended, certificate, evaluation, int(peak[0]), reproducible
-            )
+            summary = _summary(run, ended) | {
+                "reproducible": reproducible,
+                "imbalance": _imbalance(run, most_learned),
+                "peak_rss_bytes": peak,
+                "table_sha256": table_sha256,
+                "certificate": asdict(certificate) if certificate else {"kind": "none"},
+                "evaluation": evaluation,
+            }
             if ended.status in ("converged", "finished"):
                 with publish(run.monitor.directory.result) as temporary:
                     shutil.copyfile(str(run.saver.newest), temporary)
             run.monitor.finish(
-                summary, _next_commands(run, ended, run.monitor.directory.path), _drawing(run)
+                summary, _next_commands(run, ended, run.monitor.directory.path), drawing
             )
     return ended.exit_code
-
-
-def sample(
-    config: Config,
-    environment: Environment,
-    kernels: dict[str, LoadedKernel],
-    q: np.ndarray,
-    transport: Transport,
-) -> dict[str, Any] | None:
-    """Returns of `evaluate.episodes` greedy episodes, spread over the ranks; COLLECTIVE.
-
-    Every episode is a function of (seed, its number). None on ranks other than 0.
-
-    q : flat values in the layout of `table.record_of`. kernels : `evaluate` among them.
-    """
-    n_episodes = config.evaluate.episodes
-    if n_episodes == 0:
-        return None
-    episodes = Partition.balanced(n_episodes, transport.size)
-    first, stop = episodes.block(transport.rank)
-    longest = environment.max_episode_steps or NO_LIMIT_STEPS
-    returns = np.zeros(stop - first)
-    if environment.kind == "stepped":
-        rows, n_actions = q.reshape(environment.n_states, -1), environment.n_actions
-        values = rows[:, :n_actions]
-        if record_of(config.learn, n_actions).n_parts == 2:
-            values = values + rows[:, n_actions : 2 * n_actions]
-        greedy = values.argmax(axis=1).tolist()
-        longest = environment.max_episode_steps or STEPPED_LIMIT_STEPS
-        with transport.same_outcome():
-            play(environment.worlds, greedy, config.run.seed, first, returns, longest)
-    else:
-        control = np.array([first, config.run.seed, longest], np.uint64)
-        kernels["evaluate"](q, returns, environment.params, control)
-    refuse_noted(environment, transport, config.run.seed, 0, range(0))
-    gathered = transport.gather_rows(returns, episodes)
-    if gathered is None:
-        return None
-    return {
-        "mean_return": float(gathered.mean()),
-        "std_return": float(gathered.std()),
-        "episodes": n_episodes,
-    }
 
 
 def peak_bytes() -> int:
@@ -117,9 +71,14 @@ def peak_bytes() -> int:
     return peak - 1024 * (int(kilobytes["Rss"]) - int(kilobytes["Pss"]))
 
 
-def _summary(
-    run: Run, ended: Verdict, certificate: Any, evaluation: Any, peak: int, reproducible: bool
-) -> dict[str, Any]:
+def _imbalance(run: Run, most_learned: int) -> float | None:
+    """Largest number of steps that a rank learned from over the mean; None where ranks host agents,
+    not lanes."""
+    learned = run.architecture.progress.steps - run.saver.restored_steps
+    return most_learned * run.transport.size / learned if most_learned else None
+
+
+def _summary(run: Run, ended: Verdict) -> dict[str, Any]:
     progress, times, size = run.architecture.progress, run.times, run.transport.size
     busy = times.learn_s + times.exchange_s
     steps = progress.steps - run.saver.restored_steps
@@ -128,7 +87,7 @@ def _summary(
         "stop_reason": ended.reason,
         "exit_code": ended.exit_code,
         "architecture": run.config.parallel.architecture,
-        "reproducible": reproducible,
+        "reproducible": None,
         "agents_from_ranks": run.prepared.agents_from_ranks,
         "ranks_started": size,
         "ranks_finished": size,
@@ -150,10 +109,11 @@ def _summary(
         "certify_time_s": times.certify_s,
         "io_time_s": times.io_s,
         "steps_per_s": steps / busy if busy else None,
-        "peak_rss_bytes": peak,
-        "table_sha256": run.saver.sha256(),
-        "certificate": asdict(certificate) if certificate else {"kind": "none"},
-        "evaluation": evaluation,
+        "imbalance": None,
+        "peak_rss_bytes": None,
+        "table_sha256": None,
+        "certificate": None,
+        "evaluation": None,
         "recoveries": 0,
         "checkpoint": str(run.saver.newest) if run.saver.newest else None,
     }
@@ -177,9 +137,11 @@ def _next_commands(run: Run, ended: Verdict, path: Path) -> list[str]:
 
 
 def _drawing(run: Run) -> str:
+    """The policy of a small grid. COLLECTIVE."""
     environment = run.environment
     if environment.grid is None or environment.n_states > DRAWN_CELLS:
         return ""
-    greedy = run.architecture.base.policy_values().argmax(axis=1)
-    greedy[~run.architecture.visited().any(axis=1)] = -1
+    values, visited = run.architecture.holding.values_of(np.arange(environment.n_states))
+    greedy = values.argmax(axis=1)
+    greedy[~visited.any(axis=1)] = -1
     return draw_policy(greedy.tolist(), environment.grid, environment.arrows, environment.marks)

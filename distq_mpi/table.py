@@ -95,7 +95,7 @@ class Rows:
 
     def __init__(self, record: Record, n_rows: int, raw: np.ndarray | None = None) -> None:
         self.record, self.n_rows = record, n_rows
-        self.raw = _aligned(n_rows * record.row_bytes) if raw is None else raw
+        self.raw = aligned(n_rows * record.row_bytes) if raw is None else raw
         self.q: np.ndarray = self.raw.view(record.dtype)
         self.clock_words: np.ndarray = self.raw.view(np.uint32)
         width, offset = record.width, record.clock_offset
@@ -138,7 +138,7 @@ class Rows:
                 yield self.part(number)[start : start + SLICE_ROWS]
 
 
-def _aligned(size: int) -> np.ndarray:
+def aligned(size: int) -> np.ndarray:
     """Zeroed bytes: cache-line aligned; on huge pages (10 x beyond the cache) where it pays."""
     if size < HUGE_PAGE:
         buffer = np.zeros(size + 64, np.uint8)
@@ -159,8 +159,8 @@ def initialise(rows: Rows, first_row: int, kind: str, bound: float | None, seed:
     none is declared); `random`: uniform between 0 and that bound (1 where there is none or it
     is 0), a function of (seed, state, action), never of the rank.
     """
-    if kind == "optimistic":
-        rows.values[...] = bound or 0.0
+    if kind == "optimistic" and bound:  # memory is zero already, and is taken when it is written
+        rows.values[...] = bound
     if kind != "random":
         return
     width, scale = rows.record.width, bound or 1.0
@@ -181,6 +181,11 @@ def table_sha256(slices: Iterable[np.ndarray]) -> str:
     """
     whole = hashlib.sha256()
     for values in slices:
-        data = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
-        whole.update(hashlib.sha256(data.tobytes()).digest())
+        whole.update(slice_sha256(values))
     return whole.hexdigest()
+
+
+def slice_sha256(values: np.ndarray) -> bytes:
+    """SHA-256 of one slice (n, A), little endian, 32 bytes. Local."""
+    data = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+    return hashlib.sha256(data.tobytes()).digest()

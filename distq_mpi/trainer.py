@@ -8,9 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from distq_mpi.architectures import ARCHITECTURES, Agreement
+from distq_mpi.architectures import Agreement, architecture_of
 from distq_mpi.certificate import Certificate, Solver
 from distq_mpi.config import StopConfig
 from distq_mpi.environments.guard import refuse_noted
@@ -52,7 +50,7 @@ class Run:
         self.times = Times()
         self.times.started = prepared.started
         with self._agreed():  # a user's environments may break when they are made
-            self.architecture = ARCHITECTURES[self.config.parallel.architecture](
+            self.architecture = architecture_of(self.config, self.environment)(
                 self.config, self.environment, prepared.kernels, transport
             )
         self.saver = Saver(
@@ -109,10 +107,6 @@ class Run:
         certificate = self._certify_if_due()
         return verdict(self.config.stop, self.architecture.progress, None, certificate)
 
-    def policy_values(self) -> np.ndarray:
-        """Committed values (S, A) that the policy is greedy on; maybe a view. Local."""
-        return self.architecture.base.policy_values()
-
     def step(self) -> Verdict | None:
         """One round, from LEARN to TELL. COLLECTIVE. Returns the verdict that ends the run."""
         agreement = self._learn_and_agree()
@@ -155,23 +149,21 @@ class Run:
         if self.solver is None:
             return None
         begin = time.perf_counter()
-        certificate = self.solver.certify(
-            *self.architecture.policy_table(), self.architecture.visited(), tight=tight
-        )
+        certificate = self.solver.certify(self.architecture.holding, tight=tight)
         self.times.certify_s += time.perf_counter() - begin
         return certificate
 
     def _learn_and_agree(self) -> Agreement:
         wishes = self._wishes()  # taken once: asking forgets them, and a round may be run again
         while True:
-            begin = time.perf_counter()
+            begin, within = time.perf_counter(), self.architecture.exchange_time_s
             with self._agreed():
                 self.architecture.learn()
             self._refuse_mistakes()
-            middle = time.perf_counter()
+            middle, within = time.perf_counter(), self.architecture.exchange_time_s - within
             agreement = self.architecture.exchange(wishes)
-            self.times.learn_s += middle - begin
-            self.times.exchange_s += time.perf_counter() - middle
+            self.times.learn_s += middle - begin - within
+            self.times.exchange_s += time.perf_counter() - middle + within
             if agreement is not None:
                 return agreement
             self.architecture.rollback()
@@ -240,9 +232,9 @@ class Run:
         if wasted and (busy > 1.0 or ended is not None):
             self._tell_once(
                 "too_small",
-                f"{100 * times.exchange_s / busy:.0f} % of the time goes into fusion: "
-                f"{self.environment.n_states} states are too few for {self.transport.size} ranks "
-                "to profit",
+                f"{100 * times.exchange_s / busy:.0f} % of the time goes into "
+                f"{self.architecture.exchanges}: {self.environment.n_states} states are too few "
+                f"for {self.transport.size} ranks to profit",
             )
 
     def _tell_once(self, kind: str, message: str) -> None:

@@ -23,6 +23,68 @@ from distq_mpi.partition import Partition
 SHM_RESERVE = 16 << 20
 CHUNK_ELEMENTS = 1 << 20
 MESSAGE_BYTES = 64 << 20
+MAIL_TAG = 1
+
+
+class Mail:
+    """One message to and from every peer, again and again, through memory of its own.
+
+    A region of `region` words is written outwards from its word `middle`: items of `above` words
+    from there on, items of `below` words before it, and before these a head of one word. What came
+    lies at the beginning of its region, head first.
+
+    Attributes: `words`, uint64: P regions for what goes to each rank, then twice P for what came,
+    which take turns, so that the next messages have their place before anybody works on the last;
+    memory is touched only as far as messages reach. `counts`, uint64 (2 P,): items above to each
+    rank, items below to each. `inbox`: first word of what came last. `sent_bytes`, handed to peers.
+    """
+
+    def __init__(
+        self, comm: MPI.Intracomm, region: int, middle: int, above: int, below: int
+    ) -> None:
+        self._comm, self._region, self._middle = comm, region, middle
+        self._above, self._below, self.sent_bytes, self._turn = above, below, 0, 0
+        size = comm.size
+        self.words = np.zeros(3 * size * region, np.uint64)
+        self.counts = np.zeros(2 * size, np.uint64)
+        self._peers = [(comm.rank + d) % size for d in range(1, size)]
+        self._receives = [
+            [
+                comm.Recv_init(
+                    [self.words[(turn * size + p) * region :][:region], MPI.UINT64_T], p, MAIL_TAG
+                )
+                for p in self._peers
+            ]
+            for turn in (1, 2)
+        ]
+
+    @property
+    def inbox(self) -> int:
+        """First word of what came last."""
+        return (1 + self._turn) * self._comm.size * self._region
+
+    def expect(self) -> None:
+        """Give the next messages their place, beside those that are being read. Local."""
+        MPI.Prequest.Startall(self._receives[1 - self._turn])
+
+    def exchange(self) -> None:
+        """Send what stands in the regions of peers; `inbox` holds what came. COLLECTIVE."""
+        sends, counts = [], self.counts.tolist()
+        size = self._comm.size
+        for peer in self._peers:
+            begin = peer * self._region + self._middle - self._below * counts[size + peer] - 1
+            n = 1 + self._below * counts[size + peer] + self._above * counts[peer]
+            self.sent_bytes += 8 * n
+            message = [self.words[begin : begin + n], MPI.UINT64_T]
+            sends.append(self._comm.Isend(message, peer, MAIL_TAG))
+        self._turn = 1 - self._turn
+        MPI.Request.Waitall([*self._receives[self._turn], *sends])
+
+    def close(self) -> None:
+        """Free the requests. Local."""
+        for requests in self._receives:
+            for request in requests:
+                request.Free()
 
 
 class Transport:
@@ -245,6 +307,41 @@ class Transport:
     def from_rank_0(self, work: Callable[[], Any]) -> Any:
         """Return what rank 0 finds on every rank (pickled). Its exception is its own."""
         return self.broadcast(work() if self.rank == 0 else None)
+
+    def redistribute(
+        self, rows: np.ndarray, starts: np.ndarray, counts: np.ndarray
+    ) -> np.ndarray:
+        """Send rows [starts[p], starts[p] + counts[p]) of uint8 (n, w) to every peer p; return what
+        came, in the order of the peers."""
+        coming = np.empty(self.size, np.int64)
+        self._comm.Alltoall([np.ascontiguousarray(counts), MPI.INT64_T], [coming, MPI.INT64_T])
+        received = np.empty((int(coming.sum()), rows.shape[1]), np.uint8)
+        self.move_rows(rows, starts, counts, received, coming)
+        return received
+
+    def move_rows(
+        self,
+        rows: np.ndarray,
+        starts: np.ndarray,
+        counts: np.ndarray,
+        received: np.ndarray,
+        coming: np.ndarray,
+    ) -> None:
+        """As `redistribute`, where everybody knows how many rows come from each peer: `coming`.
+
+        received : uint8 (sum of coming, w), written.
+        """
+        kind = MPI.BYTE.Create_contiguous(rows.shape[1]).Commit()
+        places = np.cumsum(coming) - coming
+        self._comm.Alltoallv(
+            [rows, (counts.tolist(), starts.tolist()), kind],
+            [received, (coming.tolist(), places.tolist()), kind],
+        )
+        kind.Free()
+
+    def mail(self, region: int, middle: int, above: int, below: int) -> Mail:
+        """Return messages of up to `region` words (see `Mail`). Local; the caller closes it."""
+        return Mail(self._comm, region, middle, above, below)
 
     def abort(self, exit_code: int) -> None:
         """End all ranks at once. Local, and does not return."""

@@ -35,7 +35,7 @@ def show(argv: list[str]) -> None:
         help_format="plaintext",
     )
     app.default(train)
-    for command in (train, resume, evaluate, info, verify, upgrade, doctor):
+    for command in (train, resume, evaluate, info, verify, upgrade, doctor, probe):
         app.command(command)
     names = [word for word in argv[:1] if word in COMMANDS]
     app([*names, "--help"], exit_on_error=False, result_action="return_value")
@@ -92,6 +92,13 @@ def doctor(*, json: AsJson = False) -> None:
     """Check what is installed here and how many ranks it is good for; under mpirun, all ranks.
 
     Exit code 0: nothing is wrong; 1: something is.
+    """
+
+
+def probe(*, json: AsJson = False) -> None:
+    """Measure what this machine can do at best: memory, messages; under mpirun with all ranks.
+
+    The rates of runs are read beside these. They are kept for --dry-run.
     """
 
 

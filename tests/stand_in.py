@@ -15,6 +15,53 @@ from distq_mpi.kernels import Kernel
 from distq_mpi.kernels.objects import LoadedKernel, load
 
 
+class Mail:
+    """`transport.Mail` through a board.
+
+    release : (number of the exchange) -> whether items below held so far, and those of this
+        exchange, are delivered in it; items above never wait. delay : exchanges that they are late.
+    """
+
+    def __init__(self, ranks: Any, region: int, middle: int, above: int, below: int) -> None:
+        self._ranks, self._region, self._middle = ranks, region, middle
+        self._above, self._below = above, below
+        self.words = np.zeros(2 * ranks.size * region, np.uint64)
+        self.counts = np.zeros(2 * ranks.size, np.uint64)
+        self.inbox, self.sent_bytes, self._number = ranks.size * region, 0, 0
+        self.delay, self.release = 0, lambda number: True
+        self._held: dict[int, list[tuple[int, np.ndarray]]] = {}
+
+    def expect(self) -> None:
+        """Nothing to prepare."""
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def exchange(self) -> None:
+        """Hand over what stands in the regions of peers; what came lies at `inbox`."""
+        self._number += 1
+        rank, region = self._ranks.rank, self._region
+        told = self._ranks._exchange((self.words.copy(), self.counts.tolist()))
+        for peer, (words, counts) in enumerate(told):
+            if peer != rank:
+                theirs = words[rank * region : (rank + 1) * region]
+                self._read(peer, theirs, counts[rank], counts[self._ranks.size + rank])
+
+    def _read(self, peer: int, theirs: np.ndarray, n_above: int, n_below: int) -> None:
+        middle, held = self._middle, self._held.setdefault(peer, [])
+        held.append((self._number, theirs[middle - n_below * self._below : middle].copy()))
+        due = [one for one in held if one[0] + self.delay <= self._number]
+        if not self.release(self._number):
+            due = []
+        self._held[peer] = held[len(due) :]
+        below = np.concatenate([np.zeros(0, np.uint64), *(one[1] for one in due)])
+        above = theirs[middle : middle + n_above * self._above]
+        head = n_above | (len(below) // self._below) << 32
+        message = np.concatenate([np.array([head], np.uint64), below, above])
+        first = self.inbox + peer * self._region
+        self.words[first : first + len(message)] = message
+
+
 class Alone:
     """The transport of a job of one rank: every collective is the identity."""
 
@@ -41,9 +88,29 @@ class Alone:
     def allgather_rows(self, array: np.ndarray, partition: Any) -> None:
         """Nothing to gather."""
 
-    def gather_rows(self, block: np.ndarray, partition: Any, root: int = 0) -> np.ndarray:
+    def gather_rows(self, block: np.ndarray, partition: Any, root: int = 0) -> np.ndarray | None:
         """The block is everything."""
         return block
+
+    def redistribute(self, rows: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """What every peer sends this one; a rank sends to itself, too."""
+        mine = [rows[s : s + n].copy() for s, n in zip(starts, counts, strict=True)]
+        return np.concatenate([theirs[self.rank] for theirs in self._exchange(mine)])
+
+    def move_rows(
+        self, rows: np.ndarray, starts: Any, counts: Any, received: np.ndarray, coming: Any
+    ) -> None:
+        """As `redistribute`, into `received`."""
+        came = self.redistribute(rows, starts, counts)
+        assert len(came) == len(received) == coming.sum()
+        received[...] = came
+
+    def mail(self, region: int, middle: int, above: int, below: int) -> Mail:
+        """Messages through the board."""
+        return Mail(self, region, middle, above, below)
+
+    def _exchange(self, mine: Any) -> list[Any]:
+        return [mine]
 
 
 class Thread(Alone):
@@ -94,7 +161,7 @@ class Thread(Alone):
             start, stop = partition.block(rank)
             rows[start:stop] = theirs[start:stop]
 
-    def gather_rows(  # type: ignore[override]
+    def gather_rows(
         self, block: np.ndarray, partition: Any, root: int = 0
     ) -> np.ndarray | None:
         """All blocks on `root`, None elsewhere."""
@@ -138,6 +205,7 @@ def config(**changes: Any) -> types.SimpleNamespace:
         ),
         "parallel": dict(
             agents=1, lanes=1, fusion="pooled", steps_per_round=1, kappa=1.0, force=False, trim=0,
+            reproducible=True, rebalance=True,
         ),
         "stop": dict(steps=None),
         "run": dict(seed=1),

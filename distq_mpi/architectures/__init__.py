@@ -1,8 +1,22 @@
-"""Architectures: how what was learned reaches the owners. One interface, `allreduce` so far."""
+"""Architectures: how what was learned reaches the owners. One interface."""
+
+from __future__ import annotations
+
+from typing import Any
 
 from distq_mpi.architectures.allreduce import Allreduce
+from distq_mpi.architectures.asking import ShardedStepped
 from distq_mpi.architectures.progress import Agreement, Progress
+from distq_mpi.architectures.sharded import Sharded
 
-ARCHITECTURES = {"allreduce": Allreduce}
 
-__all__ = ["ARCHITECTURES", "Agreement", "Allreduce", "Progress"]
+def architecture_of(config: Any, environment: Any) -> Any:
+    """The class that learns an environment under a resolved `Config`. Local."""
+    if config.parallel.architecture == "allreduce":
+        return Allreduce
+    return ShardedStepped if environment.kind == "stepped" else Sharded
+
+
+__all__ = [
+    "Agreement", "Allreduce", "Progress", "Sharded", "ShardedStepped", "architecture_of",
+]  # fmt: skip

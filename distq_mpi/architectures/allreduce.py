@@ -30,6 +30,7 @@ from distq_mpi.architectures.schedules import (
 from distq_mpi.environments.worlds import WORLD_DTYPE
 from distq_mpi.files import SLICE_ROWS
 from distq_mpi.fusion import FUSIONS, FixedPoint, fusion_kernels
+from distq_mpi.holding import Holding
 from distq_mpi.kernels import Kernel, fusing, loop
 from distq_mpi.kernels.exploration import EXPLORATIONS
 from distq_mpi.kernels.objects import LoadedKernel
@@ -45,20 +46,6 @@ if TYPE_CHECKING:
 WHOLE_BYTES = 1 << 19
 
 
-def memory_bytes(config: Any, n_states: int, n_actions: int, size: int) -> dict[str, int]:
-    """Bytes one rank will need, part by part, under a resolved `Config` on `size` ranks. Local."""
-    record, n_agents = record_of(config.learn, n_actions), config.parallel.agents
-    n_pairs, table = n_states * record.width, n_states * record.row_bytes
-    fusion = FUSIONS[config.parallel.fusion]
-    sent = fusion.sent_bytes(config, n_pairs, size) if n_agents > 1 else n_pairs * 8
-    if fusion.merge is not None and n_agents > 1:
-        # An owner holds its pairs of every agent.
-        sent += n_agents * sent // -(-n_agents // size) // size + n_pairs * 8 // size
-    lanes = -(-config.parallel.lanes // min(n_agents, size)) * LANE_DTYPE.itemsize * 2
-    return {"replica": table, "base": 2 * table, "contributions": sent,
-            "visits": n_pairs * 8, "lanes": lanes}  # fmt: skip
-
-
 class Allreduce:
     """The learning state of this rank, and the phases of a round that change it.
 
@@ -68,10 +55,13 @@ class Allreduce:
     transport : over all ranks of the run.
 
     Attributes: `followed`, whether what was taken up from a checkpoint followed from the
-    configuration alone.
+    configuration alone; `exchanges`, what its messages are for; `exchange_time_s`, spent in
+    messages within `learn`; `learned`, steps of this rank's own, none here: agents share them.
 
     Nothing learned in a round is visible before `commit`; `rollback` returns to the last commit.
     """
+
+    exchanges, exchange_time_s, learned = "fusion", 0.0, 0
 
     def __init__(
         self,
@@ -107,6 +97,20 @@ class Allreduce:
         for agent in self.agents:
             agent.control[loop.EXPLORE] = self._explore()
             agent.begin(kernels["begin"], self.base.q, self.params)
+
+    @staticmethod
+    def memory_bytes(config: Any, n_states: int, n_actions: int, size: int) -> dict[str, int]:
+        """Bytes one rank needs, part by part, under a resolved `Config` on `size` ranks. Local."""
+        record, n_agents = record_of(config.learn, n_actions), config.parallel.agents
+        n_pairs, table = n_states * record.width, n_states * record.row_bytes
+        fusion = FUSIONS[config.parallel.fusion]
+        sent = fusion.sent_bytes(config, n_pairs, size) if n_agents > 1 else n_pairs * 8
+        if fusion.merge is not None and n_agents > 1:
+            # An owner holds its pairs of every agent.
+            sent += n_agents * sent // -(-n_agents // size) // size + n_pairs * 8 // size
+        lanes = -(-config.parallel.lanes // min(n_agents, size)) * LANE_DTYPE.itemsize * 2
+        return {"replica": table, "base": 2 * table, "contributions": sent,
+                "visits": n_pairs * 8, "lanes": lanes}  # fmt: skip
 
     @staticmethod
     def requests(config: Any, environment: Any) -> dict[str, Kernel]:
@@ -300,14 +304,10 @@ class Allreduce:
                 visits.reshape(-1, self.width),
             )  # fmt: skip
 
-    def visited(self) -> np.ndarray:
-        """Clocks of the committed table, uint32 (S, A): 0 means never learned (in one of the parts
-        under Double Q). Local."""
-        return self.base.visited()
-
-    def policy_table(self) -> tuple[np.ndarray, int]:
-        """The committed values a policy is greedy on: flat q, and values per state in it. Local."""
-        return self.base.policy_table()
+    @property
+    def holding(self) -> Holding:
+        """The committed table."""
+        return Holding(self.base, 0, None, self.transport)
 
     def gather_lanes(self) -> np.ndarray | None:
         """Return all committed lanes, packed in order, on rank 0; None elsewhere. COLLECTIVE."""
@@ -355,15 +355,20 @@ class Allreduce:
         for agent in self.agents:
             agent.close()
 
-    def restore_rows(
-        self, start: int, q: np.ndarray, clock: np.ndarray, visits: np.ndarray
-    ) -> None:
-        """Take rows [start, start + n) of a checkpoint into the base. Local."""
-        stop = start + len(q)
-        self.base.values[start:stop], self.base.clock[start:stop] = q, clock
+    def restore_rows(self, start: int, stop: int, stored: Any) -> None:
+        """Take rows [start, stop) of a checkpoint: what `checkpoint.read_rows` gave rank 0, None
+        elsewhere. COLLECTIVE."""
+        n, width, base = stop - start, self.width, self.base
+        kinds = (base.record.dtype, np.dtype(np.uint32), np.dtype(np.uint64))
+        q, clock, visits = (np.empty((n, width), kind) for kind in kinds)
+        if stored is not None:
+            q[...], clock[...], visits[...] = stored
+        for array in (q, clock, visits):
+            self.transport.broadcast_array(array)
+        base.values[start:stop], base.clock[start:stop] = q, clock
         low, high = max(start, self.owned[0]), min(stop, self.owned[1])
         if low < high:
-            mine = self.lifetime.reshape(-1, self.width)
+            mine = self.lifetime.reshape(-1, width)
             mine[low - self.owned[0] : high - self.owned[0]] = visits[low - start : high - start]
 
     def _scale(self) -> FixedPoint:
@@ -378,7 +383,8 @@ class Allreduce:
                 self._n_steps, agreement.visits, agreement.length, self.n_agents,
                 self.config.parallel.kappa,
             )  # fmt: skip
-        self.pending = progress.after(self._n_steps, self.n_lanes, agreement, period, scale)
+        learned = self._n_steps * self.n_lanes
+        self.pending = progress.after(self._n_steps, learned, agreement, period, scale)
         return agreement
 
     def _share_lone(self) -> None:

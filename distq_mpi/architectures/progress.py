@@ -19,7 +19,7 @@ class Progress:
 
     Parameters
     ----------
-    round : rounds committed. lane_steps : steps every lane has made.
+    round : rounds committed. lane_steps : steps every lane has made (`sharded`: ticks).
     steps, episodes : summed over all lanes.
     period : steps per lane of the next round.
     exponent, peak : the fixed-point scale of the next round (`fusion.FixedPoint`).
@@ -47,9 +47,10 @@ class Progress:
         return (self.square_sum / self.round_steps) ** 0.5 if self.round_steps else None
 
     def after(
-        self, n_steps: int, n_lanes: int, agreement: Agreement, period: int, scale: FixedPoint
+        self, n_steps: int, learned: int, agreement: Agreement, period: int, scale: FixedPoint
     ) -> Progress:
-        """After one more round of `n_steps` steps of every lane; period, scale : of the next one.
+        """After one more round of `n_steps` steps of every lane, in which `learned` transitions
+        were learned from; period, scale : of the next one.
 
         The window of episodes closes once it holds enough.
         """
@@ -60,7 +61,7 @@ class Progress:
         return Progress(
             round=self.round + 1,
             lane_steps=self.lane_steps + n_steps,
-            steps=self.steps + n_steps * n_lanes,
+            steps=self.steps + learned,
             episodes=self.episodes + agreement.episodes,
             period=period,
             exponent=scale.exponent,
@@ -69,7 +70,7 @@ class Progress:
             window_return=total,
             mean_return=mean,
             square_sum=agreement.square_sum,
-            round_steps=n_steps * n_lanes,
+            round_steps=learned,
         )
 
     def to_json(self) -> str:

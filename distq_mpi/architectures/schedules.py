@@ -12,6 +12,7 @@ LONE_PERIOD = 512
 LONE_STEPS = 10_000_000
 STEPPED_STEPS = 32_768
 LENGTH_UNIT = 1024.0
+MAX_TICKS, ROUND_STEPS, TICK_SHARE = 2048, 1 << 22, 8
 
 
 def exploration_at(learn: Any, n_steps: int) -> float:
@@ -51,3 +52,18 @@ def lone_period(n_pairs: int, n_lanes: int, stepped: bool = False) -> int:
         return max(1, STEPPED_STEPS // n_lanes)
     longest = LONE_STEPS // n_lanes
     return max(LONE_PERIOD, min(-(-8 * n_pairs // n_lanes), longest))
+
+
+def tick_period(n_lanes: int, n_ticks: int) -> int:
+    """Ticks of the next round of lanes that cross between owners, after `n_ticks` ticks.
+
+    Nothing is fused, so only what ends a round counts: how long signals wait for it, and that it
+    is not longer than the time between two certificates, which fall due by steps.
+    """
+    return max(1, min(n_ticks // TICK_SHARE, MAX_TICKS, ROUND_STEPS // n_lanes))
+
+
+def is_balance_round(round: int) -> bool:
+    """Whether borders may move after a round: often at first, while lanes spread out, then rarely.
+    """
+    return round % 8 == 0 if round <= 64 else round & (round - 1) == 0

@@ -69,7 +69,7 @@ def refuse_noted(
     Raises
     ------
     ModelError
-        Naming state, action, what is wrong there, the lane and the rank that met it.
+        Naming state, action, what is wrong there, and the lane and the rank that met it.
     """
     if environment.trusted:
         return
@@ -79,9 +79,8 @@ def refuse_noted(
         if kind != FINE:
             told = mistake(kind, state, action, i, float(number[0]), n_states)
             lane = _lane_of(bits % 2**64, seed, n_lanes, steps)
-            raise ModelError(
-                f"{environment.id}: {told} (met {lane}on rank {transport.rank} of {transport.size})"
-            )
+            rank = f" on rank {transport.rank}" if transport.size > 1 else ""
+            raise ModelError(f"{environment.id}: {told}{lane}{rank}")
 
 
 def _lane_of(bits: int, seed: int, n_lanes: int, steps: range) -> str:

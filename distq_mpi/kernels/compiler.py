@@ -58,10 +58,31 @@ def float_of(context, x):
     return nb.float64(nb.uint64), lambda c, b, s, a: b.bitcast(a[0], c.get_value_type(nb.float64))
 
 
+@intrinsic
+def bits_of_single(context, x):
+    """`storing.bits_of_single` as a bit cast."""
+    return nb.uint32(nb.float32), lambda c, b, s, a: b.bitcast(a[0], c.get_value_type(nb.uint32))
+
+
+@intrinsic
+def single_of(context, x):
+    """`storing.single_of` as a bit cast."""
+    return nb.float32(nb.uint32), lambda c, b, s, a: b.bitcast(a[0], c.get_value_type(nb.float32))
+
+
+@intrinsic
+def lowest_bit(context, x):
+    """`storing.lowest_bit` as the processor's instruction."""
+    return nb.uint64(nb.uint64), lambda c, b, s, a: b.cttz(a[0], ir.IntType(1)(1))
+
+
 INSTRUCTIONS = {
     storing.prefetch: prefetch,
     storing.bits_of: bits_of,
     storing.float_of: float_of,
+    storing.bits_of_single: bits_of_single,
+    storing.single_of: single_of,
+    storing.lowest_bit: lowest_bit,
 }
 
 

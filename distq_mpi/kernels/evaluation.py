@@ -12,29 +12,42 @@ from distq_mpi.kernels.exploration import best_of
 from distq_mpi.kernels.loop import learning_parts
 from distq_mpi.kernels.storing import exact
 
-u8 = np.uint64
+u8, i8 = np.uint64, np.int64
 
 # Stand-ins for the parts.
 STRIDE = u8(0)
 best, law_step, law_start = best_of(4), exact, exact
 
 
-def evaluate(q, returns, params, control):
-    """Play episodes [first, first + n) with the lowest greedy action; write their returns.
+FIRST, SEED, LONGEST, FIRST_ROW, N_ROWS = range(5)
+STATE, STEP, DONE = range(3)
+NOT_BEGUN = -1
 
-    returns : float64 (n,), undiscounted, in reward units. control : uint64 (3,): first episode,
-    seed, longest episode in steps. Every draw is a function of (seed, episode, step).
+
+def evaluate(q, episodes, returns, params, control):
+    """Play episodes with the lowest greedy action, each until it ends or leaves this rank's rows.
+
+    q : this rank's rows. episodes : int64 (n, 3): state, steps made (`NOT_BEGUN` at first), whether
+    it is done; changed. returns : float64 (n,), undiscounted, in reward units; added to. control :
+    uint64 (5,): number of the first episode, seed, longest episode in steps, first row, rows. Every
+    draw is a function of (seed, episode, step).
     """
+    longest, first_row = i8(control[LONGEST]), control[FIRST_ROW]
     for k in range(returns.size):
-        episode, total = control[0] + u8(k), 0.0
-        s = law_start(threefry(u8(0), episode, control[1], EVALUATION_RESET)[0], params)
-        for step in range(control[2]):
-            bits = threefry(u8(step), episode, control[1], EVALUATION)[1]
-            a = best(q, s * STRIDE)[0]
+        episode, total = control[FIRST] + u8(k), returns[k]
+        step, done, s = episodes[k, STEP], episodes[k, DONE], u8(episodes[k, STATE])
+        if step == NOT_BEGUN:
+            s = law_start(threefry(u8(0), episode, control[SEED], EVALUATION_RESET)[0], params)
+            step = 0
+        while done == 0 and s - first_row < control[N_ROWS]:
+            bits = threefry(u8(step), episode, control[SEED], EVALUATION)[1]
+            a = best(q, (s - first_row) * STRIDE)[0]
             s, reward, ended = law_step(s, a, bits, params)
             total += reward
-            if ended:
-                break
+            step += 1
+            if ended or step >= longest:
+                done = 1
+        episodes[k, STATE], episodes[k, STEP], episodes[k, DONE] = i8(s), step, done
         returns[k] = total
 
 
@@ -47,5 +60,8 @@ def evaluation_kernel(learn: Any, environment: Any, record: Any) -> dict[str, Ke
         "law_step": environment.law_step,
         "law_start": environment.law_start,
     }
-    example = (np.zeros(1, record.dtype), np.zeros(1), environment.params, np.zeros(3, u8))
+    example = (
+        np.zeros(1, record.dtype), np.zeros((1, 3), i8), np.zeros(1), environment.params,
+        np.zeros(5, u8),
+    )  # fmt: skip
     return {"evaluate": Kernel(evaluate, parts, example)}

@@ -101,35 +101,63 @@ def learn(q, clock, state, action, next_state, reward, terminated, age, gain, dr
     totals[EPISODES] += n_episodes
 
 
-def transition_law(record, best, choose, bootstrap, toss, step_size, store):
-    """Return learn_one(...) -> (next action uint64, td_error float64): learning from a transition.
+def looking_law(record, best, choose, bootstrap, toss):
+    """Return look(...) -> (next action uint64, target float64, part uint64): what it teaches.
 
-    record : `table.Record`; best, choose : `exploration`; bootstrap, toss : `rules`; step_size :
-    `step_sizes.StepSize`; store : `storing`. The action at next_state is chosen with the table as
-    it was before the update. The clock of entry i of a row of `q` stands at word clock_offset + i
-    of the same row.
+    record : `table.Record`; best, choose : `exploration`; bootstrap, toss : `rules`. `row` is the
+    first index of next_state's row in `q`; `part` the first index, within a row, of what the target
+    is for. Reads that row only.
+    """
+
+    def look(q, row, reward, terminated, word, bits, explore, discount):
+        part = toss(bits)
+        value = best(q, row)[1]
+        a_next = choose(q, row, value, word, explore)
+        future = bootstrap(q, row, a_next, value, explore, part, word)
+        return a_next, reward + (0.0 if terminated else discount * future), part
+
+    return look
+
+
+def writing_law(record, step_size, store):
+    """Return update(...) -> td_error float64: move entry `entry` (uint64) of state's row to target.
+
+    record : `table.Record`; step_size : `step_sizes.StepSize`; store : `storing`. The clock of
+    entry i of a row of `q` stands at word clock_offset + i of the same row.
     """
     stride, clock_stride = u8(record.stride), u8(record.clock_stride)
     clock_offset, visits_ahead = u8(record.clock_offset), u8(record.visits_ahead)
     counts_apart = record.counts_visits
     size, tick = step_size.size, step_size.tick
 
-    def learn_one(q, clock, state, action, reward, next_state, terminated, word, bits, explore,
-                  discount, alpha):  # fmt: skip
-        row, part = next_state * stride, toss(bits)
-        value = best(q, row)[1]
-        a_next = choose(q, row, value, word, explore)
-        future = bootstrap(q, row, a_next, value, explore, part, word)
-        target = reward + (0.0 if terminated else discount * future)
-        pair = state * stride + part + action
-        cell = state * clock_stride + clock_offset + part + action
+    def update(q, clock, state, entry, target, bits, discount, alpha):
+        pair = state * stride + entry
+        cell = state * clock_stride + clock_offset + entry
         td_error = target - q[pair]
         ticked = tick(clock[cell], td_error)
         clock[cell] = ticked
         if counts_apart:
             clock[cell + visits_ahead] += u4(1)
         q[pair] = store(q[pair], size(ticked, discount, alpha) * td_error, bits)
-        return a_next, td_error
+        return td_error
+
+    return update
+
+
+def transition_law(record, look, update):
+    """Return learn_one(...) -> (next action uint64, td_error float64): learning from a transition.
+
+    look, update : `looking_law`, `writing_law`. The action at next_state is chosen with the table
+    as it was before the update.
+    """
+    stride = u8(record.stride)
+
+    def learn_one(q, clock, state, action, reward, next_state, terminated, word, bits, explore,
+                  discount, alpha):  # fmt: skip
+        a_next, target, part = look(
+            q, next_state * stride, reward, terminated, word, bits, explore, discount
+        )
+        return a_next, update(q, clock, state, part + action, target, bits, discount, alpha)
 
     return learn_one
 
@@ -153,7 +181,8 @@ def first_action(best, choose, n_actions, explores):
 def learning_parts(learn_config: Any, n_actions: int, record: Any) -> dict[str, Any]:
     """Return the parts that make a loop learn under a `[learn]` configuration. Local.
 
-    `best`, `choose` and `choose_first` of the behaviour; `learn_one`, the law of one transition.
+    `best`, `choose` and `choose_first` of the behaviour; `learn_one`, the law of one transition,
+    and its halves `look` and `update`.
     """
     rule = RULES[learn_config.rule]
     exploration = EXPLORATIONS[learn_config.exploration]
@@ -162,13 +191,16 @@ def learning_parts(learn_config: Any, n_actions: int, record: Any) -> dict[str, 
     bootstrap = rule.bootstrap(n_actions, exploration.expected(n_actions, at))
     toss = (only_part if rule.n_parts == 1 else coin)(n_actions)
     store = exact if record.dtype == np.float64 else stochastic
-    step_size = STEP_SIZES[learn_config.step_size]
+    look = looking_law(record, best, choose, bootstrap, toss)
+    update = writing_law(record, STEP_SIZES[learn_config.step_size], store)
     return {
         "STRIDE": u8(record.stride),
         "best": best,
         "choose": choose,
         "choose_first": first_action(best, choose, n_actions, learn_config.exploring_starts),
-        "learn_one": transition_law(record, best, choose, bootstrap, toss, step_size, store),
+        "look": look,
+        "update": update,
+        "learn_one": transition_law(record, look, update),
     }
 
 

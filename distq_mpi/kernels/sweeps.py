@@ -185,18 +185,20 @@ def settle(settled, policy, mask, params, found):
 
 
 def greedy(q, values, policy, mask, control, found):
-    """Read the value and the lowest greedy action of every masked state off a table.
+    """Read value and lowest greedy action of the masked states in [first, last) off a table.
 
-    q : flat, float32 or float64, control[STRIDE] values per state. values float64, policy int32
-    (S,): written. found : float64 (1,), written: values of q that are not finite.
+    q : flat, float32 or float64, control[STRIDE] values per state, from state `first` on. values
+    float64, policy int32 (S,): written. control : int64 (4,): q values per state, first, last, and
+    one not used here. found : float64 (1,), written: values of q that are not finite.
     """
-    non_finite, stride = 0.0, control[STRIDE]
-    for s in range(mask.size):
+    non_finite, stride, first = 0.0, control[STRIDE], control[FIRST]
+    for s in range(first, control[LAST]):
         if mask[s] == 0:
             continue
-        best, action = f8(q[s * stride]), 0
+        row = (s - first) * stride
+        best, action = f8(q[row]), 0
         for a in range(N_ACTIONS):
-            value = f8(q[s * stride + a])
+            value = f8(q[row + a])
             non_finite += f8(not abs(value) < np.inf)
             if value > best:
                 best, action = value, a
@@ -207,29 +209,30 @@ def greedy(q, values, policy, mask, control, found):
 def residual(q, values, optimal, policy, mask, control, rates, params, found):
     """Measure a table against one backup of itself, in the masked states of [first, last).
 
-    values, policy : what `greedy` read off q. optimal : float64 (S,), V*, read if control[KNOWN].
+    q : as in `greedy`. values, policy : what `greedy` read off it. optimal : float64 (S,), V*, read
+    if control[KNOWN].
     control : int64 (4,): q values per state, first, last, whether V* is known.
     found : float64 (7,), written: the largest of TQ - Q, of Q - TQ, and of |Q - Q*| over pairs
     (-inf if V* is unknown), of TV - V and of V - T_policy V over states, where V = max Q; the
     largest, and the negated smallest, probability of going on under the policy.
     """
-    stride = control[STRIDE]
+    stride, first = control[STRIDE], control[FIRST]
     pair_rise, pair_fall, distance = -np.inf, -np.inf, -np.inf
     state_rise, state_fall, most, least = -np.inf, -np.inf, -np.inf, -np.inf
-    for s in range(control[FIRST], control[LAST]):
+    for s in range(first, control[LAST]):
         if mask[s] == 0:
             continue
-        best = -np.inf
+        row, best = (s - first) * stride, -np.inf
         for a in range(N_ACTIONS):
             target = backup(s, a, values, values, 0, 0, rates, params)
-            difference = target - f8(q[s * stride + a])
+            difference = target - f8(q[row + a])
             pair_rise, pair_fall = max(pair_rise, difference), max(pair_fall, -difference)
             best = max(best, target)
             if a == policy[s]:
                 state_fall = max(state_fall, values[s] - target)
             if control[KNOWN]:
                 exact = backup(s, a, optimal, optimal, 0, 0, rates, params)
-                distance = max(distance, abs(exact - f8(q[s * stride + a])))
+                distance = max(distance, abs(exact - f8(q[row + a])))
         state_rise = max(state_rise, best - values[s])
         going_on = mass(s, i8(policy[s]), params)
         most, least = max(most, going_on), max(least, -going_on)

@@ -96,6 +96,13 @@ def progress_bar(done: int, total: int | None) -> Iterator[Callable[[int], None]
         yield lambda n_steps: shown.update(task, completed=n_steps)
 
 
+def _learners(summary: dict[str, Any]) -> str:
+    lanes = f"{count(summary.get('lanes'))} lanes"
+    if summary.get("architecture") != "sharded":
+        return f"{count(summary.get('agents'))} agents, {lanes}"
+    return f"{lanes}, imbalance {number(summary.get('imbalance'))}"
+
+
 def summary_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """Pairs (title, text) of the closing table; what is unknown reads "-"."""
     certificate = summary.get("certificate") or {}
@@ -132,8 +139,7 @@ def summary_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "ranks",
             f"{count(summary.get('ranks_finished'))} of {count(summary.get('ranks_started'))}, "
-            f"{count(summary.get('agents'))} agents, {count(summary.get('lanes'))} lanes, "
-            f"seed {summary.get('seed', '-')}",
+            f"{_learners(summary)}, seed {summary.get('seed', '-')}",
         ),
         ("table sha256", (summary.get("table_sha256") or "-")[:16]),
         ("checkpoint", str(summary.get("checkpoint") or "-")),

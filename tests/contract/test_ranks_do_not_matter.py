@@ -39,6 +39,11 @@ def test_same_bits_where_ranks_have_no_agent(alone: dict[str, str]) -> None:
     assert len(found) > 10 and found == {name: alone[name] for name in found}
 
 
+def test_same_bits_of_blocks_of_four(alone: dict[str, str]) -> None:
+    found = hashes(4, "--only", "sharded")
+    assert len(found) > 10 and found == {name: alone[name] for name in found}
+
+
 @pytest.fixture(scope="module")
 def halfway(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Checkpoints of every combination, written by two ranks halfway."""

@@ -13,7 +13,19 @@ from distq_mpi import environments, planning
 from distq_mpi.certificate import Certificate, Solver, requests, solvable
 from distq_mpi.config import EnvConfig
 from distq_mpi.environments import Environment, explicit_model
+from distq_mpi.holding import Holding
+from distq_mpi.table import Record, Rows
 from tests.stand_in import Alone, compiled, plain, together
+
+
+def held(
+    q: np.ndarray, stride: int, visited: np.ndarray | None = None, transport: Any = None
+) -> Holding:
+    """A table that every rank holds whole; q : flat, `stride` values per state, all of a row."""
+    rows = Rows(Record(stride, q.dtype), q.size // stride)
+    rows.values[...] = q.reshape(-1, stride)
+    rows.clock[...] = 1 if visited is None else visited
+    return Holding(rows, 0, None, transport or Alone())
 
 
 def make(id: str, **kwargs: Any) -> Environment:
@@ -118,7 +130,7 @@ def test_against_dense_algebra(n_actions: int, n_models: int) -> None:
         assert this.values is not None
         np.testing.assert_allclose(this.values[inside], dense.v[inside], atol=scale, rtol=0)
         assert this.value_range == pytest.approx(np.ptp(dense.v[inside]), abs=scale)
-        found = this.certify(q.ravel(), n_actions, tight=True)
+        found = this.certify(held(q.ravel(), n_actions), tight=True)
         achieved = dense.values(q.argmax(axis=1))
         losses = (dense.v - achieved)[inside]
         assert found.kind == "exact"
@@ -135,7 +147,7 @@ def test_against_dense_algebra(n_actions: int, n_models: int) -> None:
         if losses.max() > 1e-3 * found.q_error_bound:
             tightness.append(found.policy_loss_bound / losses.max())
         # On the way a policy is never called better than it is, nor much worse.
-        loose = this.certify(q.ravel(), n_actions)
+        loose = this.certify(held(q.ravel(), n_actions))
         assert loose.policy_loss is not None and loose.policy_gap is not None
         assert loose.policy_loss >= losses.max() - scale
         gap = (found.policy_gap or 0.0) * (this.value_range or 0.0)
@@ -155,7 +167,7 @@ def test_a_common_offset_costs_nothing() -> None:
         for a in range(3)
     ]
     q = np.array([sum(p * (r + 0.99 * this.values[t]) for p, t, r, _ in row) for row in rows])
-    found = this.certify(q + 7.0, 3, tight=True)
+    found = this.certify(held(q + 7.0, 3), tight=True)
     assert found.q_error == pytest.approx(7, abs=1e-8)
     assert found.q_error_bound == pytest.approx(7, abs=1e-6)  # 0.07 / (1 - 0.99)
     assert found.policy_loss_bound == pytest.approx(0, abs=1e-8)
@@ -175,7 +187,7 @@ def test_by_hand() -> None:
     this = solved(HAND, 0.5)
     assert this.values == pytest.approx([5, 10], abs=1e-11)
     q = np.array([4.0, 3, 9, 9])  # greedy 0, 0: values 2 and 4
-    found = this.certify(q, 2, np.array([[1, 0], [0, 7]]), tight=True)
+    found = this.certify(held(q, 2, np.array([[1, 0], [0, 7]])), tight=True)
     expected = Certificate(
         kind="exact",
         q_error_bound=5.0,  # TQ = (3, 4.5; 6.5, 10), largest |TQ - Q| = 2.5
@@ -197,16 +209,17 @@ def test_by_hand() -> None:
 
 def test_lowest_index_strides_and_float32() -> None:
     this = solved(HAND, 0.5, "float32")
-    padded = np.array([5, 5, np.nan, 9, 9, np.nan], np.float32)
-    found = this.certify(padded, 3, tight=True)
+    # A record of two float32 and their clocks has no padding; one that stands in a wider row does.
+    table = held(np.array([5, 5, 9, 9], np.float32), 2)
+    found = this.certify(table, tight=True)
     assert found.policy_value == pytest.approx(2.0, abs=1e-9)  # the tie goes to action 0
-    assert found.uncertified_pairs is None
+    assert found.uncertified_pairs == 0
 
 
 def test_values_that_are_not_finite_certify_nothing() -> None:
     this = solved(HAND, 0.5)
     for bad in (np.nan, np.inf, -np.inf):
-        found = this.certify(np.array([1.0, bad, 0, 0]), 2)
+        found = this.certify(held(np.array([1.0, bad, 0, 0]), 2))
         assert found.kind == "none"
         assert found.policy_loss_bound is None and found.policy_gap is None
         assert found.optimal_value == pytest.approx(5)
@@ -214,8 +227,8 @@ def test_values_that_are_not_finite_certify_nothing() -> None:
 
 def test_without_v_star_there_are_bounds() -> None:
     q = np.array([4.0, 3, 9, 9])
-    withheld, unsolved = solved(HAND, 0.5).certify(q, 2, exact=False), solver(HAND, 0.5)
-    for found in (withheld, unsolved.certify(q, 2)):
+    withheld, unsolved = solved(HAND, 0.5).certify(held(q, 2), exact=False), solver(HAND, 0.5)
+    for found in (withheld, unsolved.certify(held(q, 2))):
         assert found.q_error_bound == pytest.approx(5)
         assert found.policy_loss_bound == pytest.approx(7)
         assert found.policy_value == pytest.approx(2, abs=1e-6)
@@ -227,7 +240,7 @@ def test_unreachable_states_do_not_count() -> None:
     # State 1 is never met; its row says that nothing matters there.
     p = np.array([[[1.0, 0]], [[0, 1]]])
     this = solved(_model(p, np.array([[1.0], [1e6]]), start=np.array([1.0, 0])), 0.9)
-    found = this.certify(np.array([10.0, -1e9]), 1, np.array([[1], [0]]), tight=True)
+    found = this.certify(held(np.array([10.0, -1e9]), 1, np.array([[1], [0]])), tight=True)
     assert this.n_reachable == 1 and this.value_range == 0
     assert found.policy_loss_bound == pytest.approx(0, abs=1e-12)
     assert (found.policy_gap, found.uncertified_pairs) == (0.0, 0)
@@ -238,9 +251,9 @@ def test_a_certificate_is_a_function_of_the_table_alone() -> None:
     rng = np.random.default_rng(0)
     one, other = rng.normal(size=(2, environment.n_states * 4))
     this = solved(environment, 0.95)
-    first = this.certify(one, 4)
-    this.certify(other, 4, tight=True)
-    assert this.certify(one, 4) == first
+    first = this.certify(held(one, 4))
+    this.certify(held(other, 4), tight=True)
+    assert this.certify(held(one, 4)) == first
 
 
 @pytest.mark.parametrize("discount", [0.95, 1.0])
@@ -268,7 +281,8 @@ def test_ranks_do_not_matter(
         this = Solver(environment, discount, loaded, transport)
         assert this.planner.alone == (transport.size == 1)
         this.solve()
-        certificates = [this.certify(table, n_actions, visited, tight=t) for t in (False, True)]
+        found = held(table, n_actions, visited, transport)
+        certificates = [this.certify(found, tight=t) for t in (False, True)]
         told = (this.n_reachable, this.optimal_value, this.value_range, this.optimal_return)
         values = this.values if transport.rank == 0 else None
         return certificates, told, None if values is None else values.tobytes()
@@ -288,7 +302,7 @@ def test_more_ranks_than_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(transport: Any) -> Any:
         this = Solver(HAND, 0.5, loaded, transport)
         this.solve()
-        return this.certify(table, 2, tight=True), this.planner.alone
+        return this.certify(held(table, 2, None, transport), tight=True), this.planner.alone
 
     assert together(5, work) == [(together(1, work)[0][0], False)] * 5
 
@@ -300,7 +314,8 @@ def test_small_environments_are_solved_by_one_rank() -> None:
         this = Solver(HAND, 0.5, loaded, transport)
         assert this.planner.alone
         this.solve()
-        return this.certify(np.array([4.0, 3, 9, 9]), 2), this.optimal_value
+        table = held(np.array([4.0, 3, 9, 9]), 2, None, transport)
+        return this.certify(table), this.optimal_value
 
     results = together(64, work)
     assert results == [results[0]] * 64
@@ -316,7 +331,7 @@ def test_compiled_kernels_are_the_plain_ones() -> None:
         this = Solver(environment, 0.8, chosen, Alone())
         this.solve()
         assert this.values is not None
-        results.append((this.values.tobytes(), this.certify(table, 3, tight=True)))
+        results.append((this.values.tobytes(), this.certify(held(table, 3), tight=True)))
     assert results[0] == results[1]
 
 
@@ -326,7 +341,7 @@ def test_undiscounted_values() -> None:
     p = np.array([[[1.0], [0.0]]])
     this = solved(_model(p, np.array([[0.0, 1]]), np.array([[0.0, 1]])), 1.0)
     assert (this.optimal_value, this.optimal_return, this.value_range) == (1.0, 1.0, 0.0)
-    found = this.certify(np.array([0.5, 0.0]), 2, tight=True)
+    found = this.certify(held(np.array([0.5, 0.0]), 2), tight=True)
     assert found.q_error_bound is None and found.policy_loss_bound is None
     assert (found.policy_value, found.policy_loss) == (0.0, 1.0)  # it waits: worth 0
     assert found.q_error == pytest.approx(1.0)
@@ -340,9 +355,9 @@ def test_undiscounted_values_that_are_not_finite_are_not_known() -> None:
     # Waiting costs: the optimum ends, a table that waits has no value, one that ends has.
     this = solved(_model(p, np.array([[-1.0, -5]]), np.array([[0.0, 1]])), 1.0)
     assert this.optimal_value == -5.0
-    waits = this.certify(np.array([0.0, -5]), 2, tight=True)
+    waits = this.certify(held(np.array([0.0, -5]), 2), tight=True)
     assert waits.policy_value is None and waits.policy_gap is None and waits.policy_return is None
-    ends = this.certify(np.array([-6.0, -5]), 2, tight=True)
+    ends = this.certify(held(np.array([-6.0, -5]), 2), tight=True)
     assert (ends.policy_value, ends.policy_gap, ends.policy_loss) == (-5.0, 0.0, 0.0)
 
 
@@ -353,7 +368,7 @@ def test_undiscounted_where_only_the_start_is_proper() -> None:
     end = np.array([[1.0, 0], [0, 1]])
     this = solved(_model(p, r, end, np.array([1.0, 0])), 1.0)
     assert this.optimal_value == -2.0
-    found = this.certify(np.array([1.0, 0, 1, 0]), 2)
+    found = this.certify(held(np.array([1.0, 0, 1, 0]), 2))
     assert (found.policy_value, found.policy_gap, found.policy_loss) == (-2.0, 0.0, None)
 
 
@@ -361,7 +376,7 @@ def test_time_limit_cuts_the_return() -> None:
     p, r = np.ones((1, 1, 1)), np.ones((1, 1))
     this = solved(_model(p, r, max_episode_steps=7), 0.9)
     assert this.optimal_return == 7.0
-    found = this.certify(np.zeros(1), 1, tight=True)
+    found = this.certify(held(np.zeros(1), 1), tight=True)
     assert found.policy_return == 7.0 and found.policy_value == pytest.approx(10)
     assert solved(_model(p, r), 0.9).optimal_return is None
 

@@ -116,7 +116,7 @@ def test_epsilon_as_a_threshold() -> None:
 def test_a_window_of_episodes_closes_at_a_hundred() -> None:
     def after(progress: Progress, episodes: int, returns: float) -> Progress:
         agreed = Agreement(0, 0, 0, 0, 0, episodes, returns, 0.0, 0, False, False, False)
-        return progress.after(2, 64, agreed, 4, FixedPoint(1))
+        return progress.after(2, 128, agreed, 4, FixedPoint(1))
 
     progress = after(Progress(), 60, 30.0)
     assert (progress.round, progress.steps, progress.lane_steps, progress.period) == (1, 128, 2, 4)

@@ -1,0 +1,147 @@
+"""`sharded` from the command line, on real ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.launching import distq
+from tests.parallel.test_train import CHAIN, train
+
+SHARDED = ("--parallel.architecture", "sharded")
+GRID = ("--env.id", "grid", "--env.kwargs.rows", "100", "--env.kwargs.columns", "100",
+        "--env.kwargs.slip", "0.2")  # fmt: skip
+
+
+def test_the_same_table_and_certificate_on_any_ranks(tmp_path: Path) -> None:
+    found = [
+        train(n, tmp_path / f"run{n}", *SHARDED, "--parallel.lanes", "256") for n in (0, 1, 3, 4)
+    ]
+    first = found[0]
+    assert first["status"] == "converged" and first["reproducible"]
+    assert first["certificate"]["policy_gap"] <= 1e-3
+    assert first["agents"] == 0 and not first["agents_from_ranks"]
+    for other in found[1:]:
+        for key in ("table_sha256", "certificate", "evaluation", "steps", "episodes"):
+            assert other[key] == first[key], key
+    assert found[0]["imbalance"] == 1 and found[3]["imbalance"] > 1
+
+
+def test_the_default_lanes_do_not_depend_on_the_ranks(tmp_path: Path) -> None:
+    found = train(2, tmp_path / "run", *SHARDED, "--env.id", "Taxi-v4", "--stop.policy_loss", "0.1")
+    assert found["lanes"] == 8192
+    assert found["certificate"]["policy_return"] == pytest.approx(7.93, abs=1e-9)
+
+
+@pytest.mark.parametrize("n_ranks", [5, 16])
+def test_more_ranks_than_states(n_ranks: int, tmp_path: Path) -> None:
+    found = train(
+        n_ranks, tmp_path / "run", *SHARDED, *CHAIN, "--env.kwargs.length", "3", "--stop.steps",
+        "3000", "--parallel.lanes", "20",
+    )  # fmt: skip
+    assert found["ranks_finished"] == n_ranks and found["steps"] >= 3000
+
+
+def test_resume_verify_and_evaluate(tmp_path: Path) -> None:
+    options = (*SHARDED, *GRID, "--parallel.lanes", "300", "--evaluate.episodes", "3")
+    whole = train(1, tmp_path / "whole", *options, "--stop.rounds", "60")
+    train(3, tmp_path / "cut", *options, "--stop.rounds", "31")
+    ended = distq(2, "resume", "cut", "--stop.rounds", "60", cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    resumed = json.loads((tmp_path / "cut" / "summary.json").read_text())
+    for key in ("table_sha256", "certificate", "steps", "episodes"):
+        assert resumed[key] == whole[key], key
+    verified = distq(0, "verify", "whole", "cut", cwd=tmp_path)
+    assert verified.code == 0 and "the same table, bit for bit" in verified.out, verified.err
+    judged = distq(2, "evaluate", "cut", "--json", cwd=tmp_path)
+    assert judged.code == 0, judged.err
+    told = json.loads(judged.out)
+    assert told["table_sha256"] == whole["table_sha256"]
+    assert told["certificate"] == whole["certificate"]
+    assert told["evaluation"] == whole["evaluation"]
+
+
+def test_free_running_learns_and_says_so(tmp_path: Path) -> None:
+    found = train(
+        2, tmp_path / "run", *SHARDED, "--parallel.reproducible", "false", "--parallel.lanes", "64",
+        "--stop.policy_gap", "0.01",
+    )  # fmt: skip
+    assert found["status"] == "converged" and not found["reproducible"]
+
+
+def test_auto_is_sharded_where_replicas_do_not_fit(tmp_path: Path) -> None:
+    options = ("--parallel.architecture", "auto", "--stop.steps", "1000", *GRID)
+    for limit, architecture in (("10000000", "allreduce"), ("1000000", "sharded")):
+        ended = distq(
+            2, "train", "--run.dir", architecture, *options, "--parallel.memory_bytes", limit,
+            "--parallel.lanes", "64", cwd=tmp_path,
+        )  # fmt: skip
+        assert ended.code == 0, ended.err
+        assert f"parallel.architecture auto is {architecture}" in ended.out
+        config = (tmp_path / architecture / "config.toml").read_text()
+        assert f'architecture = "{architecture}"' in config
+
+
+def test_no_rank_holds_the_whole_table(tmp_path: Path) -> None:
+    # 12.6 million states x 4 actions: 403 MB of rows; a rank may have 1.3 x its share of them, of
+    # its lanes and messages, and of 200 MB for the program.
+    ranks, rows = 4, 3550
+    found = train(
+        ranks, tmp_path / "run", *SHARDED, "--env.id", "grid", "--env.kwargs.rows", str(rows),
+        "--env.kwargs.columns", str(rows), "--env.kwargs.slip", "0.1", "--learn.exploring_starts",
+        "true", "--learn.initial", "random", "--stop.steps", "500000", "--evaluate.episodes", "3",
+        limit_s=200,
+    )  # fmt: skip
+    table, share = rows * rows * 32, 1.25 * rows * rows * 32 / ranks
+    lanes = 8192 * 8 * 9 + 3 * 8192 * 48
+    assert found["peak_rss_bytes"] <= 1.3 * (share + lanes + 200e6) < table + 60e6
+    (file,) = (tmp_path / "run" / "checkpoints").glob("*.h5")
+    assert file.stat().st_size >= rows * rows * 4 * 8
+
+
+def test_a_plan_of_1e12_pairs_on_paper(tmp_path: Path) -> None:
+    ended = distq(
+        0, "--dry-run", "--ranks", "1024", *SHARDED, "--env.id", "grid", "--env.kwargs.rows",
+        "500000", "--env.kwargs.columns", "500000", cwd=tmp_path,
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    for told in ("GB per rank", "bytes per step over the network", "predicted rate"):
+        assert told in ended.out
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--parallel.agents", "2"), "parallel.agents: 2 must be 0"),
+        (("--parallel.fusion", "count"), "parallel.fusion: count has no meaning"),
+        (("--parallel.memory_bytes", "1000"), "take more ranks"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    options: tuple[str, ...], told: str, tmp_path: Path
+) -> None:
+    ended = distq(2, "train", *SHARDED, *options, cwd=tmp_path)
+    assert ended.code == 2 and told in ended.err
+    assert ended.err.count("error:") == 1
+
+
+def test_stepped_environments_are_asked_about(tmp_path: Path) -> None:
+    options = (*SHARDED, "--env.id", "Blackjack-v1", "--stop.steps", "5000")
+    found = [train(n, tmp_path / f"run{n}", *options) for n in (0, 3)]
+    assert found[0]["lanes"] == 64 and found[0]["reproducible"]
+    for key in ("table_sha256", "evaluation", "steps", "episodes"):
+        assert found[0][key] == found[1][key], key
+
+
+def test_probe_prints_and_keeps_what_it_found(tmp_path: Path) -> None:
+    ended = distq(
+        2, "probe", "--json", cwd=tmp_path, limit_s=120, DISTQ_CACHE_DIR=str(tmp_path / "cache")
+    )
+    assert ended.code == 0, ended.err
+    told = json.loads(ended.out)
+    assert told == json.loads((tmp_path / "cache" / "probe.json").read_text())
+    found = {one["name"]: one for one in told["ceilings"]}
+    assert {"random_rows_64mb", "random_rows_64mb_all", "exchange_8192", "triad"} <= set(found)
+    assert all(one["per_s"] > 0 for one in found.values())
