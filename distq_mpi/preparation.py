@@ -82,13 +82,18 @@ class Settled:
     """What was decided for the user, in words; "" = nothing."""
 
 
-def build(env: EnvConfig, exploring: bool = False, given: Any = None) -> Environment:
+def build(
+    env: EnvConfig, exploring: bool = False, given: Any = None, held_below: int | None = None
+) -> Environment:
     """Make the environment of an `[env]` configuration, under its time limit. Local.
 
-    exploring : `learn.exploring_starts`. given : an object in place of `env.id`.
+    exploring : `learn.exploring_starts`. given : an object in place of `env.id`. held_below : see
+    `environments.make`.
     """
     environment = (
-        environments.make(env) if given is None else environments.from_object(given, env)
+        environments.make(env, held_below)
+        if given is None
+        else environments.from_object(given, env)
     )
     if env.max_episode_steps:
         text = f"{environment.model_id} limit {env.max_episode_steps}"
@@ -143,8 +148,8 @@ def settle(
         raise ConfigError("\n".join(mistakes))
     pessimistic = (
         config.learn.initial == "zeros"
-        and environment.kind == "explicit"
-        and float(environment.params[2].min()) >= 0
+        and environment.least_reward is not None
+        and environment.least_reward >= 0
     )
     if sharded:
         shape = environment.n_states, environment.n_actions
@@ -209,6 +214,8 @@ def prepare(
     config, exact, path, kept, from_ranks = transport.broadcast(told)
     make = functools.partial(build, config.env, config.learn.exploring_starts, given)
     environment = share(settled.environment if settled else None, make, transport)
+    if settled is not None:
+        settled.environment = environment  # else it would keep a model whole that was cut
     with transport.same_outcome():
         requests = _requests(config, environment, exact) if transport.leads_node else None
         kernels = load(requests, transport)

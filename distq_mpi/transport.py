@@ -22,6 +22,7 @@ from distq_mpi.partition import Partition
 
 SHM_RESERVE = 16 << 20
 CHUNK_ELEMENTS = 1 << 20
+MESSAGE_BYTES = 64 << 20
 MAIL_TAG, NEIGHBOURS_TAG = 1, 2
 
 
@@ -211,6 +212,18 @@ class Transport:
         flat = array.reshape(-1).view(np.uint8)
         for start in range(0, flat.size, 1 << 30):
             self._comm.Bcast([flat[start : start + (1 << 30)], MPI.BYTE], root=0)
+
+    def send_array(self, array: np.ndarray, rank: int) -> None:
+        """Send a contiguous array to a rank that calls `receive_array`. Local to the two."""
+        flat = array.reshape(-1).view(np.uint8)
+        for start in range(0, flat.size, MESSAGE_BYTES):
+            self._comm.Send([flat[start : start + MESSAGE_BYTES], MPI.BYTE], rank)
+
+    def receive_array(self, array: np.ndarray, rank: int) -> None:
+        """Fill a contiguous array of the same size with what a rank sends. Local to the two."""
+        flat = array.reshape(-1).view(np.uint8)
+        for start in range(0, flat.size, MESSAGE_BYTES):
+            self._comm.Recv([flat[start : start + MESSAGE_BYTES], MPI.BYTE], rank)
 
     def sum_int(self, array: np.ndarray) -> None:
         """Add int64 arrays of all ranks, in place."""

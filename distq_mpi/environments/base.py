@@ -13,7 +13,8 @@ class Environment:
     The functions take arrays and scalars only and are compiled by the kernels (None where the
     environment is stepped in Python); nobody changes `params`. An explicit model's `params` are
     arrays (see `explicit.py`) that may be replaced by equal ones elsewhere in memory, which is how
-    a node holds a model once.
+    a node holds a model once, or by those of a part of the rows, which is how ranks share a model
+    that none of them holds (see `cutting.py`).
     """
 
     id: str
@@ -44,6 +45,13 @@ class Environment:
     deterministic: bool
     model_id: str
     """SHA-256 (hex) of all that defines the process, the time limit included."""
+    least_reward: float | None = None
+    """Smallest reward of any transition; None = unknown."""
+    rows: tuple[int, int] | None = None
+    """[low, high): the states whose rows `params` has, the only ones that `law_step`, `outcomes`
+    and `outcome` may be asked of; None = all. State numbers stay those of the whole model."""
+    source: Any = None
+    """What reads the rows of a model that nobody holds (`model_file.Source`); None elsewhere."""
     explores_starts: bool = False
     """Whether every state is a start state by `exploring_starts`, not by the environment's law."""
     trusted: bool = True

@@ -12,7 +12,7 @@ from distq_mpi.environments.base import Environment
 from distq_mpi.environments.garnet import garnet
 from distq_mpi.environments.grid import Grid
 from distq_mpi.environments.laws import import_law, law_environment
-from distq_mpi.environments.model_file import SUFFIXES, read_model
+from distq_mpi.environments.model_file import SUFFIXES, look_over, read_model
 from distq_mpi.environments.sparse import ACTION, read_sparse_model
 from distq_mpi.errors import ModelError
 
@@ -46,12 +46,13 @@ def is_law(id: str) -> bool:
     return id == "grid" or bool(re.fullmatch(r"[\w.]+:(?!.*-v\d+$)\w+", id))
 
 
-def make(config: EnvironmentConfig) -> Environment:
+def make(config: EnvironmentConfig, held_below: int | None = None) -> Environment:
     """Make the environment a configuration names. Local, not collective.
 
     `config.id` is a Gymnasium id (`Taxi-v4`, `module:Name-v0`), `garnet`, `grid`, `module:Law` or
     a file `*.npz`, `*.h5`, `*.hdf5`, or files `*{action}*.npz`; `config.kwargs` go to whatever
-    makes it.
+    makes it. held_below : HDF5 files of so many transitions or more are looked over and not held
+    (see `model_file.look_over`); None = all are held.
 
     Raises
     ------
@@ -59,7 +60,7 @@ def make(config: EnvironmentConfig) -> Environment:
         If the id is unknown, the arguments do not fit, or the result is not a Markov decision
         process.
     """
-    found = _without_gymnasium(config)
+    found = _without_gymnasium(config, held_below)
     if found is not None:
         return _uncut(found, config)
     from distq_mpi.environments.gymnasium_models import gymnasium_model
@@ -79,7 +80,9 @@ def make_world(config: EnvironmentConfig) -> Any:
     return gymnasium_environment(config.id, config.kwargs, BUILT_IN)
 
 
-def _without_gymnasium(config: EnvironmentConfig) -> Environment | None:
+def _without_gymnasium(
+    config: EnvironmentConfig, held_below: int | None = None
+) -> Environment | None:
     id, kwargs = config.id, config.kwargs
     if id == "garnet":
         return call(id, garnet, kwargs)
@@ -88,6 +91,8 @@ def _without_gymnasium(config: EnvironmentConfig) -> Environment | None:
     if ACTION in id:
         return call(id, functools.partial(read_sparse_model, id), kwargs)
     if id.endswith(SUFFIXES):
+        if held_below is not None:
+            return call(id, functools.partial(look_over, held_below, id), kwargs)
         return call(id, functools.partial(read_model, id), kwargs)
     if is_law(id):
         return law_environment(id, import_law(id), kwargs)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distq_mpi.environments.base import Environment
+from distq_mpi.environments.cutting import Cuts, can_be_cut, share_rows
 from distq_mpi.environments.guard import guarded
+from distq_mpi.environments.model_file import whole
 from distq_mpi.errors import ModelError
 
 if TYPE_CHECKING:
@@ -19,20 +21,31 @@ ARRAY = "array"
 """Stands for an array among `params` while they are told; numbers are all they hold otherwise."""
 
 
-def share(environment: Environment | None, make: Any, transport: Transport) -> Environment:
+def share(
+    environment: Environment | None, make: Any, transport: Transport, cuts: Cuts | None = None
+) -> Environment:
     """Return the environment on every rank. COLLECTIVE.
 
     The arrays of an explicit model or a law are stored once per host. Functions exist only on the
     ranks that compile (the leader of each host), where `make` builds them again; elsewhere they are
     None. What is stepped in Python every rank makes for itself. A law that could not be looked at
     whole comes under its `guard`.
+
+    cuts : read on rank 0 alone: for each rank the states [low, high) whose rows it needs, [0, 0)
+    for none. A table of transitions is then cut (see `cutting.share_rows`), and what rank 0 held of
+    it goes with the last reference to `environment`; anything else is shared as ever. None: no cut.
     """
     bare: Any = None
+    with transport.same_outcome():
+        if environment is not None and (cuts is None or not can_be_cut(environment)):
+            environment, cuts = whole(environment), None
     if environment is not None:
         unset = dict.fromkeys(FUNCTIONS)
         bare = replace(environment, params=(), **unset)  # type: ignore[arg-type]
-        bare = (bare, tuple(ARRAY if _is_array(p) else p for p in environment.params))
-    shared, params = transport.broadcast(bare)
+        bare = (bare, tuple(ARRAY if _is_array(p) else p for p in environment.params), cuts)
+    shared, params, cuts = transport.broadcast(bare)
+    if cuts is not None:
+        return share_rows(environment, shared, cuts, transport)
     with transport.same_outcome():
         if environment is None and (transport.leads_node or shared.kind == "stepped"):
             environment = make()

@@ -6,6 +6,7 @@ Local. h5py and scipy are imported inside functions, by the rank that reads.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -22,20 +23,29 @@ from distq_mpi.files.publishing import AnyPath, explain, publish
 FILTERS = {1, 2, 3, 4, 5, 6, 32000}
 """What comes with h5py: deflate, shuffle, fletcher32, szip, nbit, scaleoffset, lzf."""
 
+CHUNK_CACHE = 1 << 20
+"""Bytes of a chunked array that HDF5 keeps unpacked unless it is told otherwise."""
+
 
 class ForeignArrays:
     """Arrays of numbers in a file that somebody else wrote, read one at a time, nothing executed.
 
     Made by `open_arrays`. `names` : the arrays in the file; `notes` : its attributes, which HDF5
-    has, read in the same way. Reading raises FileError for whatever is not a plain array of numbers
-    stored in this very file.
+    has, read in the same way; `in_parts` : whether a part of an array can be read without the rest.
+    Reading raises FileError for whatever is not a plain array of numbers stored in this very file.
     """
 
     def __init__(
-        self, path: Path, names: list[str], read: Callable[[str], Any], notes: list[str]
+        self,
+        path: Path,
+        names: list[str],
+        find: Callable[[str], Any],
+        notes: list[str],
+        in_parts: bool,
     ) -> None:
-        self.names, self.notes = names, notes
-        self._path, self._read = path, read
+        self.names, self.notes, self.in_parts = names, notes, in_parts
+        self._path, self._find = path, find
+        self._held: dict[str, Any] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self.names or name in self.notes
@@ -47,8 +57,36 @@ class ForeignArrays:
         return self[name]
 
     def __getitem__(self, name: str) -> np.ndarray:
+        return self._get(name, ())
+
+    def part(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Elements [start, stop) of a one-dimensional array; they belong to the caller."""
+        if name not in self._held:
+            with self._explained(name):
+                # Kept, for what HDF5 has unpacked of it goes when nobody has it open.
+                self._held[name] = self._find(name)
+        return self._get(name, slice(start, stop))
+
+    def form(self, name: str) -> tuple[np.dtype, tuple[int, ...]]:
+        """Type and shape of an array."""
+        with self._explained(name):
+            found = self._find(name)
+        if found.dtype.kind not in "biuf":
+            raise FileError(f"{self._path}: {name} holds {found.dtype}, not numbers")
+        return found.dtype, found.shape
+
+    def _get(self, name: str, where: Any) -> np.ndarray:
+        with self._explained(name):
+            found = self._held[name] if name in self._held else self._find(name)
+            array = np.asarray(found[where])
+        if array.dtype.kind not in "biuf":
+            raise FileError(f"{self._path}: {name} holds {array.dtype}, not numbers")
+        return array
+
+    @contextmanager
+    def _explained(self, name: str) -> Iterator[None]:
         try:
-            array = np.asarray(self._read(name))
+            yield
         except FileError:
             raise
         except MemoryError as error:
@@ -56,9 +94,6 @@ class ForeignArrays:
         except Exception as error:  # h5py and zipfile raise nearly anything on damaged files
             reason = str(error).strip("'\"").split("\n")[0] or type(error).__name__
             raise FileError(f"{self._path}: {name} cannot be read: {reason}") from error
-        if array.dtype.kind not in "biuf":
-            raise FileError(f"{self._path}: {name} holds {array.dtype}, not numbers")
-        return array
 
 
 @contextmanager
@@ -81,11 +116,16 @@ def open_arrays(path: AnyPath) -> Iterator[ForeignArrays]:
 
         try:
             file = h5py.File(path, "r", locking=False)
-        except OSError as error:
+            chunk = _largest_chunk(file)
+            if chunk > CHUNK_CACHE:
+                # Else every part that is read would unpack its whole chunk again.
+                file.close()
+                file = h5py.File(path, "r", locking=False, rdcc_nbytes=chunk)
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
             raise damaged(path, path.stat().st_size, error) from error
         with file:
-            read = functools.partial(_hdf5_array, file)
-            yield ForeignArrays(path, list(file), read, list(file.attrs))
+            find = functools.partial(_hdf5_array, file)
+            yield ForeignArrays(path, list(file), find, list(file.attrs), in_parts=True)
         return
     if not zipfile.is_zipfile(path):
         raise FileError(f"{path} is neither an npz nor an HDF5 file, or only a part of one")
@@ -94,7 +134,7 @@ def open_arrays(path: AnyPath) -> Iterator[ForeignArrays]:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise FileError(f"{path} is not an npz file: {error}") from error
     with npz:
-        yield ForeignArrays(path, list(npz.files), npz.__getitem__, [])
+        yield ForeignArrays(path, list(npz.files), npz.__getitem__, [], in_parts=False)
 
 
 def write_arrays(path: AnyPath, arrays: Mapping[str, np.ndarray]) -> None:
@@ -169,12 +209,25 @@ def read_sparse(path: AnyPath) -> Any:
         ) from error
 
 
+def _largest_chunk(file: Any) -> int:
+    """Bytes of the largest chunk of an array in this file, unpacked; 0 where there are none."""
+    import h5py
+
+    largest = 0
+    for name in file:
+        if isinstance(file.get(name, getlink=True), h5py.HardLink):
+            found = file.get(name)
+            if isinstance(found, h5py.Dataset) and found.chunks:
+                largest = max(largest, math.prod(found.chunks) * found.dtype.itemsize)
+    return largest
+
+
 def _hdf5_array(file: Any, name: str) -> Any:
     """An attribute, or a dataset whose numbers lie in this file under a filter of HDF5's own."""
     import h5py
 
     if name in file.attrs and name not in file:
-        return file.attrs[name]
+        return np.asarray(file.attrs[name])
     path = file.filename
     if not isinstance(file.get(name, getlink=True), h5py.HardLink):
         raise FileError(f"{path}: {name} is a link; models are read from one file only")
@@ -194,4 +247,4 @@ def _hdf5_array(file: Any, name: str) -> Any:
                 f"{path}: {name} is compressed by {label.decode(errors='replace') or number}, "
                 "which comes with no HDF5; take gzip"
             )
-    return dataset[()]
+    return dataset
