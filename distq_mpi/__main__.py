@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except DistqError as error:
         if launched_rank() != 0:
-            return 0  # a launcher ends all at the first bad code: it must be the one that has printed
+            return 0  # launchers end all at the first bad code: of the rank that has printed
         _print_error(error)
         return error.exit_code
 

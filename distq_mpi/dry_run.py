@@ -19,8 +19,7 @@ def dry_run(command: Any, size: int) -> str:
     """
     per_host = 1 if command.ranks else size
     config, environment, reason = settle(command.config, size, per_host)
-    shape = environment.n_states, environment.n_actions
-    need = memory_bytes(config, *shape, size)
+    need = memory_bytes(config, environment, reason is None, size, per_host)
     lines = [to_toml(config).rstrip(), "", f"# {environment.summary}"]
     lines.append(f"# exact values: {'no, ' + reason if reason else 'yes'}")
     total, where = sum(need.values()), f"for {size} on one host" if per_host == size else "in all"

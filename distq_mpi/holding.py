@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -94,6 +94,27 @@ class Holding:
         if gathered is not None:
             told = hashlib.sha256(gathered.transpose(1, 0, 2).tobytes()).hexdigest()
         return str(self.transport.broadcast(told))
+
+    def take(self, start: int, stop: int, stored: Any) -> None:
+        """Write rows [start, stop) on those that hold them, where blocks are. COLLECTIVE.
+
+        stored : on rank 0 their q and clock, (stop - start, width) each; None elsewhere.
+        """
+        assert self.blocks is not None
+        rank, record = self.transport.rank, self.rows.record
+        rows = Rows(record, stop - start if rank == 0 else 0)
+        if rank == 0:
+            rows.values[...], rows.clock[...] = stored[0], stored[1]
+        borders = np.clip(self.blocks.starts, start, stop)
+        counts, coming = np.diff(borders), np.zeros(self.transport.size, np.int64)
+        coming[0] = counts[rank]
+        if rank > 0:
+            counts = np.zeros_like(counts)
+        low = int(borders[rank]) - self.first if coming[0] else 0
+        mine = self.rows.raw.reshape(-1, record.row_bytes)[low : low + int(coming[0])]
+        self.transport.move_rows(
+            rows.raw.reshape(-1, record.row_bytes), borders[:-1] - start, counts, mine, coming
+        )
 
     def values_of(self, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return policy values, float64 (n, A), and `visited`, (n, A), of states, int64 (n,).

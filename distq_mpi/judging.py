@@ -17,16 +17,18 @@ from distq_mpi.config import Config
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.sharing import share
 from distq_mpi.errors import FileError
-from distq_mpi.files import plain
+from distq_mpi.files import SLICE_ROWS, plain
 from distq_mpi.holding import Holding
 from distq_mpi.kernels import Kernel
 from distq_mpi.kernels.evaluation import evaluation_kernel
 from distq_mpi.kernels.objects import load
+from distq_mpi.memory import cuts_of
 from distq_mpi.monitor.console import count, number, summary_lines
 from distq_mpi.operands import table_file
+from distq_mpi.partition import Partition
 from distq_mpi.preparation import build
 from distq_mpi.sampling import sample
-from distq_mpi.table import Record, Rows, record_of, table_sha256
+from distq_mpi.table import Record, Rows, record_of
 
 if TYPE_CHECKING:
     from distq_mpi.transport import Transport
@@ -51,7 +53,8 @@ def evaluate(command: Any, transport: Transport) -> int:
     """Judge a table and print what is known of it; return the exit code. COLLECTIVE.
 
     The numbers are those that `train` ends with, and the same on any number of ranks. Nothing is
-    written. Rank 0 alone reads the command and the file; a host holds the table once.
+    written. Rank 0 alone reads the command and the file; a host holds the table once, or, where it
+    was learned `sharded`, a rank its block.
 
     Raises
     ------
@@ -65,13 +68,15 @@ def evaluate(command: Any, transport: Transport) -> int:
             found = _find(command)
     config, exact = transport.broadcast(found and (found.config, found.reason is None))
     make = functools.partial(build, config.env, config.learn.exploring_starts)
-    environment = share(found.environment if found else None, make, transport)
+    cuts = cuts_of(config, found.environment, transport.size) if found else None
+    environment = share(found.environment if found else None, make, transport, cuts)
     record = record_of(config.learn, environment.n_actions)
     with transport.same_outcome():
         leads = transport.leads_node
         kernels = load(_requests(config, environment, exact) if leads else None, transport)
-    rows = _read(found.header if found else None, record, environment.n_states, transport)
-    holding = Holding(rows, 0, None, transport)
+    read = _read_blocks if config.parallel.architecture == "sharded" else _read
+    header = found.header if found else None
+    holding = read(header, record, environment.n_states, transport)
     certificate, n_reachable = Certificate(kind="none"), None
     if exact:
         solver = Solver(environment, config.learn.discount, kernels, transport)
@@ -79,11 +84,12 @@ def evaluate(command: Any, transport: Transport) -> int:
         certificate = solver.certify(holding, tight=True)
         n_reachable = solver.n_reachable
     evaluation = sample(config, environment, kernels, holding)
+    sha256 = holding.sha256() if found or holding.blocks is not None else ""
     if found is not None:
         told = {
             **_facts(found),
             "states_reachable": n_reachable,
-            "table_sha256": table_sha256(rows.part_slices()),
+            "table_sha256": sha256,
             "certificate": asdict(certificate),
             "evaluation": evaluation,
         }
@@ -121,8 +127,27 @@ def _requests(config: Config, environment: Environment, exact: bool) -> dict[str
     return found | (certificate_requests(environment, record.dtype) if exact else {})
 
 
-def _read(header: Header | None, record: Record, n_states: int, transport: Transport) -> Rows:
-    """Return the file's rows, which only rank 0 reads, as views of one copy a host. COLLECTIVE."""
+def _read_blocks(
+    header: Header | None, record: Record, n_states: int, transport: Transport
+) -> Holding:
+    """Return the file's rows, which only rank 0 reads, a block on each rank. COLLECTIVE."""
+    blocks = Partition.balanced(n_states, transport.size)
+    first, stop = blocks.block(transport.rank)
+    holding = Holding(Rows(record, stop - first), first, blocks, transport)
+    parts = iter(checkpoint.iter_rows(header)) if header is not None else None
+    for start in range(0, n_states, SLICE_ROWS):
+        stored: Any = None
+        with transport.same_outcome():
+            if parts is not None:
+                _, *stored = next(parts)
+        holding.take(start, min(start + SLICE_ROWS, n_states), stored)
+    return holding
+
+
+def _read(
+    header: Header | None, record: Record, n_states: int, transport: Transport
+) -> Holding:
+    """The same, where every rank has all of it: as views of one copy a host. COLLECTIVE."""
     rows: Rows | None = None
     with transport.same_outcome():
         if header is not None:
@@ -130,10 +155,10 @@ def _read(header: Header | None, record: Record, n_states: int, transport: Trans
             for start, q, clock, _ in checkpoint.iter_rows(header):
                 rows.values[start : start + len(q)] = q
                 rows.clock[start : start + len(q)] = clock
-    if transport.size == 1 and rows is not None:
-        return rows
-    (raw,) = transport.share_on_node((rows.raw,) if rows is not None else None)
-    return Rows(record, n_states, raw)
+    if transport.size > 1 or rows is None:
+        (raw,) = transport.share_on_node((rows.raw,) if rows is not None else None)
+        rows = Rows(record, n_states, raw)
+    return Holding(rows, 0, None, transport)
 
 
 def _facts(found: _Found) -> dict[str, Any]:

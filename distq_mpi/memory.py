@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 
 from distq_mpi.architectures import Allreduce, Sharded
+from distq_mpi.architectures.balance import slack_rows
 from distq_mpi.environments.base import Environment
-from distq_mpi.environments.cutting import Cuts, can_be_cut, n_entries
+from distq_mpi.environments.cutting import Cuts, can_be_cut, hulls, n_entries
 from distq_mpi.errors import ConfigError
+from distq_mpi.partition import Partition
+from distq_mpi.planning import BLOCK_TRANSITIONS, planner_bytes, planner_rows
 
 KEEPS = {
     "allreduce": ("the whole table", "; sharded keeps a block of it"),
@@ -20,6 +23,9 @@ KEEPS = {
 
 ROW_BYTES, ENTRY_BYTES = 8, 32
 """Of a pair and of a transition of an explicit model."""
+CUT_TRANSITIONS = 2 * BLOCK_TRANSITIONS
+"""Transitions from which on no rank holds a whole model under `sharded`: fewer are planned by one
+rank alone, which needs them all."""
 
 
 def host_bytes() -> int:
@@ -63,10 +69,40 @@ def model_bytes(environment: Environment, cuts: Cuts | None = None, per_host: in
     return max(rows_bytes(low, high) for low, high in cuts) - (-starts // per_host)
 
 
-def memory_bytes(config: Any, n_states: int, n_actions: int, size: int) -> dict[str, int]:
-    """Bytes one rank will need, part by part, under a resolved `Config` on `size` ranks. Local."""
+def cuts_of(config: Any, environment: Environment, size: int) -> Cuts | None:
+    """The states [low, high) whose rows each rank holds of a model; None where a host holds all.
+
+    Those of its block, with some to spare where borders move, and of the rows it plans. Local.
+    """
+    if config.parallel.architecture != "sharded" or size == 1 or not can_be_cut(environment):
+        return None
+    if environment.n_transitions < CUT_TRANSITIONS:
+        return None
+    n = environment.n_states
+    even, spare = Partition.balanced(n, size).starts, slack_rows(n, size)
+    borders = [even]
+    for by in (-spare, spare) if config.parallel.rebalance else ():
+        moved = np.clip(even + by, 0, n)
+        moved[0], moved[-1] = 0, n
+        borders.append(moved)
+    planned = planner_rows(n, environment.n_transitions, size)
+    return hulls(planned, *(Partition(starts) for starts in borders))
+
+
+def memory_bytes(
+    config: Any, environment: Environment, exact: bool, size: int, per_host: int
+) -> dict[str, int]:
+    """Bytes one rank will need, part by part, under a resolved `Config` on `size` ranks. Local.
+
+    exact : whether there will be exact values. per_host : most ranks on one host.
+    """
     architecture = Sharded if config.parallel.architecture == "sharded" else Allreduce
-    return architecture.memory_bytes(config, n_states, n_actions, size)
+    shape = environment.n_states, environment.n_actions
+    found = architecture.memory_bytes(config, *shape, size)
+    found["model"] = model_bytes(environment, cuts_of(config, environment, size), per_host)
+    if exact:
+        found["exact values"] = planner_bytes(shape[0], environment.n_transitions, size)
+    return found
 
 
 def limit_bytes(config: Any, per_host: int) -> int:
@@ -74,15 +110,18 @@ def limit_bytes(config: Any, per_host: int) -> int:
     return config.parallel.memory_bytes or host_bytes() // per_host
 
 
-def check_memory(config: Any, n_states: int, n_actions: int, size: int, per_host: int) -> None:
-    """Raise ConfigError where what a rank keeps does not fit `parallel.memory_bytes`. Local."""
-    need = sum(memory_bytes(config, n_states, n_actions, size).values())
-    limit = limit_bytes(config, per_host)
-    if need <= limit:
+def check_memory(config: Any, need: dict[str, int], shape: tuple[int, int], per_host: int) -> None:
+    """Raise ConfigError where what a rank keeps does not fit `parallel.memory_bytes`. Local.
+
+    need : of `memory_bytes`. shape : states, actions.
+    """
+    total, limit = sum(need.values()), limit_bytes(config, per_host)
+    if total <= limit:
         return
     keeps, way = KEEPS[config.parallel.architecture]
+    parts = ", ".join(f"{name} {readable(n)}" for name, n in need.items())
     raise ConfigError(
         f"parallel.architecture: {config.parallel.architecture} keeps {keeps} on every rank and "
-        f"needs {readable(need)} per rank for {n_states} states x {n_actions} actions; the limit "
-        f"is {readable(limit)} (parallel.memory_bytes; {per_host} ranks a host){way}"
+        f"needs {readable(total)} per rank for {shape[0]} states x {shape[1]} actions ({parts}); "
+        f"the limit is {readable(limit)} (parallel.memory_bytes; {per_host} ranks a host){way}"
     )

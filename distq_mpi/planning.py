@@ -56,6 +56,8 @@ TIES = 1e-12
 NEAR_ONE = (1 - 1e-5, 1 - 1e-6, 1 - 1e-7)
 OPTIMAL = 1e-9
 """Residual of an undiscounted policy, as a share of the largest value, that counts as none."""
+ROW_BYTES = 48
+"""Of a state that is planned: its values, twice, V*, three policies, a stack, a mask."""
 PART = 65_536
 """Numbers taken at a time where all rows or start states are gone over, and states of others that
 are met before their owners are told."""
@@ -68,11 +70,16 @@ def logical_blocks(n_states: int, n_transitions: int) -> Partition:
 
 
 def planner_rows(n_states: int, n_transitions: int, n_ranks: int) -> Partition:
-    """Return the rows that each rank plans: whole blocks; none where there are too few."""
+    """Return the rows that each rank plans: whole blocks, near the rows of an even cut, or none."""
     blocks = logical_blocks(n_states, n_transitions).starts
-    n_solvers = min(blocks.size - 1, n_ranks)
-    borders = blocks[Partition.balanced(blocks.size - 1, n_solvers).starts]
-    return Partition(np.append(borders, np.full(n_ranks - n_solvers, n_states)))
+    return Partition(blocks[-(-np.arange(n_ranks + 1) * (blocks.size - 1) // n_ranks)])
+
+
+def planner_bytes(n_states: int, n_transitions: int, n_ranks: int) -> int:
+    """Bytes a rank needs to plan, but for the states of others that its own lead to. Local."""
+    rows = planner_rows(n_states, n_transitions, n_ranks)
+    alone = rows.block(0) == (0, n_states)
+    return ROW_BYTES * int(rows.counts.max()) + (0 if alone else -(-n_states // 8))
 
 
 def beyond(change: float, mass: float, discount: float) -> float:

@@ -13,7 +13,7 @@ from distq_mpi.memory import readable
 from distq_mpi.partition import Partition
 from distq_mpi.probe import stored
 
-N_SAMPLES = 2000
+N_SAMPLES, N_RUNS, RUN_STATES = 2000, 16, 100
 CROSSING_BYTES = 8 * (RECORD + TARGET)
 """Bytes of a step that crosses a border: the lane's record, and the target that goes back."""
 ASSUMED_ROWS_PER_S, ASSUMED_BYTES_PER_S = 30e6, 1e9
@@ -22,6 +22,8 @@ ASSUMED_ROWS_PER_S, ASSUMED_BYTES_PER_S = 30e6, 1e9
 
 def crossing_share(environment: Environment, blocks: Partition) -> float:
     """The share of transitions from pseudo-random pairs whose next state has another owner."""
+    if environment.source is not None:
+        return _share_in_runs(environment, blocks)
     k = np.arange(N_SAMPLES, dtype=np.uint64)
     zero = np.zeros_like(k)
     words = threefry(k, zero, zero, zero + EVALUATION)
@@ -34,6 +36,21 @@ def crossing_share(environment: Environment, blocks: Partition) -> float:
             )
             crossed += probability * bool(blocks.owner(state) != blocks.owner(int(ahead)))
     return crossed / N_SAMPLES
+
+
+def _share_in_runs(environment: Environment, blocks: Partition) -> float:
+    """The same of a model that nobody holds, from the rows of some states that lie together."""
+    n_pairs, crossing = 0, 0.0
+    for low in range(0, environment.n_states, -(-environment.n_states // N_RUNS)):
+        pair = low * environment.n_actions
+        for rows in environment.source.read(low, min(low + RUN_STATES, environment.n_states)):
+            n = rows.pointers.size - 1
+            pairs = pair + np.repeat(np.arange(n), np.diff(rows.pointers))
+            code = rows.alias[1::2].astype(np.int64)
+            there, here = blocks.owner(code >> 1), blocks.owner(pairs // environment.n_actions)
+            crossing += float(rows.probability[(there != here) & (code & 1 == 0)].sum())
+            n_pairs, pair = n_pairs + n, pair + n
+    return crossing / n_pairs
 
 
 def predict(config: Any, environment: Environment, size: int) -> list[str]:

@@ -29,7 +29,14 @@ from distq_mpi.kernels.evaluation import evaluation_kernel
 from distq_mpi.kernels.fusing import ROUND_LIMIT
 from distq_mpi.kernels.objects import LoadedKernel, load
 from distq_mpi.launcher import process_age_s
-from distq_mpi.memory import check_memory, limit_bytes, memory_bytes, readable
+from distq_mpi.memory import (
+    CUT_TRANSITIONS,
+    check_memory,
+    cuts_of,
+    limit_bytes,
+    memory_bytes,
+    readable,
+)
 from distq_mpi.monitor import Monitor, RunDirectory
 from distq_mpi.monitor.provenance import provenance
 from distq_mpi.stopping import EXACT_TARGETS
@@ -119,16 +126,19 @@ def settle(
     object in place of the environment that the configuration names.
     Local; reads no MPI. Raises ConfigError and ModelError for whatever cannot run as written.
     """
-    environment = build(config.env, config.learn.exploring_starts, given)
+    held_below = None
+    if size > 1 and config.parallel.architecture != "allreduce":
+        held_below = CUT_TRANSITIONS
+    environment = build(config.env, config.learn.exploring_starts, given, held_below)
     discount = config.learn.discount
     reason = solvable(environment, discount)
     if not config.evaluate.exact:
         reason = "evaluate.exact is false"
-    config = resolve(
-        with_architecture(config, environment, size, per_host), environment.n_states,
-        environment.n_actions, size, solvable=reason is None,
-        stepped=environment.kind == "stepped",
-    )  # fmt: skip
+    exact = reason is None
+    config = with_architecture(config, environment, exact, size, per_host)
+    shape = environment.n_states, environment.n_actions
+    stepped = environment.kind == "stepped"
+    config = resolve(config, *shape, size, solvable=exact, stepped=stepped)
     mistakes = check(config) + [
         f"stop.{name}: needs exact values, but {reason}; use stop.mean_return, stop.steps or "
         "stop.wall_time_s instead"
@@ -152,16 +162,16 @@ def settle(
         and environment.least_reward >= 0
     )
     if sharded:
-        shape = environment.n_states, environment.n_actions
         Sharded.check(config, *shape, size)
     else:
         FUSIONS[config.parallel.fusion].check(environment.deterministic, pessimistic, config)
-    check_memory(config, environment.n_states, environment.n_actions, size, per_host)
+    need = memory_bytes(config, environment, exact, size, per_host)
+    check_memory(config, need, shape, per_host)
     return config, environment, reason
 
 
 def with_architecture(
-    config: Config, environment: Environment, size: int, per_host: int
+    config: Config, environment: Environment, exact: bool, size: int, per_host: int
 ) -> Config:
     """Return the configuration with `parallel.architecture` auto replaced: by `sharded` where a
     replica on every rank would not fit `parallel.memory_bytes`, else by `allreduce`. Local."""
@@ -170,7 +180,8 @@ def with_architecture(
     shape = environment.n_states, environment.n_actions
     replicas = replace(config, parallel=replace(config.parallel, architecture="allreduce"))
     resolved = resolve(replicas, *shape, size, solvable=False)
-    if sum(memory_bytes(resolved, *shape, size).values()) <= limit_bytes(config, per_host):
+    need = memory_bytes(resolved, environment, exact, size, per_host)
+    if sum(need.values()) <= limit_bytes(config, per_host):
         return replicas
     return replace(config, parallel=replace(config.parallel, architecture="sharded"))
 
@@ -213,7 +224,10 @@ def prepare(
     )  # fmt: skip
     config, exact, path, kept, from_ranks = transport.broadcast(told)
     make = functools.partial(build, config.env, config.learn.exploring_starts, given)
-    environment = share(settled.environment if settled else None, make, transport)
+    whole = settled.environment if settled else None
+    cuts = cuts_of(config, whole, transport.size) if whole else None
+    environment = share(whole, make, transport, cuts)
+    del whole
     if settled is not None:
         settled.environment = environment  # else it would keep a model whole that was cut
     with transport.same_outcome():

@@ -28,11 +28,19 @@ def bucket_of(states: np.ndarray, n_states: int) -> np.ndarray:
     return (states // np.uint64(width)).astype(np.int64)
 
 
-def balanced(loads: np.ndarray, blocks: Partition) -> Partition | None:
+def slack_rows(n_states: int, size: int) -> int:
+    """Rows by which the borders of a rank may be off an even cut where its model is cut. Local."""
+    return (most_rows(n_states, size) - n_states // size) // 2
+
+
+def balanced(
+    loads: np.ndarray, blocks: Partition, within: np.ndarray | None = None
+) -> Partition | None:
     """Return better borders, or None where moving them does not pay.
 
     loads : int64 (N_BUCKETS,), of equal ranges of rows (the last ones may be empty); within a range
-    the load is taken to be even. Every new border is within `MOST_MOVED` of the old one.
+    the load is taken to be even. Every new border is within `MOST_MOVED` of the old one. within :
+    int64 (2, n_ranks), first and last rows (exclusive) that each rank can own; None = any.
     """
     n, size = blocks.n, len(blocks.counts)
     if size == 1 or not loads.any():
@@ -50,13 +58,19 @@ def balanced(loads: np.ndarray, blocks: Partition) -> Partition | None:
             low = middle
     wanted = np.minimum(_cut(edges, below, high, limit, size), n)
     step = max(1, int(MOST_MOVED * n / size))
-    moved = np.clip(wanted, blocks.starts - step, blocks.starts + step)
+    lowest, highest = blocks.starts - step, blocks.starts + step
+    if within is not None:
+        lowest[1:-1] = np.maximum(lowest, np.append(within[0], n))[1:-1]
+        highest[1:-1] = np.minimum(highest, np.append(0, within[1]))[1:-1]
+    moved = np.clip(wanted, lowest, highest)
     # Borders that move less than they want may leave too many rows between two of them.
     for k in range(1, size + 1):
         moved[k] = min(moved[k], moved[k - 1] + limit)
     moved[-1] = n
     for k in range(size - 1, 0, -1):
         moved[k] = max(moved[k], moved[k + 1] - limit)
+    if np.any(moved < lowest) or np.any(moved > highest):
+        return None
     now = np.diff(np.interp(blocks.starts, edges, below)).max()
     then = np.diff(np.interp(moved, edges, below)).max()
     return Partition(moved) if now > PAYS * then else None

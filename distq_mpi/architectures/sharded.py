@@ -105,6 +105,11 @@ class Sharded:
         self.header, self.learned = np.zeros(HEADER, np.int64), 0
         self.blocks = self._wanted = Partition.balanced(self.n_states, size)
         self.loads = np.zeros(N_BUCKETS, np.int64)
+        self._within: np.ndarray | None = None
+        if environment.rows is not None:
+            self._within = np.zeros((2, size), np.int64)
+            self._within[:, transport.rank] = environment.rows
+            transport.sum_int(self._within)
         self._room = most_rows(self.n_states, size) if self._moves else int(self.blocks.counts[0])
         # Only what is written to takes memory.
         self._raw = Rows(self.record, self._room).raw
@@ -277,7 +282,8 @@ class Sharded:
             return
         self.transport.sum_int(self.loads)
         # Rank 0 decides: no two processors may round differently.
-        self._wanted = self.transport.broadcast(balanced(self.loads, self.blocks)) or self.blocks
+        found = balanced(self.loads, self.blocks, self._within)
+        self._wanted = self.transport.broadcast(found) or self.blocks
         self.loads[:] = 0
 
     @property
@@ -346,21 +352,7 @@ class Sharded:
     def restore_rows(self, start: int, stop: int, stored: Any) -> None:
         """Take rows [start, stop) of a checkpoint: what `checkpoint.read_rows` gave rank 0, None
         elsewhere. COLLECTIVE."""
-        rank, row_bytes = self.transport.rank, self.record.row_bytes
-        rows = Rows(self.record, stop - start if rank == 0 else 0)
-        if rank == 0:
-            rows.values[...], rows.clock[...] = stored[0], stored[1]
-        borders = np.clip(self.blocks.starts, start, stop)
-        counts, coming = np.diff(borders), np.zeros(self.transport.size, np.int64)
-        coming[0] = counts[rank]
-        if rank > 0:
-            counts = np.zeros_like(counts)
-        low = int(borders[rank]) - self.first if coming[0] else 0
-        mine = self.rows.raw[low * row_bytes : (low + int(coming[0])) * row_bytes]
-        self.transport.move_rows(
-            rows.raw.reshape(-1, row_bytes), borders[:-1] - start, counts,
-            mine.reshape(-1, row_bytes), coming,
-        )  # fmt: skip
+        self.holding.take(start, stop, stored)
 
     def reproducible(self) -> bool:
         """Whether the bits so far follow from the configuration alone. Local."""
