@@ -56,6 +56,8 @@ TIES = 1e-12
 NEAR_ONE = (1 - 1e-5, 1 - 1e-6, 1 - 1e-7)
 OPTIMAL = 1e-9
 """Residual of an undiscounted policy, as a share of the largest value, that counts as none."""
+DENSE = 0.25
+"""Share of others' states from which on all of them are fetched: to find them is then no search."""
 ROW_BYTES = 48
 """Of a state that is planned: its values, twice, V*, three policies, a stack, a mask."""
 PART = 65_536
@@ -156,8 +158,9 @@ class Planner:
     may overwrite, but for policies.
 
     Attributes: `rows`, who plans what; `first`, `last`, this rank's rows, n_own in all; `halo`
-    int64 (n_halo,), ascending, the states of others that reachable own ones lead to; `mask` uint8
-    (n_own,), the states that can be met under any policy; `n_reachable` of them on all ranks;
+    int64 (n_halo,), ascending, the states of others that reachable own ones lead to, or, where
+    these are many, all of others; `mask` uint8 (n_own,), the states that can be met under any
+    policy; `n_reachable` of them on all ranks;
     `most`, `least`, bounds on the probability of going on; `every`, the policy of all actions.
     """
 
@@ -192,7 +195,11 @@ class Planner:
     def _discover(self) -> None:
         """Find reachable states, bounds on the mass, the halo and own start states."""
         seen, control, found = self._reach(self.mask, None, np.zeros(self.mask.size, np.int64))
-        self.halo = _bits(seen)
+        self.halo, others = _bits(seen), self.environment.n_states - self.mask.size
+        dense = self.halo.size > DENSE * others
+        if dense:
+            self.halo = np.arange(others)
+            self.halo[self.first :] += self.mask.size
         self._chance = float(found[MOST_CHANCE])
         self._starts = int(control[FIRST_START]), int(control[LAST_START])
         self.most, self.least = float(found[MOST_MASS]), -float(found[LEAST_MASS])
@@ -201,7 +208,10 @@ class Planner:
             self.transport.sum_int(n_met)
             self._neighbours = self.transport.neighbours(self.rows, self.halo)
         self.n_reachable = int(n_met[0])
-        self.where = (self.first, self.mask.size, *_directory(self.halo, self.environment.n_states))
+        buckets = (63, self.halo[:0], np.zeros(0, np.int32))
+        if not dense:
+            buckets = _directory(self.halo, self.environment.n_states)
+        self.where = (self.first, self.mask.size, *buckets)
 
     def call(self, name: str, *arguments: Any) -> None:
         """Call one of the kernels. Local."""

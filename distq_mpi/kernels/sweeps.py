@@ -35,9 +35,12 @@ def place(t, where):
     where : (first, n_own, shift, halo, directory): states [first, first + n_own) are own rows.
     halo : int64, ascending, the others; those of bucket t >> shift are halo[directory[bucket]] to
     halo[directory[bucket + 1]]. A state that is in neither has any index within the arrays.
+    Without a directory all other states are the halo.
     """
     first, n_own, shift, halo, directory = where
     own = t - first
+    if directory.size == 0:
+        return own if 0 <= own < n_own else t + n_own * i8(own < 0)
     if 0 <= own < n_own:
         return own
     low, high = i8(directory[t >> shift]), i8(directory[(t >> shift) + 1])

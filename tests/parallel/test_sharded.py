@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from distq_mpi.environments.garnet import garnet
+from distq_mpi.environments.model_file import write_model
+from distq_mpi.memory import CUT_TRANSITIONS
 from tests.launching import distq
 from tests.parallel.test_train import CHAIN, train
 
@@ -61,6 +66,43 @@ def test_resume_verify_and_evaluate(tmp_path: Path) -> None:
     assert told["table_sha256"] == whole["table_sha256"]
     assert told["certificate"] == whole["certificate"]
     assert told["evaluation"] == whole["evaluation"]
+
+
+@pytest.fixture(scope="module")
+def large_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A model in a file, of so many transitions that ranks hold their own rows only."""
+    path = tmp_path_factory.mktemp("model") / "large.h5"
+    model = garnet(20_000, 4, CUT_TRANSITIONS // 80_000)
+    assert model.n_transitions == CUT_TRANSITIONS
+    write_model(path, model)
+    yield path
+    path.unlink()
+
+
+def test_a_model_that_no_rank_holds_is_learned_on_and_solved(
+    large_model: Path, tmp_path: Path
+) -> None:
+    options = (
+        *SHARDED, "--env.id", str(large_model), "--stop.steps", "300000", "--parallel.lanes", "999",
+        "--parallel.steps_per_round", "50", "--evaluate.episodes", "2",
+        "--env.max_episode_steps", "20", "--learn.discount", "0.9",
+    )  # fmt: skip
+    first = train(1, tmp_path / "run1", *options)
+    assert first["certificate"]["policy_gap"] > 0
+    for n_ranks in (2, 3):
+        other = train(n_ranks, tmp_path / f"run{n_ranks}", *options)
+        for key in ("table_sha256", "certificate", "evaluation", "steps", "episodes"):
+            assert other[key] == first[key], key
+    judged = distq(2, "evaluate", "run3", "--json", cwd=tmp_path)
+    assert judged.code == 0, judged.err
+    assert json.loads(judged.out)["certificate"] == first["certificate"]
+    ended = distq(0, "--dry-run", "--ranks", "2", *options, cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    # Half of 4 million transitions of 32 bytes, an eighth of that where borders move, and runs.
+    (model,) = re.findall(r"#   model: ([\d.]+) MB", ended.out)
+    assert 64 < float(model) < 90
+    (share,) = re.findall(r"# ([\d.]+) % of random transitions cross", ended.out)
+    assert float(share) == pytest.approx(50, abs=2)
 
 
 def test_free_running_learns_and_says_so(tmp_path: Path) -> None:
