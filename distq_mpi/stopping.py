@@ -9,6 +9,7 @@ from typing import Any
 TARGETS = ("policy_gap", "policy_loss", "policy_loss_bound", "mean_return")
 EXACT_TARGETS = ("policy_gap", "policy_loss", "policy_loss_bound")
 CHECK_GROWTH = 1.25
+FIRST_SHARE = 0.1
 EXIT_CODES = {"converged": 0, "finished": 0, "interrupted": 75, "diverged": 3, "failed": 1}
 
 
@@ -23,13 +24,17 @@ class Verdict:
     """The key of `[stop]` that held; "" where none did."""
 
 
-def is_check_round(progress: Any) -> bool:
+def is_check_round(progress: Any, n_pairs: int) -> bool:
     """Whether the certificate is due after a committed round: a function of its steps alone.
 
     Checks fall where the steps pass the next power of `CHECK_GROWTH`. (By the number of rounds
-    they would be too rare: rounds grow longer as agents agree.)
+    they would be too rare: rounds grow longer as agents agree.) None is due while fewer than
+    `FIRST_SHARE` of the pairs can have been tried: on large tables it would cost more than to
+    learn until then.
     """
     before = progress.steps - progress.round_steps
+    if progress.steps < FIRST_SHARE * n_pairs:
+        return False
     return progress.steps > 0 and _power(progress.steps) > _power(before)
 
 

@@ -192,7 +192,8 @@ class Run:
         return stop, checkpoint, late
 
     def _certify_if_due(self) -> Certificate | None:
-        if not is_check_round(self.architecture.progress):
+        n_pairs = self.environment.n_states * self.environment.n_actions
+        if not is_check_round(self.architecture.progress, n_pairs):
             return None
         certificate = self.certify(tight=False)
         self.certificate = certificate or self.certificate

@@ -22,15 +22,18 @@ def test_checks_are_never_farther_apart_than_they_must(rounds: list[int]) -> Non
     steps, checked = 0, 1
     for n in rounds:
         steps += n
-        due = is_check_round(Progress(steps=steps, round_steps=n))
+        due = is_check_round(Progress(steps=steps, round_steps=n), 1)
         # Never later than a factor of 1.25^2 after the last, whatever the rounds.
         assert due or steps < checked * CHECK_GROWTH**2
         checked = steps if due else checked
 
 
 def test_check_rounds_become_rare() -> None:
-    due = sum(is_check_round(Progress(steps=64 * n, round_steps=64)) for n in range(1, 100_000))
-    assert 40 < due < 80
+    progress = [Progress(steps=64 * n, round_steps=64) for n in range(1, 100_000)]
+    due = [one.steps for one in progress if is_check_round(one, 1)]
+    assert 40 < len(due) < 80
+    large = [one.steps for one in progress if is_check_round(one, 10_000_000)]
+    assert large == [steps for steps in due if steps >= 1_000_000]
 
 
 @pytest.mark.parametrize(
