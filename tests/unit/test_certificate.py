@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from distq_mpi import environments, planning
 from distq_mpi.certificate import Certificate, Solver, requests, solvable
 from distq_mpi.config import EnvConfig
 from distq_mpi.environments import Environment, explicit_model
 from distq_mpi.holding import Holding
+from distq_mpi.partition import Partition
 from distq_mpi.table import Record, Rows
 from tests.stand_in import Alone, compiled, plain, together
 
@@ -294,6 +297,59 @@ def test_ranks_do_not_matter(
         if alone[2] is not None:
             whole = np.concatenate([result[2] for result in results])
             assert whole.tobytes() == alone[2].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("id", "kwargs", "dense"),
+    [
+        ("grid", {"rows": 60, "columns": 5, "slip": 0.2}, False),
+        ("garnet", {"states": 60, "actions": 3, "branching": 5}, True),
+    ],
+)
+def test_a_rank_keeps_its_rows_and_what_they_lead_to(
+    id: str, kwargs: dict[str, Any], dense: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "BLOCK_TRANSITIONS", 50)
+    environment = make(id, **kwargs)
+    loaded = kernels(environment)
+
+    def work(transport: Any) -> Any:
+        planner = Solver(environment, 0.5, loaded, transport).planner
+        sizes = {planner.scratch().v.size, planner.scratch().other.size}
+        assert sizes == {planner.mask.size + planner.halo.size}
+        return planner.first, planner.last, set(planner.halo.tolist())
+
+    wholes = range(environment.n_states)
+    for first, last, halo in together(4, work):
+        assert 0 < last - first < environment.n_states / 2
+        ahead = {
+            int(outcome[1])
+            for s in range(first, last)
+            for a in range(environment.n_actions)
+            for i in range(environment.outcomes(s, a, environment.params))
+            if not (outcome := environment.outcome(s, a, i, environment.params))[3]
+        }
+        others = {s for s in wholes if not first <= s < last}
+        assert halo == (others if dense else ahead & others)
+        assert dense or len(halo) <= 2 * 5
+
+
+@given(
+    n_states=st.integers(1, 5000), per_state=st.integers(1, 5000), n_ranks=st.integers(1, 200)
+)
+def test_planned_rows_lie_near_those_of_an_even_cut(
+    n_states: int, per_state: int, n_ranks: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "BLOCK_TRANSITIONS", 20_000)
+        blocks = planning.logical_blocks(n_states, n_states * per_state)
+        rows = planning.planner_rows(n_states, n_states * per_state, n_ranks)
+    assert rows.n == n_states and rows.starts.size == n_ranks + 1
+    assert set(rows.starts.tolist()) <= set(blocks.starts.tolist())
+    even = Partition.balanced(n_states, n_ranks)
+    # Even cuts put the larger parts first, so their borders are off by up to a quarter of those.
+    most = int(blocks.counts.max()) + (n_ranks + blocks.starts.size) / 4 + 1
+    assert np.all(np.abs(rows.starts - even.starts)[1:-1] <= most)
 
 
 def test_more_ranks_than_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
