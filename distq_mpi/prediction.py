@@ -74,6 +74,7 @@ def predict(config: Any, environment: Environment, size: int) -> list[str]:
         f"{100 * share:.3g} % of random transitions cross a border: {sent:.3g} bytes per step over "
         f"the network (at most {CROSSING_BYTES * (size - 1) / size:.3g} where next states are "
         "uniform)",
-        f"predicted rate: {rate / 1e6:.3g} M steps/s on {size} rank{'s' * (size > 1)}, at "
+        f"predicted rate: {rate / 1e6:.3g} M steps/s on {size} rank{'s' * (size > 1)} among which "
+        "lanes are spread evenly, at "
         f"{rows / 1e6:.3g} M random rows/s and {readable(exchanged)}/s a rank ({source})",
     ]

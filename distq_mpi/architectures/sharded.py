@@ -60,6 +60,10 @@ def _unit_scale(td_rms: float | None) -> float:
     return 2.0 ** (16 - max(-900, min(2 * math.frexp(td_rms)[1], 900)))
 
 
+PEER_BYTES = 3 * 4096
+"""Of a region's memory that is touched however little goes to that peer: pages at its middle."""
+
+
 class Sharded:
     """The learning state of this rank, and the phases of a round that change it.
 
@@ -128,7 +132,7 @@ class Sharded:
         return {
             "block": rows * record_in(config.learn, n_actions).row_bytes,
             "lanes": lanes * 8 * (words + crossing.SLOT),
-            "messages": 8 * 3 * words * here if size > 1 else 0,
+            "messages": 8 * 3 * words * here + 3 * size * PEER_BYTES if size > 1 else 0,
         }
 
     @staticmethod
