@@ -3,7 +3,8 @@
 In a tick every lane asks the owner of its next state for the next action, who sends what is to be
 learned to the owner of (state, action); a lane whose episode is over also asks the owner of the
 next start. All rows are looked at before any is changed, so the bits do not depend on the ranks.
-With one lane they are those of `allreduce` with one agent, but for rewards, which are float32 here.
+With one lane they are those of `allreduce` with one agent, but for rewards, which are float32 here,
+and for actions taken in the very state that was just learned in.
 """
 
 from __future__ import annotations

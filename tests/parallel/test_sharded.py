@@ -177,6 +177,17 @@ def test_stepped_environments_are_asked_about(tmp_path: Path) -> None:
         assert found[0][key] == found[1][key], key
 
 
+def test_one_stepped_lane_learns_as_one_agent_does(tmp_path: Path) -> None:
+    # Bins so fine that a pole is never twice in the same one, and rewards that float32 has exactly.
+    cart = ("--env.id", "CartPole-v1", "--env.bins", "8,8,24,24", "--env.clip", "2.4,3,0.21,3",
+            "--stop.steps", "3000", "--parallel.lanes", "1")  # fmt: skip
+    found = train(2, tmp_path / "sharded", *SHARDED, *cart)
+    wanted = train(0, tmp_path / "allreduce", "--parallel.agents", "1", *cart)
+    assert found["episodes"] > 50
+    for key in ("table_sha256", "steps", "episodes", "evaluation"):
+        assert found[key] == wanted[key], key
+
+
 def test_probe_prints_and_keeps_what_it_found(tmp_path: Path) -> None:
     ended = distq(
         2, "probe", "--json", cwd=tmp_path, limit_s=120, DISTQ_CACHE_DIR=str(tmp_path / "cache")
