@@ -89,7 +89,7 @@ def _lane_of(bits: int, seed: int, n_lanes: int, steps: range) -> str:
         for step in steps:
             words = threefry(u8(step), lanes, u8(seed), TRANSITION)[1]
             if np.any(words == u8(bits)):
-                return f"by lane {int(np.argmax(words == u8(bits)))} in its step {step} "
+                return f" (met by lane {int(np.argmax(words == u8(bits)))} in its step {step})"
     return ""
 
 
