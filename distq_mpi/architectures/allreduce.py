@@ -23,6 +23,7 @@ from distq_mpi.architectures.progress import (
 )
 from distq_mpi.architectures.schedules import (
     LENGTH_UNIT,
+    MAX_PERIOD,
     exploration_at,
     lone_period,
     next_period,
@@ -441,11 +442,16 @@ class Allreduce:
         if not self.period and not self._lone:
             period = next_period(
                 self._n_steps, agreement.visits, agreement.length, self.n_agents,
-                self.config.parallel.kappa,
+                self.config.parallel.kappa, self._most_steps(),
             )  # fmt: skip
         learned = self._n_steps * self.n_lanes
         self.pending = progress.after(self._n_steps, learned, agreement, period, scale)
         return agreement
+
+    def _most_steps(self) -> int:
+        """The longest round: what ends one is little beside it."""
+        n_pairs, n_lanes = self.n_states * self.width, -(-self.n_lanes // self.n_agents)
+        return MAX_PERIOD if self.stepped else lone_period(n_pairs, n_lanes)
 
     def _share_lone(self) -> None:
         """The one agent's table, visits and clocks reach the ranks that only look on."""
