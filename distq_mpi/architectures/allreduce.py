@@ -1,7 +1,8 @@
 """`allreduce`: every agent learns a round on a full replica, then all contributions are fused.
 
 Small tables are reduced whole and fused by every rank alike: one message a round. Larger ones are
-reduced to the owners of the blocks, which fuse and share them. Both give the same bits.
+reduced to the owners of the blocks, which fuse and share them: through memory that the ranks of a
+host have in common, where there is enough of it, else through messages. All give the same bits.
 """
 
 from __future__ import annotations
