@@ -174,6 +174,7 @@ class Allreduce:
         self.draws = np.zeros(2 * loop.BATCH, np.uint64)
         self.unstable = np.zeros(1, np.int64)
         self._bound: dict[tuple[str, int, int], Any] = {}
+        self._added: dict[int, np.ndarray] = {}
 
     def _allocate_sums(self, block: tuple[int, int]) -> None:
         """Arrays for contributions; those that are summed lie in one buffer behind the header."""
@@ -491,8 +492,10 @@ class Allreduce:
         n_pairs, width = self.n_states * self.width, self.width
         regions = [self._sums_of(rank)[number * n_pairs : (number + 1) * n_pairs]
                    for rank in range(self.transport.node_size)]  # fmt: skip
-        counts = [self.blocks.counts[rank] * width for rank in memory.across]
-        found, at = np.empty(sum(counts), np.int64), 0
+        counts = [int(self.blocks.counts[rank]) * width for rank in memory.across]
+        if number not in self._added:  # kept, for fresh memory would be given page by page
+            self._added[number] = np.empty(sum(counts), np.int64)
+        found, at = self._added[number], 0
         for rank in memory.across:
             first, stop = (row * width for row in self.blocks.block(rank))
             for start in range(first, stop, TILE):
