@@ -317,6 +317,7 @@ class QLearning:
         if not self._closed:
             self._closed = True
             if self._run is not None:
+                self._run.architecture.keep_table()
                 self._run.architecture.close()
             if self._transport.size > 1:
                 self._transport.close()

@@ -22,7 +22,7 @@ from distq_mpi.partition import Partition
 
 SHM_RESERVE = 16 << 20
 CHUNK_ELEMENTS = 1 << 20
-MESSAGE_BYTES = 64 << 20
+MESSAGE_BYTES, PAGE = 64 << 20, 4096
 MAIL_TAG, NEIGHBOURS_TAG = 1, 2
 
 
@@ -139,6 +139,62 @@ class Neighbours:
         MPI.Request.Waitall(requests)
 
 
+class HostMemory:
+    """Memory that all ranks of a host see, where every host has as many ranks.
+
+    Attributes: `common` uint8, of the host; `own`, the parts of the host's ranks in their order,
+    uint8 each, zero at first; `across`, the ranks of the run with this rank's place on their hosts,
+    one on each host, in order. Whoever writes and whoever reads meet in `barrier`, or in a
+    collective of all ranks and then `seen`, between the one and the other.
+    """
+
+    def __init__(
+        self, node: Any, across: Any, rank: int, common_bytes: int, own_bytes: int
+    ) -> None:
+        self._node, self._across = node, across
+        self.across: list[int] = across.allgather(rank)
+        padded = -(-common_bytes // PAGE) * PAGE if node.rank == 0 else 0
+        info = MPI.Info.Create({"alloc_shared_noncontig": "true"})
+        self._window = MPI.Win.Allocate_shared(padded + own_bytes, 1, info=info, comm=node)
+        info.Free()
+        self._window.Lock_all()
+        parts = []
+        for rank in range(node.size):
+            memory: Any = self._window.Shared_query(rank)[0]
+            parts.append(np.frombuffer(memory, np.uint8))
+        padded = -(-common_bytes // PAGE) * PAGE
+        self.common = parts[0][:common_bytes]
+        self.own = [parts[0][padded:], *parts[1:]]
+        self.own[node.rank][:] = 0  # memory lies near whoever writes to it first
+        if node.rank == 0:
+            self.common[:] = 0
+        self.barrier()
+
+    def seen(self) -> None:
+        """See what others wrote before the collective that has just ended. Local."""
+        self._window.Sync()
+
+    def barrier(self) -> None:
+        """Wait for the ranks of this host; then all see what all wrote. COLLECTIVE on the host."""
+        self._window.Sync()
+        self._node.Barrier()
+        self._window.Sync()
+
+    def sum_across(self, array: np.ndarray, partition: Partition) -> np.ndarray:
+        """`Transport.sum_to_owners` over the ranks in this one's place on their hosts."""
+        return _sum_to_owners(self._across, array, partition)
+
+    def allgather_across(self, array: np.ndarray, partition: Partition) -> None:
+        """`Transport.allgather_rows` over the ranks in this one's place on their hosts."""
+        _allgather_rows(self._across, array, partition)
+
+    def close(self) -> None:
+        """Free it; the arrays are gone. COLLECTIVE."""
+        self._window.Unlock_all()
+        self._window.Free()
+        self._across.Free()
+
+
 class Transport:
     """The ranks of a run, as one rank sees them.
 
@@ -243,31 +299,11 @@ class Transport:
         `array` (n rows of w, flat) is overwritten. Rows are sent in chunks, so that the library's
         temporary stays in cache.
         """
-        width = array.size // max(1, partition.n)
-        out = None
-        for rank in range(self.size):
-            start, stop = partition.block(rank)
-            block = array[start * width : stop * width]
-            for first in range(0, block.size, CHUNK_ELEMENTS):
-                chunk = block[first : first + CHUNK_ELEMENTS]
-                if rank == self.rank:
-                    self._comm.Reduce(MPI.IN_PLACE, [chunk, MPI.INT64_T], op=MPI.SUM, root=rank)
-                else:
-                    self._comm.Reduce([chunk, MPI.INT64_T], None, op=MPI.SUM, root=rank)
-            if rank == self.rank:
-                out = block
-        assert out is not None
-        return out
+        return _sum_to_owners(self._comm, array, partition)
 
     def allgather_rows(self, array: np.ndarray, partition: Partition) -> None:
         """Give everybody every block of a contiguous array with `partition.n` rows, in place."""
-        row = array.reshape(partition.n, -1) if partition.n else array.reshape(0, 1)
-        if row.size == 0:
-            return
-        kind = MPI.BYTE.Create_contiguous(row.shape[1] * row.itemsize).Commit()
-        counts = (list(partition.counts), list(partition.displacements))
-        self._comm.Allgatherv(MPI.IN_PLACE, [row, counts, kind])
-        kind.Free()
+        _allgather_rows(self._comm, array, partition)
 
     def gather_rows(
         self, block: np.ndarray, partition: Partition, root: int = 0
@@ -312,11 +348,7 @@ class Transport:
 
     def _node_buffer(self, size: int) -> tuple[np.ndarray, bool]:
         """Bytes for the ranks of this host, and whether they are the same memory."""
-        roomy = True
-        if self.leads_node:
-            with contextlib.suppress(OSError):
-                stat = os.statvfs("/dev/shm")
-                roomy = stat.f_bavail * stat.f_frsize > size + SHM_RESERVE
+        roomy = _room_in_shm() > size + SHM_RESERVE if self.leads_node else True
         if not self.broadcast_on_node(roomy) or self.node_size == 1:
             return np.zeros(size, np.uint8), False
         window = MPI.Win.Allocate_shared(size if self.leads_node else 0, 1, comm=self._node)
@@ -391,6 +423,21 @@ class Transport:
         )
         kind.Free()
 
+    def host_memory(self, common_bytes: int, own_bytes: int) -> HostMemory | None:
+        """Return memory that the ranks of a host share, zeroed; the caller closes it. COLLECTIVE.
+
+        None, on all ranks, where hosts differ in their ranks, have one each, or too little
+        /dev/shm.
+        """
+        size = common_bytes + self.node_size * (own_bytes + PAGE)
+        fits = self.node_size > 1 and _room_in_shm() > size + SHM_RESERVE
+        told = np.array([-self.node_size, self.node_size, not fits], np.int64)
+        self.max_int(told)
+        if -told[0] != told[1] or told[2]:
+            return None
+        across = self._comm.Split(self.node_rank, self.rank)
+        return HostMemory(self._node, across, self.rank, common_bytes, own_bytes)
+
     def mail(self, region: int, middle: int, above: int, below: int) -> Mail:
         """Return messages of up to `region` words (see `Mail`). Local; the caller closes it."""
         return Mail(self._comm, region, middle, above, below)
@@ -410,6 +457,42 @@ class Transport:
         for comm in (self._leaders, self._node, self._comm):
             if comm != MPI.COMM_NULL:
                 comm.Free()
+
+
+def _room_in_shm() -> float:
+    """Free bytes of /dev/shm; none can be counted where it is missing."""
+    with contextlib.suppress(OSError):
+        stat = os.statvfs("/dev/shm")
+        return float(stat.f_bavail * stat.f_frsize)
+    return float("inf")
+
+
+def _sum_to_owners(comm: MPI.Intracomm, array: np.ndarray, partition: Partition) -> np.ndarray:
+    width = array.size // max(1, partition.n)
+    out = None
+    for rank in range(comm.size):
+        start, stop = partition.block(rank)
+        block = array[start * width : stop * width]
+        for first in range(0, block.size, CHUNK_ELEMENTS):
+            chunk = block[first : first + CHUNK_ELEMENTS]
+            if rank == comm.rank:
+                comm.Reduce(MPI.IN_PLACE, [chunk, MPI.INT64_T], op=MPI.SUM, root=rank)
+            else:
+                comm.Reduce([chunk, MPI.INT64_T], None, op=MPI.SUM, root=rank)
+        if rank == comm.rank:
+            out = block
+    assert out is not None
+    return out
+
+
+def _allgather_rows(comm: MPI.Intracomm, array: np.ndarray, partition: Partition) -> None:
+    row = array.reshape(partition.n, -1) if partition.n else array.reshape(0, 1)
+    if row.size == 0:
+        return
+    kind = MPI.BYTE.Create_contiguous(row.shape[1] * row.itemsize).Commit()
+    counts = (list(partition.counts), list(partition.displacements))
+    comm.Allgatherv(MPI.IN_PLACE, [row, counts, kind])
+    kind.Free()
 
 
 def library() -> str:

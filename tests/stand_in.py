@@ -79,11 +79,53 @@ class Neighbours:
             array[self._n_own + k] = everybody[owner][row]
 
 
+class HostMemory:
+    """`transport.HostMemory` of threads: rank k lives on host `hosts[k]`."""
+
+    def __init__(self, ranks: Any, hosts: list[int], common_bytes: int, own_bytes: int) -> None:
+        self._ranks = ranks
+        mine = [rank for rank, host in enumerate(hosts) if host == hosts[ranks.rank]]
+        place = mine.index(ranks.rank)
+        arrays = ranks._exchange((np.zeros(common_bytes, np.uint8), np.zeros(own_bytes, np.uint8)))
+        self.common, self.own = arrays[mine[0]][0], [arrays[rank][1] for rank in mine]
+        self.across = [[r for r, h in enumerate(hosts) if h == host][place] for host in set(hosts)]
+
+    def seen(self) -> None:
+        """Threads see everything."""
+
+    def barrier(self) -> None:
+        """Wait for everybody."""
+        self._ranks._exchange(None)
+
+    def sum_across(self, array: np.ndarray, partition: Any) -> np.ndarray:
+        """The sum of this rank's block over the ranks across."""
+        told = self._ranks._exchange(array.copy())
+        start, stop = partition.block(self.across.index(self._ranks.rank))
+        width = array.size // partition.n
+        total: np.ndarray = np.sum([told[rank] for rank in self.across], axis=0)
+        return total[start * width : stop * width]
+
+    def allgather_across(self, array: np.ndarray, partition: Any) -> None:
+        """Blocks of the ranks across, in place."""
+        told = self._ranks._exchange(array.copy())
+        for k, rank in enumerate(self.across):
+            block = slice(*partition.block(k))
+            array[block] = told[rank][block]
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
 class Alone:
     """The transport of a job of one rank: every collective is the identity."""
 
     rank, size = 0, 1
+    node_rank, node_size = 0, 1
     leads_node = True
+
+    def host_memory(self, common_bytes: int, own_bytes: int) -> HostMemory | None:
+        """None, as on hosts of one rank."""
+        return None
 
     def broadcast_on_node(self, value: Any) -> Any:
         """The value itself."""
@@ -137,9 +179,22 @@ class Alone:
 class Thread(Alone):
     """One of several ranks that are threads of this process; made by `together`."""
 
-    def __init__(self, rank: int, size: int, barrier: threading.Barrier, board: list[Any]) -> None:
+    def __init__(
+        self, rank: int, size: int, barrier: threading.Barrier, board: list[Any],
+        hosts: list[int] | None = None,
+    ) -> None:  # fmt: skip
         self.rank, self.size = rank, size
-        self._barrier, self._board = barrier, board
+        self._barrier, self._board, self._hosts = barrier, board, hosts
+        if hosts is not None:
+            mine = [k for k, host in enumerate(hosts) if host == hosts[rank]]
+            self.node_rank, self.node_size = mine.index(rank), len(mine)
+            self.leads_node = self.node_rank == 0
+
+    def host_memory(self, common_bytes: int, own_bytes: int) -> HostMemory | None:
+        """Of the threads of a host, where there are hosts."""
+        if self._hosts is None:
+            return None
+        return HostMemory(self, self._hosts, common_bytes, own_bytes)
 
     def _all(self, mine: np.ndarray) -> list[np.ndarray]:
         return self._exchange(mine.copy())
@@ -190,15 +245,20 @@ class Thread(Alone):
         return np.concatenate(blocks) if self.rank == root else None
 
 
-def together(size: int, work: Callable[[Any], Any]) -> list[Any]:
-    """Run `work(transport)` on `size` ranks; return what each returned, raise what one raised."""
+def together(
+    size: int, work: Callable[[Any], Any], hosts: list[int] | None = None
+) -> list[Any]:
+    """Run `work(transport)` on `size` ranks; return what each returned, raise what one raised.
+
+    hosts : the host of every rank, for memory that those of one host share; None = there is none.
+    """
     barrier, board = threading.Barrier(size, timeout=120), [None] * size
     results: list[Any] = [None] * size
     errors: list[BaseException] = []
 
     def run(rank: int) -> None:
         try:
-            results[rank] = work(Thread(rank, size, barrier, board))
+            results[rank] = work(Thread(rank, size, barrier, board, hosts))
         except BaseException as error:
             errors.append(error)
             barrier.abort()

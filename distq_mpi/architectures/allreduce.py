@@ -1,7 +1,8 @@
 """`allreduce`: every agent learns a round on a full replica, then all contributions are fused.
 
 Small tables are reduced whole and fused by every rank alike: one message a round. Larger ones are
-reduced to the owners of the blocks, which fuse and share them. Both give the same bits.
+reduced to the owners of the blocks, which fuse and share them: through memory that the ranks of a
+host have in common, where there is enough of it, else through messages. All give the same bits.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from distq_mpi.architectures.progress import (
 )
 from distq_mpi.architectures.schedules import (
     LENGTH_UNIT,
+    MAX_PERIOD,
     exploration_at,
     lone_period,
     next_period,
@@ -41,9 +43,12 @@ from distq_mpi.partition import Partition
 from distq_mpi.table import Rows, initialise, record_of
 
 if TYPE_CHECKING:
-    from distq_mpi.transport import Transport
+    from distq_mpi.transport import HostMemory, Transport
 
 WHOLE_BYTES = 1 << 19
+TILE = 1 << 13
+"""Pairs that are added up at a time, in cache."""
+LINE_BYTES = 64
 
 
 class Allreduce:
@@ -78,12 +83,12 @@ class Allreduce:
         self.fusion = FUSIONS[config.parallel.fusion]
         record = record_of(config.learn, self.n_actions)
         self.width, self.signed = record.width, STEP_SIZES[config.learn.step_size].signed
-        self.tables = [Rows(record, self.n_states), Rows(record, self.n_states)]
-        self.replica = Rows(record, self.n_states)
+        self.record, self.replica = record, Rows(record, self.n_states)
         self.current = 0
-        self._again = False
+        self._again = self._dirty = False
+        self.memory: HostMemory | None = None
         self.place(environment)
-        initialise(self.base, 0, config.learn.initial, environment.return_bound, config.run.seed)
+        self._initialise(environment)
         auto = config.parallel.steps_per_round == "auto"
         self.period = 0 if auto else int(config.parallel.steps_per_round)
         scale = FixedPoint(self.n_agents)
@@ -136,8 +141,20 @@ class Allreduce:
     def _lone(self) -> bool:
         return self.n_agents == 1
 
+    def _initialise(self, environment: Any) -> None:
+        """Write the first table: the ranks that have one in common each a part of it."""
+        learn, base, first = self.config.learn, self.base, 0
+        if self.memory is not None:
+            parts = Partition.balanced(self.n_states, self.transport.node_size)
+            first, stop = parts.block(self.transport.node_rank)
+            row_bytes = self.record.row_bytes
+            base = Rows(self.record, stop - first, base.raw[first * row_bytes : stop * row_bytes])
+        initialise(base, first, learn.initial, environment.return_bound, self.config.run.seed)
+        if self.memory is not None:
+            self.memory.barrier()
+
     def place(self, environment: Any) -> None:
-        """Give every rank its agents, their lanes and its block of rows. Local, same on all."""
+        """Give every rank its agents, their lanes and its block of rows. COLLECTIVE."""
         size = self.transport.size
         lanes = Partition.balanced(self.n_lanes, self.n_agents)
         first, stop = Partition.balanced(self.n_agents, size).block(self.transport.rank)
@@ -157,6 +174,7 @@ class Allreduce:
         self.draws = np.zeros(2 * loop.BATCH, np.uint64)
         self.unstable = np.zeros(1, np.int64)
         self._bound: dict[tuple[str, int, int], Any] = {}
+        self._added: dict[int, np.ndarray] = {}
 
     def _allocate_sums(self, block: tuple[int, int]) -> None:
         """Arrays for contributions; those that are summed lie in one buffer behind the header."""
@@ -166,13 +184,19 @@ class Allreduce:
         small = len(names) * n_pairs * 8 <= WHOLE_BYTES
         self.whole = self._lone or fusion.maximum or (small and not merges)
         self.owned = (0, self.n_states) if self.whole else block
-        self.sums = np.zeros(HEADER + len(names) * n_pairs, np.int64)
-        self.header = self.sums[:HEADER]
+        self._allocate_tables(0 if self.whole or merges else 8 * len(names) * n_pairs)
+        self.header = np.zeros(HEADER, np.int64)
+        if self.memory is not None:
+            self.sums = self._sums_of(self.transport.node_rank)
+        else:
+            # One message, where everything is reduced at once.
+            message = np.zeros(HEADER + len(names) * n_pairs, np.int64)
+            self.header, self.sums = message[:HEADER], message[HEADER:]
+            self.message = message
         none = np.zeros(1, np.int64)
         self.parts = dict.fromkeys(("values", "visits", "ticks", "votes", "gains"), none)
         for i, name in enumerate(names):
-            start = HEADER + i * n_pairs
-            self.parts[name] = self.sums[start : start + n_pairs]
+            self.parts[name] = self.sums[i * n_pairs : (i + 1) * n_pairs]
         self.sent = names
         if fusion.maximum and not self._lone:
             self.parts["values"] = np.zeros(n_pairs)
@@ -185,6 +209,27 @@ class Allreduce:
             )
             self.parts["visits"] = np.zeros(n_owned, np.int64)
             self.scratch = np.zeros(self.n_agents)
+
+    def _allocate_tables(self, sums_bytes: int) -> None:
+        """Bases, and contributions where they go to owners: of a host in one memory if it can be.
+        """
+        n_bytes = self.n_states * self.record.row_bytes
+        padded = -(-n_bytes // LINE_BYTES) * LINE_BYTES
+        if sums_bytes:
+            self.memory = self.transport.host_memory(2 * padded, sums_bytes)
+        if self.memory is None:
+            self.tables = [Rows(self.record, self.n_states), Rows(self.record, self.n_states)]
+            return
+        common = self.memory.common
+        self.tables = [
+            Rows(self.record, self.n_states, common[start : start + n_bytes])
+            for start in (0, padded)
+        ]
+
+    def _sums_of(self, node_rank: int) -> np.ndarray:
+        """Contributions of a rank of this host, one part after the other."""
+        assert self.memory is not None
+        return self.memory.own[node_rank].view(np.int64)
 
     @property
     def visits(self) -> np.ndarray:
@@ -216,7 +261,10 @@ class Allreduce:
         """LEARN and CONTRIBUTE: run every hosted agent from the base; add up what they found."""
         scale = self._scale()
         self.rates[fusing.SCALE], self.rates[fusing.BOUND] = scale.scale, scale.bound
-        self.sums[:] = 0
+        self.header[:] = 0
+        if self.memory is None or self._dirty:  # owners clear what they have added up
+            self.sums[:] = 0
+        self._dirty = True
         if self.fusion.maximum and not self._lone:
             self.parts["values"][:] = -np.inf
         n_steps, explore = self.steps_of_round(), self._explore()
@@ -244,10 +292,12 @@ class Allreduce:
             self._share_lone()
             return self._agree(Agreement.read(self.header))
         if self.whole and not self.fusion.maximum:
-            self.transport.sum_int(self.sums)
+            self.transport.sum_int(self.message)
         else:
             self.transport.sum_int(self.header)
         agreement = Agreement.read(self.header)
+        if self.memory is not None:
+            self.memory.seen()
         if agreement.overflows:
             raised = self._scale().raised()
             self.progress = replace(self.progress, exponent=raised.exponent, peak=raised.peak)
@@ -350,10 +400,20 @@ class Allreduce:
         self.transport.max_int(astray)
         return self.followed and not astray[0]
 
+    def keep_table(self) -> None:
+        """Take the committed table out of the memory that `close` frees. Local."""
+        if self.memory is not None:
+            kept = Rows(self.record, self.n_states)
+            kept.raw[:] = self.base.raw
+            self.tables, self.current = [kept], 0
+
     def close(self) -> None:
-        """Close what is stepped. Local."""
+        """Close what is stepped, free what ranks have in common. COLLECTIVE."""
         for agent in self.agents:
             agent.close()
+        if self.memory is not None:
+            self.memory.close()
+            self.memory = None
 
     def restore_rows(self, start: int, stop: int, stored: Any) -> None:
         """Take rows [start, stop) of a checkpoint: what `checkpoint.read_rows` gave rank 0, None
@@ -365,7 +425,10 @@ class Allreduce:
             q[...], clock[...], visits[...] = stored
         for array in (q, clock, visits):
             self.transport.broadcast_array(array)
-        base.values[start:stop], base.clock[start:stop] = q, clock
+        if self.memory is None or self.transport.leads_node:
+            base.values[start:stop], base.clock[start:stop] = q, clock
+        if self.memory is not None:
+            self.memory.barrier()
         low, high = max(start, self.owned[0]), min(stop, self.owned[1])
         if low < high:
             mine = self.lifetime.reshape(-1, width)
@@ -381,11 +444,16 @@ class Allreduce:
         if not self.period and not self._lone:
             period = next_period(
                 self._n_steps, agreement.visits, agreement.length, self.n_agents,
-                self.config.parallel.kappa,
+                self.config.parallel.kappa, self._most_steps(),
             )  # fmt: skip
         learned = self._n_steps * self.n_lanes
         self.pending = progress.after(self._n_steps, learned, agreement, period, scale)
         return agreement
+
+    def _most_steps(self) -> int:
+        """The longest round: what ends one is little beside it."""
+        n_pairs, n_lanes = self.n_states * self.width, -(-self.n_lanes // self.n_agents)
+        return MAX_PERIOD if self.stepped else lone_period(n_pairs, n_lanes)
 
     def _share_lone(self) -> None:
         """The one agent's table, visits and clocks reach the ranks that only look on."""
@@ -403,13 +471,61 @@ class Allreduce:
 
     def _fuse_owned(self) -> None:
         sums = dict(self.parts)
-        for name in self.sent:
-            sums[name] = self.transport.sum_to_owners(self.parts[name], self.blocks)
+        for i, name in enumerate(self.sent):
+            if self.memory is None:
+                sums[name] = self.transport.sum_to_owners(self.parts[name], self.blocks)
+            else:
+                sums[name] = self._sum_on_host(self.memory, i)
         self._owned_visits = sums["visits"]
         self.kernels["fuse"](
             *self._tables(), *sums.values(), self.lifetime, self.control, self.rates, self.unstable
         )
-        self.transport.allgather_rows(self._next.raw, self.blocks)
+        if self.memory is None:
+            self.transport.allgather_rows(self._next.raw, self.blocks)
+        else:
+            self._dirty = False
+            self._share_on_host(self.memory)
+
+    def _sum_on_host(self, memory: HostMemory, number: int) -> np.ndarray:
+        """Add up one part of what the ranks of this host contributed to the blocks of the ranks in
+        this one's place on all hosts; return the sum over hosts of the own block's."""
+        n_pairs, width = self.n_states * self.width, self.width
+        regions = [self._sums_of(rank)[number * n_pairs : (number + 1) * n_pairs]
+                   for rank in range(self.transport.node_size)]  # fmt: skip
+        counts = [int(self.blocks.counts[rank]) * width for rank in memory.across]
+        if number not in self._added:  # kept, for fresh memory would be given page by page
+            self._added[number] = np.empty(sum(counts), np.int64)
+        found, at = self._added[number], 0
+        for rank in memory.across:
+            first, stop = (row * width for row in self.blocks.block(rank))
+            for start in range(first, stop, TILE):
+                end = min(start + TILE, stop)
+                tile = found[at : at + end - start]
+                tile[:] = regions[0][start:end]
+                for region in regions[1:]:
+                    tile += region[start:end]
+                for region in regions:
+                    region[start:end] = 0
+                at += end - start
+        if len(memory.across) == 1:
+            return found
+        return memory.sum_across(found, Partition(np.cumsum([0, *counts])))
+
+    def _share_on_host(self, memory: HostMemory) -> None:
+        """Bring the rows that ranks of other hosts have fused into this host's next table."""
+        if len(memory.across) > 1:
+            rows = self._next.raw.reshape(self.n_states, -1)
+            blocks = [self.blocks.block(rank) for rank in memory.across]
+            mine = self.blocks.block(self.transport.rank)
+            borders = Partition(np.cumsum([0, *(stop - first for first, stop in blocks)]))
+            copied = np.empty((borders.n, rows.shape[1]), np.uint8)
+            at = borders.block(memory.across.index(self.transport.rank))
+            copied[slice(*at)] = rows[slice(*mine)]
+            memory.allgather_across(copied, borders)
+            for k, (first, stop) in enumerate(blocks):
+                if (first, stop) != mine:
+                    rows[first:stop] = copied[slice(*borders.block(k))]
+        memory.barrier()
 
     def _gather_agents(self, array: np.ndarray) -> np.ndarray:
         """What all agents have to say of this rank's pairs, (K, pairs), in their order."""

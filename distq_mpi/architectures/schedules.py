@@ -28,14 +28,16 @@ def exploration_at(learn: Any, n_steps: int) -> float:
     return float(first * (final / first) ** share)
 
 
-def next_period(period: int, n_visits: int, length: int, n_agents: int, kappa: float) -> int:
-    """Steps per lane of the next round: floor(T kappa S / (K X)), at most doubling, at most 512.
+def next_period(
+    period: int, n_visits: int, length: int, n_agents: int, kappa: float, most: int = MAX_PERIOD
+) -> int:
+    """Steps per lane of the next round: floor(T kappa S / (K X)), at most doubling, at most `most`.
 
     n_visits : S, visits of all agents in the last round; length : X in units of 1 / `LENGTH_UNIT`,
     the sum over agents and pairs of alpha N (N - 1). X = 0 doubles. Rounds so long keep the
     agents' drift apart below what one of them learns (docs/architecture.md, Period).
     """
-    longest = min(2 * period, MAX_PERIOD)
+    longest = min(2 * period, most)
     if length == 0:
         return longest
     wanted = math.floor(period * kappa * n_visits * LENGTH_UNIT / (n_agents * length))

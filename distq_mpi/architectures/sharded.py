@@ -362,6 +362,9 @@ class Sharded:
         """Whether the bits so far follow from the configuration alone. Local."""
         return self.lockstep and self.followed
 
+    def keep_table(self) -> None:
+        """Nothing to do: no other rank's memory is used. Local."""
+
     def close(self) -> None:
         """Free the messages. Local."""
         self.mail.close()

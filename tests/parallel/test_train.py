@@ -87,8 +87,23 @@ def test_ranks_do_not_matter_to_the_whole_program(tmp_path: Path) -> None:
         assert runs[0][key] == runs[1][key] == runs[2][key], key
 
 
-@pytest.mark.parametrize("n_ranks", [1, 3])
-def test_resume_on_other_ranks_gives_the_bits_of_one_run(n_ranks: int, tmp_path: Path) -> None:
+def test_tables_in_memory_that_ranks_share_have_the_same_bits(tmp_path: Path) -> None:
+    # 40,000 pairs: too many to be reduced in one message.
+    options = ("--env.id", "grid", "--env.kwargs.rows", "100", "--env.kwargs.columns", "100",
+               "--env.kwargs.slip", "0.2", "--parallel.agents", "3", "--learn.initial", "random",
+               "--evaluate.exact", "false", "--evaluate.episodes", "2")  # fmt: skip
+    whole = train(1, tmp_path / "whole", *options, "--stop.rounds", "40")
+    train(3, tmp_path / "cut", *options, "--stop.rounds", "21")
+    ended = distq(2, "resume", "cut", "--stop.rounds", "40", cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    resumed = summary(tmp_path / "cut")
+    for key in ("table_sha256", "steps", "episodes", "evaluation"):
+        assert resumed[key] == whole[key], key
+    verified = distq(0, "verify", "whole", "cut", cwd=tmp_path)
+    assert verified.code == 0 and "visits        the same" in verified.out
+
+
+def test_a_missed_target_is_told_gives_the_bits_of_one_run(n_ranks: int, tmp_path: Path) -> None:
     options = ("--parallel.agents", "4", "--checkpoint.every_rounds", "0")
     whole = train(2, tmp_path / "whole", *options, "--stop.rounds", "90")
     train(2, tmp_path / "cut", *options, "--stop.rounds", "37")

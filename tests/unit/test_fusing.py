@@ -389,6 +389,30 @@ def test_hosting_does_not_matter(fusion: str, dtype: str, monkeypatch: pytest.Mo
         assert ranks[0]["lanes"] == alone["lanes"]
 
 
+SUMMED = [name for name in FUSIONS if FUSIONS[name].merge is None and name != "max"]
+
+
+@pytest.mark.parametrize("fusion", SUMMED)
+@pytest.mark.parametrize("hosts", [[0, 0], [0, 0, 0, 0], [0, 0, 1, 1], [0, 1, 1, 0, 0, 1]])
+def test_memory_of_a_host_does_not_matter(
+    fusion: str, hosts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distq_mpi.architectures.allreduce.WHOLE_BYTES", 0)
+    monkeypatch.setattr("distq_mpi.architectures.allreduce.TILE", 5)
+    work = job(fusion=fusion, dtype="float32", steps_per_round="auto", initial="random")
+    for exponent in (None, -6):  # once with rounds that overflow
+        alone = work.run(Alone(), 8, exponent)
+        assert exponent is None or alone["repeated"] >= 1
+
+        def run(transport: Any, exponent: int | None = exponent) -> Any:
+            assert transport.host_memory(0, 0) is not None
+            return work.run(transport, 8, exponent)
+
+        for rank in together(len(hosts), run, hosts):
+            for key in ("table", "progress", "repeated"):
+                assert rank[key] == alone[key], key
+
+
 @pytest.mark.parametrize("fusion", [name for name in UNORDERED if name != "max"])
 def test_a_round_that_overflowed_is_run_again(fusion: str) -> None:
     """From a bound far too small: as if it had been large enough, up to the rounding of sums."""

@@ -1,0 +1,152 @@
+"""What a round costs beside its steps, against a bare Allreduce of the values it fuses.
+
+    mpirun -n 2 python benchmarks/fusion.py [--quick] [--json]
+
+A round of one step per lane: base to replica, contribution, exchange, commit. Slices of it and of
+`MPI.Allreduce` of as many float32 values alternate in one run; the figure is the median of paired
+ratios. The table is a grid, of which 64 lanes an agent touch little: passes over it are what costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from distq_mpi import environments
+from distq_mpi.architectures import Allreduce
+from distq_mpi.config import Config, EnvConfig, LearnConfig, ParallelConfig, StopConfig, resolve
+from distq_mpi.kernels.objects import load
+from distq_mpi.transport import Transport
+
+TABLES = {"256 pairs": (8, 8), "360 K pairs": (300, 300), "64 MB": (4096, 4096)}
+"""Rows and columns of the grids; 4 actions."""
+SLICE_S = 0.05
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement: seconds of a fusion and of an Allreduce, and how often the one fits into the
+    other (above 1: fusion is faster)."""
+
+    table: str
+    way: str
+    ranks: int
+    fusion_s: float
+    allreduce_s: float
+    ratio: float
+    low: float
+    high: float
+
+
+class Fused:
+    """A learner whose rounds are one step long."""
+
+    def __init__(self, table: str, transport: Transport, shared: bool) -> None:
+        rows, columns = TABLES[table]
+        environment = environments.make(EnvConfig("grid", {"rows": rows, "columns": columns}))
+        parallel = ParallelConfig(agents=transport.size, steps_per_round=1)
+        config = Config(
+            learn=LearnConfig(dtype="float32"), parallel=parallel, stop=StopConfig(wall_time_s=1e9)
+        )
+        shape = environment.n_states, environment.n_actions
+        config = resolve(config, *shape, transport.size, solvable=False)
+        kernels = load(Allreduce.requests(config, environment), transport)
+        lone = transport if shared else _Apart(transport)
+        self.this = Allreduce(config, environment, kernels, lone)
+        self.way = "messages" if self.this.memory is None else "common memory"
+
+    def __call__(self) -> None:
+        """One round. COLLECTIVE."""
+        self.this.learn()
+        while self.this.exchange((False, False, False)) is None:
+            self.this.rollback()
+            self.this.learn()
+        self.this.commit()
+
+    def close(self) -> None:
+        """Free what is shared."""
+        self.this.close()
+
+
+class _Apart:
+    """A transport whose ranks have no memory in common."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def host_memory(self, common_bytes: int, own_bytes: int) -> None:
+        """None there is."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+def timed(work: Any, transport: Transport, n: int) -> float:
+    """Seconds of one call on the slowest rank. COLLECTIVE."""
+    transport.sum_int(np.zeros(1, np.int64))
+    begin = time.perf_counter()
+    for _ in range(n):
+        work()
+    took = np.array([time.perf_counter() - begin])
+    transport.max_float(took)
+    return float(took[0]) / n
+
+
+def measure(table: str, shared: bool, transport: Transport, repeats: int) -> Row:
+    """Alternate slices of both. COLLECTIVE."""
+    from mpi4py import MPI
+
+    fused = Fused(table, transport, shared)
+    rows, columns = TABLES[table]
+    mine, total = np.ones(4 * rows * columns, np.float32), np.zeros(4 * rows * columns, np.float32)
+
+    def bare() -> None:
+        MPI.COMM_WORLD.Allreduce(mine, total)
+
+    calls = []
+    for work in (fused, bare):
+        work()
+        calls.append(max(1, int(SLICE_S / timed(work, transport, 3))))
+    calls = [int(transport.broadcast(n)) for n in calls]
+    pairs = [
+        (timed(fused, transport, calls[0]), timed(bare, transport, calls[1]))
+        for _ in range(repeats)
+    ]
+    ratios = [bare_s / fused_s for fused_s, bare_s in pairs]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    fused.close()
+    return Row(
+        table, fused.way, transport.size, statistics.median(f for f, _ in pairs),
+        statistics.median(b for _, b in pairs), middle, low, high,
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="3 pairs instead of 9")
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    transport = Transport.connect()
+    found = []
+    for table in TABLES:
+        for shared in (True, False) if table != "256 pairs" else (True,):
+            found.append(measure(table, shared, transport, 3 if asked.quick else 9))
+    if transport.rank == 0:
+        if asked.json:
+            print(json.dumps([asdict(row) for row in found]))
+        for row in () if asked.json else found:
+            print(f"{row.table:<12} {row.way:<14} {row.ranks} ranks  {1e3 * row.fusion_s:9.3f} ms  "
+                  f"Allreduce {1e3 * row.allreduce_s:9.3f} ms  {row.ratio:6.2f} x as fast "
+                  f"({row.low:.2f}-{row.high:.2f})")
+    transport.close()
+
+
+if __name__ == "__main__":
+    main()
