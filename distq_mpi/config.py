@@ -89,14 +89,18 @@ class LearnConfig:
 class ParallelConfig:
     """Who learns where, and how it comes together."""
 
-    architecture: Literal["allreduce", "sharded", "auto"] = "allreduce"
-    """allreduce: a replica per rank; sharded: its own rows; auto: as memory_bytes allows."""
+    architecture: Literal["allreduce", "sharded", "server", "auto"] = "allreduce"
+    """allreduce: a replica per rank; sharded: its own rows; server: servers and workers."""
     agents: Count = 0
     """Learners, the unit of fusion; 0 = one per rank (none in sharded); fixes the bits."""
     lanes: Count = 0
     """Environments in all; 0 = 64 per agent; in sharded 8192, or 64 stepped in Python."""
     reproducible: bool = True
     """The same bits on any number of ranks; sharded: false lets lanes run free, and faster."""
+    servers: Positive = 1
+    """server: ranks that own the table and do not learn, rank 0 first."""
+    staleness: Literal["inf"] | Count = 0
+    """server: pushes a worker may be ahead of the slowest one; inf = any number."""
     rebalance: bool = True
     """sharded: move the borders of blocks to even out the steps of the ranks; bits stay."""
     steps_per_round: Literal["auto"] | Positive = "auto"
@@ -310,7 +314,10 @@ def resolve(
         If there are fewer lanes than agents.
     """
     sharded = config.parallel.architecture == "sharded"
-    agents = 0 if sharded else config.parallel.agents or size
+    learners = size
+    if config.parallel.architecture == "server":
+        learners = max(1, size - config.parallel.servers)
+    agents = 0 if sharded else config.parallel.agents or learners
     many = LANES_SHARDED if sharded and not stepped else LANES_PER_AGENT * (agents or 1)
     lanes = config.parallel.lanes or many
     if lanes < agents:

@@ -18,6 +18,7 @@ from distq_mpi.planning import BLOCK_TRANSITIONS, planner_bytes, planner_rows
 KEEPS = {
     "allreduce": ("the whole table", "; sharded keeps a block of it"),
     "sharded": ("its block", "; take more ranks"),
+    "server": ("the whole table", "; sharded keeps a block of it"),
 }
 """What every rank has of the table, and what to do where that is too much."""
 

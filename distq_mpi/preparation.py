@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distq_mpi import __version__, checkpoint, environments
-from distq_mpi.architectures import Sharded, architecture_of
+from distq_mpi.architectures import ServedInStep, Sharded, architecture_of
 from distq_mpi.architectures.schedules import MAX_PERIOD
 from distq_mpi.certificate import requests as certificate_requests
 from distq_mpi.certificate import solvable
@@ -161,6 +161,8 @@ def settle(
         and environment.least_reward is not None
         and environment.least_reward >= 0
     )
+    if config.parallel.architecture == "server":
+        ServedInStep.check(config, size)
     if sharded:
         Sharded.check(config, *shape, size)
     else:

@@ -263,11 +263,11 @@ class Transport:
         """Return every rank's object on rank 0, None elsewhere (pickled)."""
         return self._comm.gather(value, root=0)
 
-    def broadcast_array(self, array: np.ndarray) -> None:
-        """Copy rank 0's contiguous array over everybody's, in place."""
+    def broadcast_array(self, array: np.ndarray, root: int = 0) -> None:
+        """Copy one rank's contiguous array over everybody's, in place."""
         flat = array.reshape(-1).view(np.uint8)
         for start in range(0, flat.size, 1 << 30):
-            self._comm.Bcast([flat[start : start + (1 << 30)], MPI.BYTE], root=0)
+            self._comm.Bcast([flat[start : start + (1 << 30)], MPI.BYTE], root=root)
 
     def send_array(self, array: np.ndarray, rank: int) -> None:
         """Send a contiguous array to a rank that calls `receive_array`. Local to the two."""

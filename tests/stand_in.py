@@ -138,7 +138,10 @@ class Alone:
     def sum_int(self, array: np.ndarray) -> None:
         """Nothing to add."""
 
-    max_int = max_float = broadcast_array = sum_int
+    max_int = max_float = sum_int
+
+    def broadcast_array(self, array: np.ndarray, root: int = 0) -> None:
+        """Nothing to copy."""
 
     def sum_to_owners(self, array: np.ndarray, partition: Any) -> np.ndarray:
         """The whole array is this rank's block."""
@@ -219,9 +222,9 @@ class Thread(Alone):
 
     max_float = max_int
 
-    def broadcast_array(self, array: np.ndarray) -> None:
-        """Rank 0's array, in place."""
-        array[...] = self._all(array)[0]
+    def broadcast_array(self, array: np.ndarray, root: int = 0) -> None:
+        """One rank's array, in place."""
+        array[...] = self._all(array)[root]
 
     def sum_to_owners(self, array: np.ndarray, partition: Any) -> np.ndarray:
         """The sum over ranks of this rank's block."""

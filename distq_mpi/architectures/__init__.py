@@ -7,6 +7,7 @@ from typing import Any
 from distq_mpi.architectures.allreduce import Allreduce
 from distq_mpi.architectures.asking import ShardedStepped
 from distq_mpi.architectures.progress import Agreement, Progress
+from distq_mpi.architectures.server import ServedInStep
 from distq_mpi.architectures.sharded import Sharded
 
 
@@ -14,9 +15,12 @@ def architecture_of(config: Any, environment: Any) -> Any:
     """The class that learns an environment under a resolved `Config`. Local."""
     if config.parallel.architecture == "allreduce":
         return Allreduce
+    if config.parallel.architecture == "server":
+        return ServedInStep
     return ShardedStepped if environment.kind == "stepped" else Sharded
 
 
 __all__ = [
-    "Agreement", "Allreduce", "Progress", "Sharded", "ShardedStepped", "architecture_of",
+    "Agreement", "Allreduce", "Progress", "ServedInStep", "Sharded", "ShardedStepped",
+    "architecture_of",
 ]  # fmt: skip

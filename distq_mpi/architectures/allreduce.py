@@ -153,16 +153,20 @@ class Allreduce:
         if self.memory is not None:
             self.memory.barrier()
 
+    @staticmethod
+    def placement(config: Any, n_states: int, size: int) -> tuple[Partition, Partition]:
+        """Who hosts which agents, and who owns which rows, on `size` ranks. Local."""
+        return Partition.balanced(config.parallel.agents, size), Partition.balanced(n_states, size)
+
     def place(self, environment: Any) -> None:
         """Give every rank its agents, their lanes and its block of rows. COLLECTIVE."""
         size = self.transport.size
         lanes = Partition.balanced(self.n_lanes, self.n_agents)
-        first, stop = Partition.balanced(self.n_agents, size).block(self.transport.rank)
+        self.hosting, blocks = self.placement(self.config, self.n_states, size)
+        first, stop = self.hosting.block(self.transport.rank)
         self.agents = [Hosted(k, lanes, self.config, environment) for k in range(first, stop)]
-        starts = [int(lanes.starts[k]) for k in Partition.balanced(self.n_agents, size).starts]
+        starts = [int(lanes.starts[k]) for k in self.hosting.starts]
         self.lane_blocks = Partition(np.array(starts))
-        self.hosting = Partition.balanced(self.n_agents, size)
-        blocks = Partition.balanced(self.n_states, size)
         self.blocks = blocks
         self._allocate_sums(blocks.block(self.transport.rank))
         owned_pairs = (self.owned[1] - self.owned[0]) * self.width
@@ -458,8 +462,9 @@ class Allreduce:
     def _share_lone(self) -> None:
         """The one agent's table, visits and clocks reach the ranks that only look on."""
         if self.transport.size > 1:
-            self.transport.broadcast_array(self._next.raw)
-            self.transport.broadcast_array(self.visits)
+            host = int(self.hosting.owner(0))
+            self.transport.broadcast_array(self._next.raw, host)
+            self.transport.broadcast_array(self.visits, host)
 
     def _reduce_maximum(self) -> None:
         values, winner = self.parts["values"], self.parts["winner"]
