@@ -119,7 +119,27 @@ def combinations() -> dict[str, dict[str, Any]]:
     found["drawn grid"] = {
         "env": {"id": "grid", "kwargs": {"layout": "tests/contract/maze.txt", "slip": 0.2}}
     }
-    return found | sharded()
+    return found | sharded() | served()
+
+
+def served() -> dict[str, dict[str, Any]]:
+    """Those of servers and workers; of `allreduce` where there are too few ranks for both."""
+    lake, taxi, chain = (ENVIRONMENTS[name] for name in ("lake", "taxi", "chain7"))
+    garnet = {"id": "garnet", "kwargs": {"states": 17_001, "actions": 3, "branching": 4}}
+    found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "lake pooled": (lake, {}),
+        "lake one agent": (lake, {"agents": 1}),
+        "taxi median, two servers": (taxi, {"fusion": "median", "servers": 2}),
+        "chain7 max": (chain, {"fusion": "max"}),
+        "garnet count, two servers": (
+            garnet, {"fusion": "count", "servers": 2, "steps_per_round": 20}
+        ),
+        "stepped Blackjack-v1": ({"id": "Blackjack-v1"}, {"lanes": 20, "steps_per_round": 4}),
+    }  # fmt: skip
+    return {
+        f"served {name}": {"env": env, "parallel": {"architecture": "server", **parallel}}
+        for name, (env, parallel) in found.items()
+    }
 
 
 def sharded() -> dict[str, dict[str, Any]]:
@@ -181,7 +201,9 @@ def learn(sections: dict[str, Any], transport: Transport, save: str = "", load_:
     """
     parallel = {"force": True, **sections.get("parallel", {})}
     if parallel.get("architecture") != "sharded":
-        parallel["agents"] = AGENTS
+        parallel.setdefault("agents", AGENTS)
+    if parallel.get("architecture") == "server" and parallel.get("servers", 1) >= transport.size:
+        parallel["architecture"] = "allreduce"
     sections = {**sections, "parallel": parallel}
     config, environment = None, None
     if transport.rank == 0:
