@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distq_mpi.architectures.hosting import Hosted
+from distq_mpi.architectures.hosting import Host
 from distq_mpi.architectures.progress import (
     HEADER,
     UNSTABLE,
@@ -25,16 +25,13 @@ from distq_mpi.architectures.progress import (
 from distq_mpi.architectures.schedules import (
     LENGTH_UNIT,
     MAX_PERIOD,
-    exploration_at,
     lone_period,
     next_period,
 )
-from distq_mpi.environments.worlds import WORLD_DTYPE
 from distq_mpi.files import SLICE_ROWS
 from distq_mpi.fusion import FUSIONS, FixedPoint, fusion_kernels
 from distq_mpi.holding import Holding
 from distq_mpi.kernels import Kernel, fusing, loop
-from distq_mpi.kernels.exploration import EXPLORATIONS
 from distq_mpi.kernels.objects import LoadedKernel
 from distq_mpi.kernels.step_sizes import STEP_SIZES, step_parameter
 from distq_mpi.kernels.stepping import stepping_kernels
@@ -51,7 +48,7 @@ TILE = 1 << 13
 LINE_BYTES = 64
 
 
-class Allreduce:
+class Allreduce(Host):
     """The learning state of this rank, and the phases of a round that change it.
 
     Parameters
@@ -161,12 +158,8 @@ class Allreduce:
     def place(self, environment: Any) -> None:
         """Give every rank its agents, their lanes and its block of rows. COLLECTIVE."""
         size = self.transport.size
-        lanes = Partition.balanced(self.n_lanes, self.n_agents)
         self.hosting, blocks = self.placement(self.config, self.n_states, size)
-        first, stop = self.hosting.block(self.transport.rank)
-        self.agents = [Hosted(k, lanes, self.config, environment) for k in range(first, stop)]
-        starts = [int(lanes.starts[k]) for k in self.hosting.starts]
-        self.lane_blocks = Partition(np.array(starts))
+        self.take_agents(environment, self.hosting)
         self.blocks = blocks
         self._allocate_sums(blocks.block(self.transport.rank))
         owned_pairs = (self.owned[1] - self.owned[0]) * self.width
@@ -243,15 +236,6 @@ class Allreduce:
     @property
     def _merges(self) -> bool:
         return self.fusion.merge is not None and not self._lone
-
-    @property
-    def exploration(self) -> tuple[str, float]:
-        """`epsilon` or `temperature`, and its value in the next round. Local."""
-        learn = self.config.learn
-        return EXPLORATIONS[learn.exploration].key, exploration_at(learn, self.progress.steps)
-
-    def _explore(self) -> int:
-        return EXPLORATIONS[self.config.learn.exploration].encode(self.exploration[1])
 
     def steps_of_round(self) -> int:
         """Steps every lane makes in the next round; the last one before `stop.steps` is shorter."""
@@ -362,47 +346,6 @@ class Allreduce:
     def holding(self) -> Holding:
         """The committed table."""
         return Holding(self.base, 0, None, self.transport)
-
-    def gather_lanes(self) -> np.ndarray | None:
-        """Return all committed lanes, packed in order, on rank 0; None elsewhere. COLLECTIVE."""
-        mine = [agent.committed.pack() for agent in self.agents]
-        block = np.concatenate(mine) if mine else np.zeros(0, LANE_DTYPE)
-        return self.transport.gather_rows(block, self.lane_blocks)
-
-    def gather_worlds(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return what checkpoints hold of environments that are stepped, and the actions of all
-        open episodes, in the order of the lanes; on rank 0, where there are any. COLLECTIVE."""
-        if not self.stepped:
-            return None
-        mine = [agent.worlds.pack() for agent in self.agents if agent.worlds is not None]
-        rows = np.concatenate([np.zeros(0, WORLD_DTYPE), *(rows for rows, _ in mine)])
-        actions = np.concatenate([np.zeros(0, np.uint32), *(actions for _, actions in mine)])
-        lengths = self.transport.gather(len(actions)) or [0]
-        blocks = Partition(np.cumsum([0, *lengths]))
-        all_rows = self.transport.gather_rows(rows, self.lane_blocks)
-        all_actions = self.transport.gather_rows(actions, blocks)
-        return None if all_rows is None or all_actions is None else (all_rows, all_actions)
-
-    def restore(self, progress: Progress, lanes: np.ndarray, worlds: Any = None) -> None:
-        """Take counters and all lanes of a checkpoint; rows come through `restore_rows`. Local.
-
-        worlds : as `gather_worlds` gave it, for environments that are stepped.
-        """
-        self.progress = self.pending = progress
-        stops = None if worlds is None else np.cumsum([0, *worlds[0]["n_actions"]])
-        for agent in self.agents:
-            first, stop = agent.committed.first, agent.committed.first + agent.committed.n
-            mine = None
-            if stops is not None:
-                mine = worlds[0][first:stop], worlds[1][stops[first] : stops[stop]]
-            agent.resume(lanes[first:stop], mine, progress.lane_steps)
-
-    def reproducible(self) -> bool:
-        """Whether the bits so far follow from the configuration alone. COLLECTIVE."""
-        worlds = [agent.worlds for agent in self.agents if agent.worlds is not None]
-        astray = np.array([sum(not world.matched for world in worlds)], np.int64)
-        self.transport.max_int(astray)
-        return self.followed and not astray[0]
 
     def keep_table(self) -> None:
         """Take the committed table out of the memory that `close` frees. Local."""

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from distq_mpi.architectures.progress import Progress
+from distq_mpi.architectures.schedules import exploration_at
 from distq_mpi.environments.silence import silence
 from distq_mpi.environments.stepped import open_worlds
 from distq_mpi.environments.vector import VectorWorlds
-from distq_mpi.environments.worlds import Worlds
+from distq_mpi.environments.worlds import WORLD_DTYPE, Worlds
 from distq_mpi.kernels import loop
-from distq_mpi.lanes import Lanes
+from distq_mpi.kernels.exploration import EXPLORATIONS
+from distq_mpi.lanes import LANE_DTYPE, Lanes
 from distq_mpi.partition import Partition
 
 NO_LIMIT = 2**32 - 1
@@ -99,3 +102,76 @@ class Hosted:
         if self.worlds is not None:
             self.worlds.close()
             self.worlds = None
+
+
+class Host:
+    """What an architecture with agents does for those on this rank.
+
+    Attributes that whoever derives from it sets: `config`, `transport`, `progress`, `pending`,
+    `stepped`, `followed`.
+    """
+
+    config: Any
+    transport: Any
+    progress: Any
+    pending: Any
+    stepped: bool
+    followed: bool
+
+    def take_agents(self, environment: Any, hosting: Partition) -> None:
+        """Make this rank's agents, `hosting` of all ranks. Local."""
+        lanes = Partition.balanced(self.config.parallel.lanes, self.config.parallel.agents)
+        first, stop = hosting.block(self.transport.rank)
+        self.agents = [Hosted(k, lanes, self.config, environment) for k in range(first, stop)]
+        self.lane_blocks = Partition(np.array([int(lanes.starts[k]) for k in hosting.starts]))
+
+    @property
+    def exploration(self) -> tuple[str, float]:
+        """`epsilon` or `temperature`, and its value in the next round. Local."""
+        learn = self.config.learn
+        return EXPLORATIONS[learn.exploration].key, exploration_at(learn, self.progress.steps)
+
+    def _explore(self) -> int:
+        return EXPLORATIONS[self.config.learn.exploration].encode(self.exploration[1])
+
+    def gather_lanes(self) -> np.ndarray | None:
+        """Return all committed lanes, packed in order, on rank 0; None elsewhere. COLLECTIVE."""
+        mine = [agent.committed.pack() for agent in self.agents]
+        block = np.concatenate(mine) if mine else np.zeros(0, LANE_DTYPE)
+        return self.transport.gather_rows(block, self.lane_blocks)
+
+    def gather_worlds(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return what checkpoints hold of environments that are stepped, and the actions of all
+        open episodes, in the order of the lanes; on rank 0, where there are any. COLLECTIVE."""
+        if not self.stepped:
+            return None
+        mine = [agent.worlds.pack() for agent in self.agents if agent.worlds is not None]
+        rows = np.concatenate([np.zeros(0, WORLD_DTYPE), *(rows for rows, _ in mine)])
+        actions = np.concatenate([np.zeros(0, np.uint32), *(actions for _, actions in mine)])
+        lengths = self.transport.gather(len(actions)) or [0]
+        blocks = Partition(np.cumsum([0, *lengths]))
+        all_rows = self.transport.gather_rows(rows, self.lane_blocks)
+        all_actions = self.transport.gather_rows(actions, blocks)
+        return None if all_rows is None or all_actions is None else (all_rows, all_actions)
+
+    def restore(self, progress: Progress, lanes: np.ndarray, worlds: Any = None) -> None:
+        """Take counters and all lanes of a checkpoint; rows come through `restore_rows`. Local.
+
+        worlds : as `gather_worlds` gave it, for environments that are stepped.
+        """
+        self.progress = self.pending = progress
+        stops = None if worlds is None else np.cumsum([0, *worlds[0]["n_actions"]])
+        for agent in self.agents:
+            first, stop = agent.committed.first, agent.committed.first + agent.committed.n
+            mine = None
+            if stops is not None:
+                mine = worlds[0][first:stop], worlds[1][stops[first] : stops[stop]]
+            agent.resume(lanes[first:stop], mine, progress.lane_steps)
+
+    def reproducible(self) -> bool:
+        """Whether the bits so far follow from the configuration alone. COLLECTIVE."""
+        worlds = [agent.worlds for agent in self.agents if agent.worlds is not None]
+        astray = np.array([sum(not world.matched for world in worlds)], np.int64)
+        self.transport.max_int(astray)
+        return self.followed and not astray[0]
+
