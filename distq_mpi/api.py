@@ -213,7 +213,8 @@ class QLearning:
         episode_start: Any = None,
         deterministic: bool = True,
     ) -> tuple[Any, None]:
-        """Return (actions, None) for one observation or an array of them. Local.
+        """Return (actions, None) for one observation or an array of them. Local, but COLLECTIVE
+        with `architecture="sharded"`, where every rank may ask for states of its own.
 
         observation : states 0 to S - 1, an integer or an array of any shape; the actions have that
             shape, int64. Where the environment is stepped in Python: an observation of its own
