@@ -312,7 +312,8 @@ class QLearning:
     def close(self) -> None:
         """Free what MPI and environments hold; COLLECTIVE.
 
-        `predict`, `q_values` and `table_sha256` still work. Not needed at the end of a script, nor
+        `predict`, `q_values` and `table_sha256` still work where every rank has the table, as it
+        does not with `architecture="sharded"`. Not needed at the end of a script, nor
         on one rank.
         """
         if not self._closed:
