@@ -213,7 +213,8 @@ class QLearning:
         episode_start: Any = None,
         deterministic: bool = True,
     ) -> tuple[Any, None]:
-        """Return (actions, None) for one observation or an array of them. Local.
+        """Return (actions, None) for one observation or an array of them. Local, but COLLECTIVE
+        with `architecture="sharded"`, where every rank may ask for states of its own.
 
         observation : states 0 to S - 1, an integer or an array of any shape; the actions have that
             shape, int64. Where the environment is stepped in Python: an observation of its own
@@ -311,7 +312,8 @@ class QLearning:
     def close(self) -> None:
         """Free what MPI and environments hold; COLLECTIVE.
 
-        `predict`, `q_values` and `table_sha256` still work. Not needed at the end of a script, nor
+        `predict`, `q_values` and `table_sha256` still work where every rank has the table, as it
+        does not with `architecture="sharded"`. Not needed at the end of a script, nor
         on one rank.
         """
         if not self._closed:

@@ -35,7 +35,7 @@ class EnvConfig:
     """Gymnasium id, built-in name, module:Law, or a model file (.npz, .h5, .hdf5)."""
     kwargs: dict[str, Value] = field(default_factory=dict)
     """Arguments of the environment: --env.kwargs.NAME VALUE."""
-    max_episode_steps: Count = 0
+    max_episode_steps: Annotated[int, Ge(0), Le(2**32 - 1)] = 0
     """Time limit in steps; 0 = the environment's own."""
     bins: Count | list[Positive] = 0
     """Equal bins of each continuous dimension, observations then actions; 0 = none."""
@@ -290,6 +290,13 @@ def check(config: Config) -> list[str]:
                 f"parallel.fusion: {parallel.fusion} has no meaning with parallel.architecture "
                 "sharded, where every row has one owner and nothing is fused"
             )
+        plain = ParallelConfig()
+        mistakes += [
+            f"parallel.{key}: {getattr(parallel, key)} has no meaning with parallel.architecture "
+            f"sharded, where nothing is fused; it must be {getattr(plain, key)}"
+            for key in ("trim", "kappa", "force")
+            if getattr(parallel, key) != getattr(plain, key)
+        ]
     return mistakes
 
 

@@ -94,7 +94,8 @@ def evaluate_policy(
     return_episode_rewards: bool = False,
     warn: bool = True,
 ) -> tuple[float, float] | tuple[list[float], list[int]]:
-    """Play episodes with `model.predict`; signature and results are stable-baselines3's. Local.
+    """Play episodes with `model.predict`; signature and results are stable-baselines3's. Local;
+    with a model of `architecture="sharded"` every rank must play as many steps, on the same seed.
 
     Parameters
     ----------

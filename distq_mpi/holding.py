@@ -119,20 +119,31 @@ class Holding:
     def values_of(self, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return policy values, float64 (n, A), and `visited`, (n, A), of states, int64 (n,).
 
-        COLLECTIVE, with the same states on every rank, where not every rank holds all.
+        COLLECTIVE where not every rank holds all; every rank asks for states of its own, or none.
         """
         if self.blocks is None:
             return self.rows.policy_values(states), self.rows.visited()[states]
-        n_actions = self.rows.record.n_actions
-        mine = np.flatnonzero(self.blocks.owner(states) == self.transport.rank)
-        local = states[mine] - self.first
-        found = np.zeros((len(states), 2 * n_actions), np.int64)
+        size, n_actions = self.transport.size, self.rows.record.n_actions
+        owners = self.blocks.owner(states)
+        order = np.argsort(owners, kind="stable")
+        asked = np.empty((len(states), 2), np.int64)
+        asked[:, 0], asked[:, 1] = states[order], self.transport.rank
+        came = self._sent(asked, np.bincount(owners, minlength=size))
+        local = came[:, 0] - self.first
+        answer = np.empty((len(came), 2 * n_actions), np.int64)
         values = np.ascontiguousarray(self.rows.policy_values(local), np.float64)
-        found[mine, :n_actions] = values.view(np.int64)
-        found[mine, n_actions:] = self.rows.visited()[local]
-        self.transport.sum_int(found)  # of one rank's bits and zeros
+        answer[:, :n_actions] = values.view(np.int64)
+        answer[:, n_actions:] = self.rows.visited()[local]
+        found = np.empty((len(states), 2 * n_actions), np.int64)
+        found[order] = self._sent(answer, np.bincount(came[:, 1], minlength=size))
         values = np.ascontiguousarray(found[:, :n_actions]).view(np.float64)
         return values, found[:, n_actions:].astype(np.uint32)
+
+    def _sent(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Send int64 (n, w) to the peers in turn; return what comes, in their order."""
+        told = rows.view(np.uint8).reshape(len(rows), 8 * rows.shape[1])
+        came = self.transport.redistribute(told, np.cumsum(counts) - counts, counts)
+        return came.view(np.int64).reshape(-1, rows.shape[1])
 
     def _pieces(
         self, wanted: Partition, n_rows: int = SLICE_ROWS

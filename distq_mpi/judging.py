@@ -22,7 +22,7 @@ from distq_mpi.holding import Holding
 from distq_mpi.kernels import Kernel
 from distq_mpi.kernels.evaluation import evaluation_kernel
 from distq_mpi.kernels.objects import load
-from distq_mpi.memory import cuts_of
+from distq_mpi.memory import CUT_TRANSITIONS, cuts_of
 from distq_mpi.monitor.console import count, number, summary_lines
 from distq_mpi.operands import table_file
 from distq_mpi.partition import Partition
@@ -37,7 +37,7 @@ SAMPLED = ("sampled return", "table sha256")
 EXACT = ("policy value", "policy return", "policy gap, loss")
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Found:
     """What rank 0 finds before anybody works."""
 
@@ -65,11 +65,13 @@ def evaluate(command: Any, transport: Transport) -> int:
     found: _Found | None = None
     with transport.same_outcome():
         if transport.rank == 0:
-            found = _find(command)
+            found = _find(command, transport.size)
     config, exact = transport.broadcast(found and (found.config, found.reason is None))
     make = functools.partial(build, config.env, config.learn.exploring_starts)
     cuts = cuts_of(config, found.environment, transport.size) if found else None
     environment = share(found.environment if found else None, make, transport, cuts)
+    if found is not None:
+        found.environment = environment  # else it would keep a model whole that was cut
     record = record_of(config.learn, environment.n_actions)
     with transport.same_outcome():
         leads = transport.leads_node
@@ -99,7 +101,7 @@ def evaluate(command: Any, transport: Transport) -> int:
     return 0
 
 
-def _find(command: Any) -> _Found:
+def _find(command: Any, size: int) -> _Found:
     operand = Path(command.operands[0])
     path = table_file(operand)
     refusals: list[str] = []
@@ -111,7 +113,9 @@ def _find(command: Any) -> _Found:
         path = newest
     header = checkpoint.read_header(path)
     config = command.override(header.config_toml, f"/config of {path}")
-    environment = build(config.env, config.learn.exploring_starts)
+    cut = size > 1 and config.parallel.architecture == "sharded"
+    held_below = CUT_TRANSITIONS if cut else None
+    environment = build(config.env, config.learn.exploring_starts, None, held_below)
     checkpoint.read_header(path, environment.model_id)
     reason = solvable(environment, config.learn.discount)
     if not config.evaluate.exact:

@@ -48,7 +48,7 @@ def _share_in_runs(environment: Environment, blocks: Partition) -> float:
             pairs = pair + np.repeat(np.arange(n), np.diff(rows.pointers))
             code = rows.alias[1::2].astype(np.int64)
             there, here = blocks.owner(code >> 1), blocks.owner(pairs // environment.n_actions)
-            crossing += float(rows.probability[(there != here) & (code & 1 == 0)].sum())
+            crossing += float(rows.probability[there != here].sum())
             n_pairs, pair = n_pairs + n, pair + n
     return crossing / n_pairs
 
@@ -67,14 +67,16 @@ def predict(config: Any, environment: Environment, size: int) -> list[str]:
     # Half of the updates of an exchange between two ranks cross, eight bytes each.
     ranks = max(2.0, measured.get("ranks", 2.0))
     exchanged = measured.get("exchange_8192", 0.0) * 8 * (ranks - 1) / ranks**2
+    told = ["assumed; `probe` measures it", "as `probe` measured here"]
+    rows_told, exchange_told = told[bool(measured)], told[exchanged > 0]
     exchanged = exchanged or ASSUMED_BYTES_PER_S
     rate = size / (1 / rows + sent / exchanged)
-    source = "as `probe` measured here" if measured else "assumed; `probe` measures them"
     return [
         f"{100 * share:.3g} % of random transitions cross a border: {sent:.3g} bytes per step over "
         f"the network (at most {CROSSING_BYTES * (size - 1) / size:.3g} where next states are "
         "uniform)",
         f"predicted rate: {rate / 1e6:.3g} M steps/s on {size} rank{'s' * (size > 1)} among which "
         "lanes are spread evenly, at "
-        f"{rows / 1e6:.3g} M random rows/s and {readable(exchanged)}/s a rank ({source})",
+        f"{rows / 1e6:.3g} M random rows/s a rank ({rows_told}) and {readable(exchanged)}/s a rank "
+        f"({exchange_told})",
     ]

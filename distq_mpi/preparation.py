@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distq_mpi import __version__, checkpoint, environments
-from distq_mpi.architectures import ServedInStep, Sharded, architecture_of
+from distq_mpi.architectures import ServedInStep, Sharded, architecture_of, record_of_run
 from distq_mpi.architectures.schedules import MAX_PERIOD
 from distq_mpi.certificate import requests as certificate_requests
 from distq_mpi.certificate import solvable
@@ -40,7 +40,6 @@ from distq_mpi.memory import (
 from distq_mpi.monitor import Monitor, RunDirectory
 from distq_mpi.monitor.provenance import provenance
 from distq_mpi.stopping import EXACT_TARGETS
-from distq_mpi.table import record_of
 
 if TYPE_CHECKING:
     from distq_mpi.transport import Transport
@@ -164,7 +163,7 @@ def settle(
     if config.parallel.architecture == "server":
         ServedInStep.check(config, size)
     if sharded:
-        Sharded.check(config, *shape, size)
+        Sharded.check(config, *shape, size, stepped)
     else:
         FUSIONS[config.parallel.fusion].check(environment.deterministic, pessimistic, config)
     need = memory_bytes(config, environment, exact, size, per_host)
@@ -310,7 +309,7 @@ def _refuse_other_bits(
     where : begins each message. given : the environment is an object, whatever it is called.
     """
     wanted, held = to_dict(config), tomllib.loads(stored)
-    free = {"memory_bytes", "force"}
+    free = {"memory_bytes", "force", "rebalance"}
     sections = ("learn", "parallel") if given else ("env", "learn", "parallel")
     mistakes = [
         f"{where}{section}.{key} is {wanted[section].get(key)!r}, but {path.name} was "
@@ -351,7 +350,7 @@ def watch(prepared: Prepared, transport: Transport, quiet: bool = False) -> Moni
 
 
 def _requests(config: Config, environment: Environment, exact: bool) -> dict[str, Any]:
-    record = record_of(config.learn, environment.n_actions)
+    record = record_of_run(config, environment.n_actions)
     found = architecture_of(config, environment).requests(config, environment)
     if environment.kind != "stepped":
         found |= evaluation_kernel(config.learn, environment, record)

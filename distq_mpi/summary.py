@@ -23,7 +23,8 @@ DRAWN_CELLS = 2048
 
 def finish(run: Run, ended: Verdict) -> int:
     """Write what a run leaves behind; return its exit code. COLLECTIVE."""
-    run.checkpoint("end")
+    if ended.status != "diverged" or run.architecture.rolls_back:
+        run.checkpoint("end")
     certificate, evaluation = run.certificate, None
     if ended.status != "interrupted":  # whoever interrupts gives little time
         certificate = run.certify(tight=True)
@@ -38,11 +39,12 @@ def finish(run: Run, ended: Verdict) -> int:
     with run.transport.same_outcome():
         if run.monitor is not None:
             if not reproducible:
-                run.monitor.event(
-                    "not_reproducible",
-                    "this run is not reproducible: its environments cannot be brought back to what "
-                    "they had shown",
+                why = (
+                    "its environments cannot be brought back to what they had shown"
+                    if run.config.parallel.reproducible
+                    else "parallel.reproducible is false"
                 )
+                run.monitor.event("not_reproducible", f"this run is not reproducible: {why}")
             summary = _summary(run, ended) | {
                 "reproducible": reproducible,
                 "imbalance": _imbalance(run, most_learned),
@@ -75,7 +77,7 @@ def _imbalance(run: Run, most_learned: int) -> float | None:
     """Largest number of steps that a rank learned from over the mean; None where ranks host agents,
     not lanes."""
     learned = run.architecture.progress.steps - run.saver.restored_steps
-    return most_learned * run.transport.size / learned if most_learned else None
+    return most_learned * run.transport.size / learned if most_learned and learned else None
 
 
 def _summary(run: Run, ended: Verdict) -> dict[str, Any]:

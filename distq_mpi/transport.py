@@ -7,6 +7,7 @@ round loop sends buffers only.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from distq_mpi.partition import Partition
 
 SHM_RESERVE = 16 << 20
 CHUNK_ELEMENTS = 1 << 20
-MESSAGE_BYTES, PAGE = 64 << 20, 4096
+MESSAGE_BYTES, PAGE, HUGE_BYTES = 64 << 20, 4096, 16 << 20
 MAIL_TAG, NEIGHBOURS_TAG = 1, 2
 
 
@@ -45,7 +46,7 @@ class Mail:
         self._comm, self._region, self._middle = comm, region, middle
         self._above, self._below, self.sent_bytes, self._turn = above, below, 0, 0
         size = comm.size
-        self.words = np.zeros(3 * size * region, np.uint64)
+        self.words = _sparse(3 * size * region)
         self.counts = np.zeros(2 * size, np.uint64)
         self._peers = [(comm.rank + d) % size for d in range(1, size)]
         self._receives = [
@@ -457,6 +458,16 @@ class Transport:
         for comm in (self._leaders, self._node, self._comm):
             if comm != MPI.COMM_NULL:
                 comm.Free()
+
+
+def _sparse(n_words: int) -> np.ndarray:
+    """Zeros, uint64, of which memory is taken by the page where they are written to; NumPy's are on
+    huge pages, of which one word takes 2 MB."""
+    if 8 * n_words < HUGE_BYTES or not hasattr(mmap, "MADV_NOHUGEPAGE"):
+        return np.zeros(n_words, np.uint64)
+    memory = mmap.mmap(-1, 8 * n_words, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, np.uint64)
 
 
 def _room_in_shm() -> float:

@@ -8,7 +8,8 @@ from distq_mpi.architectures.allreduce import Allreduce
 from distq_mpi.architectures.asking import ShardedStepped
 from distq_mpi.architectures.progress import Agreement, Progress
 from distq_mpi.architectures.server import ServedInStep
-from distq_mpi.architectures.sharded import Sharded
+from distq_mpi.architectures.sharded import Sharded, record_in
+from distq_mpi.table import Record, record_of
 
 
 def architecture_of(config: Any, environment: Any) -> Any:
@@ -20,7 +21,14 @@ def architecture_of(config: Any, environment: Any) -> Any:
     return ShardedStepped if environment.kind == "stepped" else Sharded
 
 
+def record_of_run(config: Any, n_actions: int) -> Record:
+    """The record of the rows that learning keeps under a resolved `Config`. Local."""
+    keeps = record_in if config.parallel.architecture == "sharded" else record_of
+    return keeps(config.learn, n_actions)
+
+
 __all__ = [
     "Agreement", "Allreduce", "Progress", "ServedInStep", "Sharded", "ShardedStepped",
     "architecture_of",
+    "record_of_run",
 ]  # fmt: skip

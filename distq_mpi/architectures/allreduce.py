@@ -58,12 +58,13 @@ class Allreduce(Host):
 
     Attributes: `followed`, whether what was taken up from a checkpoint followed from the
     configuration alone; `exchanges`, what its messages are for; `exchange_time_s`, spent in
-    messages within `learn`; `learned`, steps of this rank's own, none here: agents share them.
+    messages within `learn`; `learned`, steps of this rank's own, none here: agents share them;
+    `rolls_back`, whether the table is as committed after `rollback`.
 
     Nothing learned in a round is visible before `commit`; `rollback` returns to the last commit.
     """
 
-    exchanges, exchange_time_s, learned = "fusion", 0.0, 0
+    exchanges, exchange_time_s, learned, rolls_back = "fusion", 0.0, 0, True
 
     def __init__(
         self,

@@ -213,14 +213,12 @@ class ShardedStepped(Sharded):
 
     def _count(self, returns: np.ndarray, ended: np.ndarray) -> None:
         """Add finished episodes to the totals, as integers. Local."""
-        finished = returns[ended]
-        good = finished[np.abs(finished) < crossing.LARGEST_RETURN]
-        floors = np.floor(good)
-        self.totals[crossing.EPISODES] += len(finished)
-        self.totals[crossing.RETURN_WHOLE] += floors.astype(np.int64).sum()
-        rest = ((good - floors) * crossing.FRACTION).astype(np.int64)
-        self.totals[crossing.RETURN_FRACTION] += rest.sum()
-        self.totals[crossing.NON_FINITE] += len(finished) - len(good)
+        for total in returns[ended].tolist():
+            whole, fraction, bad = crossing.parts_of(total, self.rates)
+            self.totals[crossing.EPISODES] += 1
+            self.totals[crossing.RETURN_WHOLE] += whole
+            self.totals[crossing.RETURN_FRACTION] += fraction
+            self.totals[crossing.NON_FINITE] += bad
 
     def _take_answers(self, over: np.ndarray) -> None:
         """Read the actions that owners chose for the lanes at home. Local."""

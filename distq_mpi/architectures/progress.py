@@ -91,6 +91,7 @@ FIELDS = (
     "want_checkpoint", "want_time",
 )  # fmt: skip
 UNSTABLE = FIELDS.index("unstable")
+RETURNS = slice(FIELDS.index("return_whole"), FIELDS.index("return_fraction") + 1)
 WISHES = slice(FIELDS.index("want_stop"), len(FIELDS))
 HEADER = 16
 

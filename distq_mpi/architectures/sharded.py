@@ -21,9 +21,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distq_mpi.architectures.balance import N_BUCKETS, balanced, bucket_of, most_rows
+from distq_mpi.architectures.balance import (
+    MOST_MOVED,
+    N_BUCKETS,
+    balanced,
+    bucket_of,
+    most_rows,
+)
 from distq_mpi.architectures.hosting import NO_LIMIT
-from distq_mpi.architectures.progress import HEADER, WISHES, Agreement, Progress
+from distq_mpi.architectures.progress import (
+    HEADER,
+    RETURNS,
+    WISHES,
+    Agreement,
+    Progress,
+)
 from distq_mpi.architectures.schedules import exploration_at, is_balance_round, tick_period
 from distq_mpi.errors import ConfigError
 from distq_mpi.fusion import FixedPoint
@@ -40,7 +52,7 @@ if TYPE_CHECKING:
 
 LOCAL_TICKS = 64
 """Steps of a lane between two exchanges when running free, as far as it stays in its block."""
-MOST_SQUARES = 1 << 62
+MOST_UNITS = 1 << 62
 LANE_DTYPE = np.dtype(
     [("next_state", "<u8"), ("pending", "<u8"), ("age", "<u4"), ("gain", "<f4"), ("lane", "<u4"),
      ("reward", "<f4")]
@@ -80,7 +92,7 @@ class Sharded:
     the run.
     """
 
-    exchanges = "crossing between blocks"
+    exchanges, rolls_back = "crossing between blocks", False
 
     def __init__(
         self,
@@ -104,9 +116,10 @@ class Sharded:
         self.control[crossing.LIMIT] = environment.max_episode_steps or NO_LIMIT
         self.control[crossing.RANK], self.control[crossing.SIZE] = transport.rank, size
         self.control[crossing.N_LANES] = self.n_lanes
-        self.rates = np.array([config.learn.discount, step_parameter(config.learn), 1.0, 1.0])
+        self.rates = np.ones(6)
+        self.rates[:2] = config.learn.discount, step_parameter(config.learn)
         self.totals = np.zeros(6, np.int64)
-        self.header, self.learned = np.zeros(HEADER, np.int64), 0
+        self.header, self.learned, self._learned_now = np.zeros(HEADER, np.int64), 0, 0
         self.blocks = self._wanted = Partition.balanced(self.n_states, size)
         self.loads = np.zeros(N_BUCKETS, np.int64)
         self._within: np.ndarray | None = None
@@ -128,16 +141,29 @@ class Sharded:
         lanes = config.parallel.lanes
         here = min(lanes, 4 * -(-lanes // size))
         words = crossing.RECORD + crossing.TARGET
-        rows = most_rows(n_states, size) if config.parallel.rebalance else -(-n_states // size)
+        moves = config.parallel.rebalance and size > 1
+        rows = most_rows(n_states, size) if moves else -(-n_states // size)
+        # What comes over both borders is held twice while they move.
+        moved = int(2 * MOST_MOVED * n_states / size) if moves else 0
+        row_bytes = record_in(config.learn, n_actions).row_bytes
         return {
-            "block": rows * record_in(config.learn, n_actions).row_bytes,
+            "block": rows * row_bytes,
+            "rows that move": moved * row_bytes,
             "lanes": lanes * 8 * (words + crossing.SLOT),
             "messages": 8 * 3 * words * here + 3 * size * PEER_BYTES if size > 1 else 0,
         }
 
     @staticmethod
-    def check(config: Any, n_states: int, n_actions: int, size: int) -> None:
-        """Raise ConfigError where numbers do not fit their bits in a lane's record. Local."""
+    def check(
+        config: Any, n_states: int, n_actions: int, size: int, stepped: bool = False
+    ) -> None:
+        """Raise ConfigError where numbers do not fit their bits in a lane's record, or lanes of
+        environments stepped in Python shall run free. Local."""
+        if stepped and not config.parallel.reproducible:
+            raise ConfigError(
+                "parallel.reproducible: false must be true where environments are stepped in "
+                "Python, which are always in lockstep under sharded"
+            )
         record = record_in(config.learn, n_actions)
         rows = most_rows(n_states, size)
         for what, number, bits in (
@@ -203,7 +229,10 @@ class Sharded:
         self.control[crossing.EXPLORE] = explore
         # Squared TD errors are added as integers, in units that the last round's suggest.
         self.rates[crossing.SCALE] = _unit_scale(self.progress.td_rms)
-        self.rates[crossing.CAP] = MOST_SQUARES // (n_ticks * self.n_lanes)
+        # So many units of one, that the sum of all lanes' fits 63 bits.
+        most = MOST_UNITS // (n_ticks * self.n_lanes)
+        self.rates[crossing.CAP] = self.rates[crossing.RETURN_CAP] = most
+        self.rates[crossing.RETURN_SCALE] = 2.0 ** min(most.bit_length() - 1, 40)
         return n_ticks
 
     def exchange(self, wishes: tuple[bool, bool, bool]) -> Agreement:
@@ -219,13 +248,15 @@ class Sharded:
         self.transport.sum_int(self.header)
         agreement = Agreement.read(self.header)
         square_sum = agreement.square_sum / float(self.rates[crossing.SCALE])
-        agreement = replace(agreement, square_sum=square_sum)
+        whole, fraction = self.header[RETURNS].tolist()
+        return_sum = whole + fraction / float(self.rates[crossing.RETURN_SCALE])
+        agreement = replace(agreement, square_sum=square_sum, return_sum=return_sum)
         progress = self.progress
         period = self._period(progress.lane_steps + self._n_ticks)
         self.pending = progress.after(
             self._n_ticks, agreement.visits, agreement, period, FixedPoint(1)
         )
-        self.learned += learned
+        self._learned_now = learned
         if self._moves:
             self._look_at_borders()
         return agreement
@@ -233,6 +264,7 @@ class Sharded:
     def commit(self) -> None:
         """Count the round; move the borders where that pays. COLLECTIVE."""
         self.progress = self.pending
+        self.learned += self._learned_now
         if self._wanted is not self.blocks:
             self.place(self._wanted)
 

@@ -137,7 +137,7 @@ def answering_kernels(learn_config: Any, n_actions: int, record: Any) -> dict[st
     """Return the requests for `answer` and `learn` under a `[learn]` configuration. Local."""
     parts = crossing_parts(learn_config, n_actions, record, lockstep=True)
     q, clock, words = np.zeros(1, record.dtype), np.zeros(1, u4), np.zeros(1, u8)
-    rates, totals, draws = np.zeros(4), np.zeros(6, i8), np.zeros(SCRATCH, u8)
+    rates, totals, draws = np.zeros(6), np.zeros(6, i8), np.zeros(SCRATCH, u8)
     return {
         "answer": Kernel(
             answer, parts, (q, clock, *(words,) * 5, draws, words, rates, totals)

@@ -58,13 +58,11 @@ TAG_SHIFT, TAGS = u8(TAG_BITS), u8((1 << TAG_BITS) - 1)
 
 (FIRST_TICK, N_TICKS, SENT_TICK, SEED, EXPLORE, LIMIT, RANK, SIZE, N_LANES, REGION, MIDDLE, INBOX,
  BORDERS) = range(13)  # fmt: skip
-DISCOUNT, ALPHA, SCALE, CAP = range(4)
+DISCOUNT, ALPHA, SCALE, CAP, RETURN_SCALE, RETURN_CAP = range(6)
 LEARNED, EPISODES, RETURN_WHOLE, RETURN_FRACTION, SQUARES, NON_FINITE = range(6)
 
 # What is known of the lanes of a batch: both words of their draws, their numbers, and
 SO_FAR, WHERE, ACTION, PENDING, SCRATCH = (k * BATCH for k in range(3, 8))
-FRACTION = 2.0**40
-LARGEST_RETURN = 2.0**60
 
 # Stand-ins for the parts.
 STRIDE = u8(0)
@@ -93,6 +91,16 @@ def square(td_error, rates):
     finite, else 0), int64 both."""
     scaled = td_error * td_error * rates[SCALE]
     return i8(scaled if scaled < rates[CAP] else rates[CAP]), i8(not abs(td_error) < np.inf)
+
+
+def parts_of(total, rates):
+    """Return a return, at most rates[RETURN_CAP], as (whole, fraction in units of 1 /
+    rates[RETURN_SCALE], 1 if it is not finite, else 0), int64 all."""
+    if not abs(total) < np.inf:
+        return i8(0), i8(0), i8(1)
+    kept = min(max(total, -rates[RETURN_CAP]), rates[RETURN_CAP])
+    floor = np.floor(kept)
+    return i8(floor), i8((kept - floor) * rates[RETURN_SCALE]), i8(0)
 
 
 def lane_tag(number, bits):
@@ -219,10 +227,10 @@ def travel(q, clock, mail, counts, slots, draws, params, control, rates, totals)
     control : uint64 (BORDERS + P + 1,): number of the first tick, ticks to make, the tick in which
         targets were sent, seed, `explore`, time limit in steps, rank, ranks, L, words of a region
         and of its first lane (`words_of`), first word from peers, and the borders of the blocks.
-    rates : float64 (4,): discount, parameter of the step size, and for squared TD errors the units
-        in 1 and the most units of one.
+    rates : float64 (6,): discount, parameter of the step size; units in 1 of squared TD errors, and
+        the most of one; units in 1 of fractions of returns, and the largest return.
     totals : int64 (6,), added to: transitions learned from, finished episodes, whole and fractional
-        (in 1 / FRACTION) part of their returns, squared TD errors, numbers that are not finite.
+        part of their returns, squared TD errors, numbers that are not finite.
         Integers, so that their order does not matter.
 
     With several ranks lockstep makes one tick a call; its targets are applied by the next call, as
@@ -338,12 +346,10 @@ def travel(q, clock, mail, counts, slots, draws, params, control, rates, totals)
                             if ended or length >= limit:
                                 episodes += 1
                                 draws[u8(SO_FAR + i)] = NONE
-                                if abs(total) < LARGEST_RETURN:
-                                    floor = np.floor(f8(total))
-                                    whole += i8(floor)
-                                    fraction += i8((f8(total) - floor) * FRACTION)
-                                else:
-                                    non_finite += 1
+                                more, rest, bad = parts_of(f8(total), rates)
+                                whole += more
+                                fraction += rest
+                                non_finite += bad
                         draws[u8(WHERE + i)], draws[u8(ACTION + i)] = where, a
                     for i in range(group, stop):
                         where, a = draws[u8(WHERE + i)], draws[u8(ACTION + i)]
@@ -441,7 +447,7 @@ def crossing_kernels(
     q, clock, words = np.zeros(1, record.dtype), np.zeros(1, u4), np.zeros(1, u8)
     params = environment.params
     travelling = (
-        q, clock, *(words,) * 4, params, words, np.zeros(4), np.zeros(6, i8)
+        q, clock, *(words,) * 4, params, words, np.zeros(6), np.zeros(6, i8)
     )  # fmt: skip
     return {
         "begin": Kernel(begin, parts, (words, words, params, words)),

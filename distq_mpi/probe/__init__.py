@@ -8,6 +8,8 @@ import platform
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from distq_mpi.files import publish
 from distq_mpi.kernels.ceilings import ceiling_kernels
 from distq_mpi.kernels.objects import cache_folder, load
@@ -68,7 +70,9 @@ def measure(transport: Transport, tables: tuple[int, ...]) -> list[Ceiling]:
     """Return the ceilings, the same on every rank but for rounding. COLLECTIVE."""
     with transport.same_outcome():
         kernels = load(ceiling_kernels() if transport.leads_node else None, transport)
-    room = transport.broadcast(host_bytes()) // transport.node_size // SHARE
+    most = np.array([transport.node_size], np.int64)
+    transport.max_int(most)
+    room = transport.broadcast(host_bytes()) // int(most[0]) // SHARE
     found = []
     for table_bytes in (size for size in tables if size <= max(room, tables[0])):
         rows, label = RandomRows(kernels, table_bytes), readable(table_bytes)

@@ -105,6 +105,33 @@ def test_a_model_that_no_rank_holds_is_learned_on_and_solved(
     assert float(share) == pytest.approx(50, abs=2)
 
 
+def test_what_training_says_of_its_table_evaluation_says_too(tmp_path: Path) -> None:
+    # Under signs the record of a replica would be twice as long as the block's.
+    found = train(
+        2, tmp_path / "run", *SHARDED, "--learn.step_size", "sign_change", "--learn.dtype",
+        "float32", "--parallel.lanes", "64", "--stop.policy_gap", "0.01",
+    )  # fmt: skip
+    judged = distq(3, "evaluate", "run", "--json", cwd=tmp_path)
+    assert judged.code == 0, judged.err
+    told = json.loads(judged.out)
+    assert told["evaluation"] == found["evaluation"]
+    assert told["evaluation"]["mean_return"] > 0.5
+
+
+def test_a_round_that_diverged_leaves_no_checkpoint(tmp_path: Path) -> None:
+    law = "tests.parallel.growing:Growing"
+    options = (*SHARDED, "--env.id", law, "--learn.step_size", "constant", "--learn.alpha", "1",
+               "--learn.dtype", "float32", "--parallel.lanes", "4", "--stop.steps", "100000",
+               "--checkpoint.every_rounds", "2", "--checkpoint.keep", "1")  # fmt: skip
+    found = train(2, tmp_path / "run", *options, code=3)
+    assert found["status"] == "diverged"
+    (kept,) = (tmp_path / "run" / "checkpoints").glob("*.h5")
+    told = distq(0, "info", str(kept), cwd=tmp_path)
+    assert ", 0 not finite" in told.out and kept.name == f"round-{found['rounds'] // 2 * 2:012d}.h5"
+    again = distq(2, "resume", "run", cwd=tmp_path)
+    assert again.code == 3 and "Traceback" not in again.err
+
+
 def test_free_running_learns_and_says_so(tmp_path: Path) -> None:
     found = train(
         2, tmp_path / "run", *SHARDED, "--parallel.reproducible", "false", "--parallel.lanes", "64",
@@ -159,6 +186,8 @@ def test_a_plan_of_1e12_pairs_on_paper(tmp_path: Path) -> None:
         (("--parallel.agents", "2"), "parallel.agents: 2 must be 0"),
         (("--parallel.fusion", "count"), "parallel.fusion: count has no meaning"),
         (("--parallel.memory_bytes", "1000"), "take more ranks"),
+        (("--parallel.kappa", "3"), "parallel.kappa: 3.0 has no meaning"),
+        (("--env.id", "Blackjack-v1", "--parallel.reproducible", "false"), "always in lockstep"),
     ],
 )
 def test_what_makes_no_sense_is_refused(
