@@ -24,7 +24,7 @@ from distq_mpi.partition import Partition
 SHM_RESERVE = 16 << 20
 CHUNK_ELEMENTS = 1 << 20
 MESSAGE_BYTES, PAGE, HUGE_BYTES = 64 << 20, 4096, 16 << 20
-MAIL_TAG, NEIGHBOURS_TAG = 1, 2
+MAIL_TAG, NEIGHBOURS_TAG, POST_TAG = 1, 2, 3
 
 
 class Mail:
@@ -194,6 +194,34 @@ class HostMemory:
         self._window.Unlock_all()
         self._window.Free()
         self._across.Free()
+
+
+class Post:
+    """Single messages of words between two ranks, of up to `most` words.
+
+    What `receive` and `poll` return is valid until the next call of either.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, most: int) -> None:
+        self._comm, self._buffer, self.sent_bytes = comm, _sparse(most), 0
+
+    def send(self, words: np.ndarray, peer: int) -> None:
+        """Send uint64 words; they may be changed when it returns. Local, and to the peer."""
+        self._comm.Send([words, MPI.UINT64_T], peer, POST_TAG)
+        self.sent_bytes += words.nbytes
+
+    def receive(self, peer: int) -> np.ndarray:
+        """Wait for the next message of a peer. Local, and to the peer."""
+        status = MPI.Status()
+        self._comm.Recv([self._buffer, MPI.UINT64_T], peer, POST_TAG, status)
+        return self._buffer[: status.Get_count(MPI.UINT64_T)]
+
+    def poll(self) -> tuple[int, np.ndarray] | None:
+        """Return (peer, words) of a message that has come, None where there is none. Local."""
+        status = MPI.Status()
+        if not self._comm.Iprobe(MPI.ANY_SOURCE, POST_TAG, status):
+            return None
+        return status.source, self.receive(status.source)
 
 
 class Transport:
@@ -438,6 +466,10 @@ class Transport:
             return None
         across = self._comm.Split(self.node_rank, self.rank)
         return HostMemory(self._node, across, self.rank, common_bytes, own_bytes)
+
+    def post(self, most: int) -> Post:
+        """Return single messages of up to `most` words (see `Post`). Local."""
+        return Post(self._comm, most)
 
     def mail(self, region: int, middle: int, above: int, below: int) -> Mail:
         """Return messages of up to `region` words (see `Mail`). Local; the caller closes it."""

@@ -7,6 +7,7 @@ from typing import Any
 from distq_mpi.architectures.allreduce import Allreduce
 from distq_mpi.architectures.asking import ShardedStepped
 from distq_mpi.architectures.progress import Agreement, Progress
+from distq_mpi.architectures.served import Served
 from distq_mpi.architectures.server import ServedInStep
 from distq_mpi.architectures.sharded import Sharded, record_in
 from distq_mpi.table import Record, record_of
@@ -17,7 +18,7 @@ def architecture_of(config: Any, environment: Any) -> Any:
     if config.parallel.architecture == "allreduce":
         return Allreduce
     if config.parallel.architecture == "server":
-        return ServedInStep
+        return ServedInStep if config.parallel.staleness == 0 else Served
     return ShardedStepped if environment.kind == "stepped" else Sharded
 
 
@@ -28,7 +29,7 @@ def record_of_run(config: Any, n_actions: int) -> Record:
 
 
 __all__ = [
-    "Agreement", "Allreduce", "Progress", "ServedInStep", "Sharded", "ShardedStepped",
+    "Agreement", "Allreduce", "Progress", "Served", "ServedInStep", "Sharded", "ShardedStepped",
     "architecture_of",
     "record_of_run",
 ]  # fmt: skip

@@ -16,6 +16,17 @@ from distq_mpi.errors import ConfigError
 from distq_mpi.partition import Partition
 
 
+def placement(config: Any, n_states: int, size: int) -> tuple[Partition, Partition]:
+    """Agents on the workers, rows on the servers, which come first. Local."""
+    n_servers = config.parallel.servers
+    agents = Partition.balanced(config.parallel.agents, size - n_servers).starts
+    rows = Partition.balanced(n_states, n_servers).starts
+    return (
+        Partition(np.concatenate([np.zeros(n_servers, np.int64), agents])),
+        Partition(np.concatenate([rows, np.full(size - n_servers, n_states)])),
+    )
+
+
 class ServedInStep(Allreduce):
     """As `Allreduce`, with other ranks for rows and agents."""
 
@@ -24,13 +35,7 @@ class ServedInStep(Allreduce):
     @staticmethod
     def placement(config: Any, n_states: int, size: int) -> tuple[Partition, Partition]:
         """Agents on the workers, rows on the servers, which come first. Local."""
-        n_servers = config.parallel.servers
-        agents = Partition.balanced(config.parallel.agents, size - n_servers).starts
-        rows = Partition.balanced(n_states, n_servers).starts
-        return (
-            Partition(np.concatenate([np.zeros(n_servers, np.int64), agents])),
-            Partition(np.concatenate([rows, np.full(size - n_servers, n_states)])),
-        )
+        return placement(config, n_states, size)
 
     @staticmethod
     def check(config: Any, size: int) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 from distq_mpi.kernels import Kernel
 from distq_mpi.kernels.draws import ROUNDING, threefry
 from distq_mpi.kernels.fusing import CLOCK_LIMIT
-from distq_mpi.kernels.step_sizes import next_visit, rescaled_linear
-from distq_mpi.kernels.storing import exact
+from distq_mpi.kernels.step_sizes import STEP_SIZES, next_visit, rescaled_linear
+from distq_mpi.kernels.storing import exact, stochastic
 
 u8, u4, f8, i8 = np.uint64, np.uint32, np.float64, np.int64
 
@@ -86,15 +86,24 @@ def apply(q, clock, ticked, versions, index, pushed_q, pushed_clock, control, sc
             clock[cell + a] = u4(count)
 
 
-def pushing_kernels(parts: dict[str, Any], record: Any) -> dict[str, Kernel]:
-    """Return the requests for `gather` and `apply`. Local. parts : as the loops of fusion take."""
+def pushing_kernels(learn_config: Any, record: Any) -> dict[str, Kernel]:
+    """Return the requests for `gather` and `apply` under a `[learn]` configuration. Local."""
+    step_size = STEP_SIZES[learn_config.step_size]
+    parts = {
+        "WIDTH": record.width,
+        "STRIDE": record.stride,
+        "CLOCK_STRIDE": record.clock_stride,
+        "CLOCK_OFFSET": record.clock_offset,
+        "VISITS_AHEAD": record.visits_ahead,
+        "size": step_size.size,
+        "upcoming": step_size.upcoming,
+        "store": exact if record.dtype == np.float64 else stochastic,
+    }
     q, clock, index = np.zeros(1, record.dtype), np.zeros(1, u4), np.zeros(1, i8)
-    words, rates = np.zeros(4, u8), np.zeros(3)
+    words, floats = np.zeros(4, u8), np.zeros(5)
     return {
         "gather": Kernel(
-            gather, parts, (q, clock, q, clock, index, q, clock, words, rates, np.zeros(5))
+            gather, parts, (q, clock, q, clock, index, q, clock, words, floats, floats)
         ),
-        "apply": Kernel(
-            apply, parts, (q, clock, rates, words, index, q, clock, words, rates)
-        ),
+        "apply": Kernel(apply, parts, (q, clock, floats, words, index, q, clock, words, floats)),
     }
