@@ -301,7 +301,7 @@ def _value(key: str, text: str) -> Any:
         return text
     if "array" in taken and "," in text:
         return [_value(key, part.strip()) for part in text.strip("[] ").split(",") if part.strip()]
-    for number in (int, float):
+    for number in (int, float) if text != "inf" or "number" in taken else ():
         try:
             return number(text)
         except ValueError:

@@ -39,11 +39,7 @@ def finish(run: Run, ended: Verdict) -> int:
     with run.transport.same_outcome():
         if run.monitor is not None:
             if not reproducible:
-                why = (
-                    "its environments cannot be brought back to what they had shown"
-                    if run.config.parallel.reproducible
-                    else "parallel.reproducible is false"
-                )
+                why = _why_not_reproducible(run.config.parallel)
                 run.monitor.event("not_reproducible", f"this run is not reproducible: {why}")
             summary = _summary(run, ended) | {
                 "reproducible": reproducible,
@@ -60,6 +56,14 @@ def finish(run: Run, ended: Verdict) -> int:
                 summary, _next_commands(run, ended, run.monitor.directory.path), drawing
             )
     return ended.exit_code
+
+
+def _why_not_reproducible(parallel: Any) -> str:
+    if not parallel.reproducible:
+        return "parallel.reproducible is false"
+    if parallel.architecture == "server" and parallel.staleness != 0:
+        return f"parallel.staleness is {parallel.staleness}: pushes are applied as they come"
+    return "its environments cannot be brought back to what they had shown"
 
 
 def peak_bytes() -> int:

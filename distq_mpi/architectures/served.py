@@ -209,7 +209,7 @@ class Served(Host):
         """Indices, int64 (n,), and row records, uint64 (n, words), of a message; views."""
         n = int(words[N_ROWS])
         index = words[HEAD : HEAD + n].view(np.int64)
-        return index, words[HEAD + n : HEAD + n + n * self._row_words].reshape(n, -1)
+        return index, words[HEAD + n : HEAD + n + n * self._row_words].reshape(n, self._row_words)
 
     @property
     def _row_words(self) -> int:
