@@ -227,8 +227,11 @@ class Run:
             "steps_per_round": progress.period,
             "learn_time_s": times.learn_s,
             "exchange_time_s": times.exchange_s,
+            **self.architecture.report(),
         }
         monitor.report(row, show)
+        for kind, message in self.architecture.notices():
+            self._tell_once(kind, message)
         wasted = self.transport.size > 1 and times.exchange_s > 2 * times.learn_s
         if wasted and (busy > 1.0 or ended is not None):
             self._tell_once(

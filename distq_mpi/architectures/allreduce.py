@@ -348,6 +348,14 @@ class Allreduce(Host):
         """The committed table."""
         return Holding(self.base, 0, None, self.transport)
 
+    def report(self) -> dict[str, Any]:
+        """What else a row of the metrics holds: nothing. Local."""
+        return {}
+
+    def notices(self) -> list[tuple[str, str]]:
+        """What the user should be told once, as (kind, message): nothing. Local."""
+        return []
+
     def keep_table(self) -> None:
         """Take the committed table out of the memory that `close` frees. Local."""
         if self.memory is not None:

@@ -50,8 +50,8 @@ LATE = 0.5
 IDLE_S = 5e-5
 FIRST_PUSHES = 8
 """Pushes of an agent in the first round."""
-BEHIND = 0.5
-"""Share of the median of pushes below which an agent is called a straggler."""
+ENOUGH_PUSHES, BEHIND = 20, 0.5
+"""Pushes from which on agents are compared, and the share of their median that a straggler has."""
 
 
 class Served(Host):
@@ -95,7 +95,9 @@ class Served(Host):
         self.out = np.zeros(HEAD + largest * (1 + words), np.uint64)
         self.clocks = np.zeros(self.n_agents, np.int64)
         self.staleness: list[int] = []
-        self.counted = {"pushes": 0, "pulls": 0, "dropped": 0, "idle_s": 0.0, "busy_s": 0.0}
+        self.pushes = self.pulls = self.dropped = 0
+        self.idle_s, self._began = 0.0, time.perf_counter()
+        self.idle_shares = np.zeros(transport.size)
         if self.serves:
             self.ticked = np.zeros(self.rows.n_rows * self.width)
             self.versions = np.zeros(self.rows.n_rows, np.uint64)
@@ -154,7 +156,7 @@ class Served(Host):
             begin = time.perf_counter()
             if not self._pull(self.agents[k]):
                 break
-            self.counted["idle_s"] += time.perf_counter() - begin
+            self.idle_s += time.perf_counter() - begin
             self.exchange_time_s += time.perf_counter() - begin
             agent, n_steps = self.agents[k], self.periods[k]
             agent.lanes.copy_from(agent.committed)
@@ -272,10 +274,10 @@ class Served(Host):
         while working:
             came = self.post.poll()
             if came is None:
-                self.counted["idle_s"] += IDLE_S
+                begin = time.perf_counter()
                 time.sleep(IDLE_S)
+                self.idle_s += time.perf_counter() - begin
                 continue
-            begin = time.perf_counter()
             peer, words = came
             kind, number = int(words[KIND]), int(words[AGENT])
             if kind == DONE:
@@ -294,7 +296,6 @@ class Served(Host):
                 else:
                     self._answer(rank, known)
                 del waiting[agent]
-            self.counted["busy_s"] += time.perf_counter() - begin
 
     def _apply(self, words: np.ndarray) -> None:
         """Add a push to this server's rows. Local."""
@@ -302,11 +303,11 @@ class Served(Host):
         behind = self.version - known
         self.clocks[number] = clock
         self.version += 1
-        self.counted["pushes"] += 1
+        self.pushes += 1
         self.staleness.append(behind)
         limit = self.config.parallel.staleness
         if limit != "inf" and self.clocks.max() - clock > limit + 1:
-            self.counted["dropped"] += 1
+            self.dropped += 1
             return
         late = max(0, behind - (self.n_agents - 1)) / self.n_agents
         index, rows = self._parts(words)
@@ -319,7 +320,7 @@ class Served(Host):
 
     def _answer(self, peer: int, known: int) -> None:
         """Send a worker the rows that changed since the version it knows. Local to both."""
-        self.counted["pulls"] += 1
+        self.pulls += 1
         changed = np.flatnonzero(self.versions > np.uint64(known))
         n = len(changed)
         self.out[:HEAD] = 0
@@ -339,12 +340,49 @@ class Served(Host):
         if not self.serves and self.agents:
             most[:] = max(self.now), max(self.periods)
         self.transport.max_int(most)
+        now, shares = time.perf_counter(), np.zeros(self.transport.size, np.int64)
+        shares[self.transport.rank] = 1e6 * self.idle_s / max(1e-9, now - self._began)
+        self.transport.sum_int(shares)
+        self.idle_shares, self.idle_s, self._began = shares / 1e6, 0.0, now
         progress = self.progress
         n_steps = max(0, int(most[0]) - progress.lane_steps)
         self.pending = progress.after(
             n_steps, agreement.visits, agreement, max(1, int(most[1])), FixedPoint(1)
         )
         return agreement
+
+    def report(self) -> dict[str, Any]:
+        """Of the last round: what is known of it on server 0. Local."""
+        behind = sorted(self.staleness) or [0]
+        n = len(behind) - 1
+        workers = [rank for rank, hosted in enumerate(self.hosting.counts) if hosted]
+        return {
+            "staleness_p50": behind[n // 2],
+            "staleness_p99": behind[round(0.99 * n)],
+            "staleness_max": behind[-1],
+            "pushes": self.pushes,
+            "pulls": self.pulls,
+            "pushes_dropped": self.dropped,
+            "sent_bytes": self.post.sent_bytes,
+            "agent_clocks": self.clocks.tolist(),
+            "idle_share_workers": float(self.idle_shares[workers].mean()),
+            "idle_share_servers": float(self.idle_shares[: self.n_servers].mean()),
+        }
+
+    def notices(self) -> list[tuple[str, str]]:
+        """Stragglers, as server 0 knows them. Local."""
+        middle, hosts = float(np.median(self.clocks)), self.transport.hosts
+        if middle < ENOUGH_PUSHES:
+            return []
+        return [
+            (
+                f"straggler {agent}",
+                f"agent {agent} on rank {rank} ({hosts[rank]}) has pushed {clock} times where half "
+                f"of the agents have pushed {middle:g} times or more",
+            )
+            for agent, clock in enumerate(self.clocks.tolist())
+            if clock < BEHIND * middle and (rank := int(self.hosting.owner(agent))) >= 0
+        ]
 
     def commit(self) -> None:
         """Count the round. Local."""

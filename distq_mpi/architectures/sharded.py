@@ -394,6 +394,14 @@ class Sharded:
         """Whether the bits so far follow from the configuration alone. Local."""
         return self.lockstep and self.followed
 
+    def report(self) -> dict[str, Any]:
+        """What else a row of the metrics holds: nothing. Local."""
+        return {}
+
+    def notices(self) -> list[tuple[str, str]]:
+        """What the user should be told once, as (kind, message): nothing. Local."""
+        return []
+
     def keep_table(self) -> None:
         """Nothing to do: no other rank's memory is used. Local."""
 
