@@ -179,9 +179,9 @@ def learn(sections: dict[str, Any], transport: Transport, save: str = "", load_:
 
     save : write a checkpoint into this folder halfway, and end there. load_ : begin with it.
     """
-    parallel = {"force": True, **sections.get("parallel", {})}
+    parallel = dict(sections.get("parallel", {}))
     if parallel.get("architecture") != "sharded":
-        parallel["agents"] = AGENTS
+        parallel = {"force": True, "agents": AGENTS, **parallel}
     sections = {**sections, "parallel": parallel}
     config, environment = None, None
     if transport.rank == 0:
