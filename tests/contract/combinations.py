@@ -199,9 +199,9 @@ def learn(sections: dict[str, Any], transport: Transport, save: str = "", load_:
 
     save : write a checkpoint into this folder halfway, and end there. load_ : begin with it.
     """
-    parallel = {"force": True, **sections.get("parallel", {})}
+    parallel = dict(sections.get("parallel", {}))
     if parallel.get("architecture") != "sharded":
-        parallel.setdefault("agents", AGENTS)
+        parallel = {"force": True, "agents": AGENTS, **parallel}
     if parallel.get("architecture") == "server" and parallel.get("servers", 1) >= transport.size:
         parallel["architecture"] = "allreduce"
     sections = {**sections, "parallel": parallel}

@@ -103,7 +103,8 @@ def test_tables_in_memory_that_ranks_share_have_the_same_bits(tmp_path: Path) ->
     assert verified.code == 0 and "visits        the same" in verified.out
 
 
-def test_a_missed_target_is_told_gives_the_bits_of_one_run(n_ranks: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("n_ranks", [1, 3])
+def test_resume_on_other_ranks_gives_the_bits_of_one_run(n_ranks: int, tmp_path: Path) -> None:
     options = ("--parallel.agents", "4", "--checkpoint.every_rounds", "0")
     whole = train(2, tmp_path / "whole", *options, "--stop.rounds", "90")
     train(2, tmp_path / "cut", *options, "--stop.rounds", "37")
