@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FREE_ON_RESUME = ("stop.", "checkpoint.", "run.report_every_s", "evaluate.episodes")
+FREE_ON_RESUME = (
+    "stop.", "checkpoint.", "run.report_every_s", "evaluate.episodes", "parallel.on_loss",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

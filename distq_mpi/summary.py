@@ -36,7 +36,7 @@ def finish(run: Run, ended: Verdict) -> int:
     reproducible, table_sha256 = run.architecture.reproducible(), run.architecture.holding.sha256()
     drawing = _drawing(run)
     with run.transport.same_outcome():
-        if run.monitor is not None:
+        if run.monitor is not None and not run.monitor.finished:
             if not reproducible:
                 run.monitor.event(
                     "not_reproducible",
@@ -89,7 +89,7 @@ def _summary(run: Run, ended: Verdict) -> dict[str, Any]:
         "architecture": run.config.parallel.architecture,
         "reproducible": None,
         "agents_from_ranks": run.prepared.agents_from_ranks,
-        "ranks_started": size,
+        "ranks_started": size + len(run.transport.lost),
         "ranks_finished": size,
         "agents": run.config.parallel.agents,
         "lanes": run.config.parallel.lanes,
@@ -114,7 +114,7 @@ def _summary(run: Run, ended: Verdict) -> dict[str, Any]:
         "table_sha256": None,
         "certificate": None,
         "evaluation": None,
-        "recoveries": 0,
+        "recoveries": run.recoveries,
         "checkpoint": str(run.saver.newest) if run.saver.newest else None,
     }
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distq_mpi.architectures.copies import Copies, Rescued
 from distq_mpi.architectures.hosting import Hosted
 from distq_mpi.architectures.progress import (
     HEADER,
@@ -87,6 +88,11 @@ class Allreduce:
         self.current = 0
         self._again = self._dirty = False
         self.memory: HostMemory | None = None
+        self.protects = transport.survives and transport.size > 1
+        self.copies: Copies | None = None
+        self._coming: Copies | None = None
+        self._rescued: Rescued | None = None
+        self._left_behind: list[HostMemory | None] = []
         self.place(environment)
         self._initialise(environment)
         auto = config.parallel.steps_per_round == "auto"
@@ -102,6 +108,12 @@ class Allreduce:
         for agent in self.agents:
             agent.control[loop.EXPLORE] = self._explore()
             agent.begin(kernels["begin"], self.base.q, self.params)
+        if self.protects:
+            self.kept[:] = 0
+            for agent in self.agents:
+                self._kept_of(agent)[:] = agent.committed.raw
+            transport.sum_int(self.agreed)
+            self.copies = Copies(self.kept.copy(), self._worlds_of_all())
 
     @staticmethod
     def memory_bytes(config: Any, n_states: int, n_actions: int, size: int) -> dict[str, int]:
@@ -157,6 +169,7 @@ class Allreduce:
         """Give every rank its agents, their lanes and its block of rows. COLLECTIVE."""
         size = self.transport.size
         lanes = Partition.balanced(self.n_lanes, self.n_agents)
+        self._lanes = lanes
         first, stop = Partition.balanced(self.n_agents, size).block(self.transport.rank)
         self.agents = [Hosted(k, lanes, self.config, environment) for k in range(first, stop)]
         starts = [int(lanes.starts[k]) for k in Partition.balanced(self.n_agents, size).starts]
@@ -165,8 +178,7 @@ class Allreduce:
         blocks = Partition.balanced(self.n_states, size)
         self.blocks = blocks
         self._allocate_sums(blocks.block(self.transport.rank))
-        owned_pairs = (self.owned[1] - self.owned[0]) * self.width
-        self.lifetime = np.zeros(owned_pairs, np.uint64)
+        self._allocate_lifetimes()
         learn = self.config.learn
         self.rates = np.zeros(4)
         self.rates[:2] = learn.discount, step_parameter(learn)
@@ -175,6 +187,25 @@ class Allreduce:
         self.unstable = np.zeros(1, np.int64)
         self._bound: dict[tuple[str, int, int], Any] = {}
         self._added: dict[int, np.ndarray] = {}
+
+    def _allocate_lifetimes(self) -> None:
+        """Visits so far of the rows this rank fuses; with copies of those of the rank before."""
+        n_pairs = (self.owned[1] - self.owned[0]) * self.width
+        self.lifetimes = [np.zeros(n_pairs, np.uint64)] * 2
+        self.guards = self.protects and not self.whole and self.transport.size > 1
+        if self.protects:
+            self.members = [member.number for member in self.transport.members]
+            self.lifetimes[1] = np.zeros(n_pairs, np.uint64)
+        if self.guards:
+            first, stop = self.blocks.block((self.transport.rank - 1) % self.transport.size)
+            n_theirs = (stop - first) * self.width
+            self.guarded = [np.zeros(n_theirs, np.uint64), np.zeros(n_theirs, np.uint64)]
+            self._their_visits = np.zeros(n_theirs, np.int64)
+
+    @property
+    def lifetime(self) -> np.ndarray:
+        """Visits of all agents in committed rounds, uint64, of the rows this rank fuses."""
+        return self.lifetimes[self.current]
 
     def _allocate_sums(self, block: tuple[int, int]) -> None:
         """Arrays for contributions; those that are summed lie in one buffer behind the header."""
@@ -185,14 +216,16 @@ class Allreduce:
         self.whole = self._lone or fusion.maximum or (small and not merges)
         self.owned = (0, self.n_states) if self.whole else block
         self._allocate_tables(0 if self.whole or merges else 8 * len(names) * n_pairs)
-        self.header = np.zeros(HEADER, np.int64)
+        n_agreed = HEADER + (self._kept_words() if self.protects else 0)
         if self.memory is not None:
+            self.agreed = np.zeros(n_agreed, np.int64)
             self.sums = self._sums_of(self.transport.node_rank)
         else:
             # One message, where everything is reduced at once.
-            message = np.zeros(HEADER + len(names) * n_pairs, np.int64)
-            self.header, self.sums = message[:HEADER], message[HEADER:]
+            message = np.zeros(n_agreed + len(names) * n_pairs, np.int64)
+            self.agreed, self.sums = message[:n_agreed], message[n_agreed:]
             self.message = message
+        self.header, self.kept = self.agreed[:HEADER], self.agreed[HEADER:]
         none = np.zeros(1, np.int64)
         self.parts = dict.fromkeys(("values", "visits", "ticks", "votes", "gains"), none)
         for i, name in enumerate(names):
@@ -287,14 +320,18 @@ class Allreduce:
         # Every rank of `whole` has counted the same pairs.
         counts = not self.whole or self.transport.rank == 0
         self.header[UNSTABLE] = self.unstable[0] if counts else 0
+        if self.protects:
+            self.kept[:] = 0  # of one rank's bits and zeros, the sum is a copy for everybody
+            for agent in self.agents:
+                self._kept_of(agent)[:] = agent.lanes.raw
         if self._lone:
-            self.transport.sum_int(self.header)
+            self.transport.sum_int(self.agreed)
             self._share_lone()
             return self._agree(Agreement.read(self.header))
         if self.whole and not self.fusion.maximum:
             self.transport.sum_int(self.message)
         else:
-            self.transport.sum_int(self.header)
+            self.transport.sum_int(self.agreed)
         agreement = Agreement.read(self.header)
         if self.memory is not None:
             self.memory.seen()
@@ -325,11 +362,18 @@ class Allreduce:
 
     def commit(self) -> None:
         """Make the round visible. Local."""
-        self.current = 1 - self.current
-        np.add(self.lifetime, self.visits.view(np.uint64), out=self.lifetime)
+        now, after = self.current, 1 - self.current
+        np.add(self.lifetimes[now], self.visits.view(np.uint64), out=self.lifetimes[after])
+        if self.guards:
+            theirs = self._their_visits.view(np.uint64)
+            np.add(self.guarded[now], theirs, out=self.guarded[after])
+        self.current = after
         for agent in self.agents:
             agent.commit()
+        self._before = self.progress, self.copies
         self.progress = self.pending
+        if self.protects:
+            self.copies = self._coming
 
     def rollback(self) -> int:
         """Forget the round in progress; return the number of the last committed round. Local.
@@ -342,6 +386,81 @@ class Allreduce:
             agent.rewind(self.progress.lane_steps, self._again)
         self._again = False
         return self.progress.round
+
+    def recover(self, environment: Any) -> bool:
+        """Take the last round that all have committed, and who is left, for the truth. COLLECTIVE.
+
+        Every rank has the bases of even and odd rounds and copies of all lanes; visits of rows that
+        have one owner have a copy on the next rank. False, with nothing changed but the round,
+        where something is gone on all.
+        """
+        transport = self.transport
+        rounds = np.array([-self.progress.round, self.copies is None], np.int64)
+        transport.max_int(rounds)
+        if rounds[1]:
+            return False
+        if self.progress.round > -rounds[0]:
+            self.current = 1 - self.current
+            self.progress, self.copies = self._before
+        self.progress = self.pending = transport.broadcast(self.progress)
+        assert self.copies is not None
+        if self._rescued is None:
+            self._rescued = Rescued.of(self)
+        rescued = self._rescued
+        if rescued.lost_rows(transport):
+            return False
+        for agent in self.agents:
+            agent.close()
+        # What others may still read there is not freed: the dead cannot take part in that.
+        self._left_behind.append(self.memory)
+        self.memory, self._dirty, self._again = None, False, False
+        self.place(environment)
+        if self.memory is None or transport.leads_node:
+            self.base.raw[:] = rescued.base.raw
+        if self.memory is not None:
+            self.memory.barrier()
+        rescued.bring_visits(transport, self.lifetime, self.owned, self.width)
+        if self.guards:
+            theirs = self.guarded[self.current].view(np.int64)
+            transport.shift(self.lifetime.view(np.int64), theirs)
+        for agent in self.agents:
+            words = self.copies.lanes[slice(*self._kept_place(agent))]
+            agent.resume_raw(
+                words.view(np.uint8), self.copies.worlds.get(agent.number), self.progress.lane_steps
+            )
+        transport.agree()
+        self._rescued = None
+        return True
+
+    def _kept_words(self) -> int:
+        return sum(self._words(int(n)) for n in self._lanes.counts)
+
+    @staticmethod
+    def _words(n_lanes: int) -> int:
+        return -(-n_lanes * LANE_DTYPE.itemsize // 8)
+
+    def _kept_place(self, agent: Hosted) -> tuple[int, int]:
+        first = sum(self._words(int(n)) for n in self._lanes.counts[: agent.number])
+        return first, first + self._words(agent.lanes.n)
+
+    def _kept_of(self, agent: Hosted) -> np.ndarray:
+        """Where an agent's lanes travel with what is agreed on, bytes."""
+        words = self.kept[slice(*self._kept_place(agent))]
+        return words.view(np.uint8)[: agent.lanes.raw.size]
+
+    def _worlds_of_all(self) -> dict[int, Any]:
+        """What would bring back every agent's environments as they are, by agent. COLLECTIVE."""
+        if not self.stepped:
+            return {}
+        mine = {
+            agent.number: agent.worlds.pack(committed=False)
+            for agent in self.agents
+            if agent.worlds is not None
+        }
+        found: dict[int, Any] = {}
+        for theirs in self.transport.gather_everywhere(mine):
+            found |= theirs
+        return found
 
     def iter_rows(self) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
         """Yield (start, q, clock, visits), each (n, width), of the committed table in slices; rank
@@ -385,6 +504,8 @@ class Allreduce:
         worlds : as `gather_worlds` gave it, for environments that are stepped.
         """
         self.progress = self.pending = progress
+        if self.protects:
+            self.copies = self._copies_of(lanes, worlds)
         stops = None if worlds is None else np.cumsum([0, *worlds[0]["n_actions"]])
         for agent in self.agents:
             first, stop = agent.committed.first, agent.committed.first + agent.committed.n
@@ -392,6 +513,21 @@ class Allreduce:
             if stops is not None:
                 mine = worlds[0][first:stop], worlds[1][stops[first] : stops[stop]]
             agent.resume(lanes[first:stop], mine, progress.lane_steps)
+
+    def _copies_of(self, lanes: np.ndarray, worlds: Any) -> Copies:
+        """Copies of what `restore` takes: of every agent's lanes, and of its environments."""
+        kept, by_agent = np.zeros(self._kept_words(), np.int64), {}
+        stops = None if worlds is None else np.cumsum([0, *worlds[0]["n_actions"]])
+        at = 0
+        for k in range(self.n_agents):
+            first, stop = self._lanes.block(k)
+            one = Lanes(first, stop - first)
+            one.unpack(lanes[first:stop])
+            kept[at : at + self._words(one.n)].view(np.uint8)[: one.raw.size] = one.raw
+            at += self._words(one.n)
+            if stops is not None:
+                by_agent[k] = worlds[0][first:stop], worlds[1][stops[first] : stops[stop]]
+        return Copies(kept, by_agent)
 
     def reproducible(self) -> bool:
         """Whether the bits so far follow from the configuration alone. COLLECTIVE."""
@@ -447,6 +583,10 @@ class Allreduce:
                 self.config.parallel.kappa, self._most_steps(),
             )  # fmt: skip
         learned = self._n_steps * self.n_lanes
+        if self.guards:
+            self.transport.shift(self.visits, self._their_visits)
+        if self.protects:
+            self._coming = Copies(self.kept.copy(), self._worlds_of_all())
         self.pending = progress.after(self._n_steps, learned, agreement, period, scale)
         return agreement
 

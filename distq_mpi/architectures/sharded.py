@@ -362,6 +362,10 @@ class Sharded:
         """Whether the bits so far follow from the configuration alone. Local."""
         return self.lockstep and self.followed
 
+    def recover(self, environment: Any) -> bool:
+        """Whether the state of the last commit can be had from those left. Local; it cannot."""
+        return False
+
     def keep_table(self) -> None:
         """Nothing to do: no other rank's memory is used. Local."""
 
