@@ -8,14 +8,14 @@ from typing import Any
 
 from distq_mpi.commands import COMMANDS
 from distq_mpi.errors import DistqError
-from distq_mpi.launcher import launched_rank, launched_size
+from distq_mpi.launcher import launched_rank, launched_size, survives_deaths
 
 WITHOUT_MPI = {"--help", "-h", "--version", "--dry-run"}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code. COLLECTIVE for those of `COMMANDS` with mpi."""
-    if os.environ.get("OMPI_MCA_mpi_ft_enable") == "1":
+    if survives_deaths():
         # A rank that hangs is given up after ten seconds; by itself only a dead one would be.
         for name, value in (("", "1"), ("_period", "1"), ("_timeout", "10")):
             os.environ.setdefault(f"OMPI_MCA_mpi_ft_detector{name}", value)

@@ -19,7 +19,7 @@ import numpy as np
 from mpi4py import MPI
 
 from distq_mpi.errors import DistqError, QuorumLost, RanksLost
-from distq_mpi.launcher import launched_size
+from distq_mpi.launcher import launched_size, survives_deaths
 from distq_mpi.partition import Partition
 
 SHM_RESERVE = 16 << 20
@@ -158,9 +158,10 @@ class HostMemory:
     """Memory that all ranks of a host see, where every host has as many ranks.
 
     Attributes: `common` uint8, of the host; `own`, the parts of the host's ranks in their order,
-    uint8 each, zero at first; `across`, the ranks of the run with this rank's place on their hosts,
-    one on each host, in order. Whoever writes and whoever reads meet in `barrier`, or in a
-    collective of all ranks and then `seen`, between the one and the other.
+    uint8 each, zero at first; `ranks`, those of this host, and `across`, the ranks of the run with
+    this rank's place on their hosts, one on each host; both in order. Whoever writes and whoever
+    reads meet in `barrier`, or in a collective of all ranks and then `seen`, between the one and
+    the other.
     """
 
     def __init__(
@@ -168,6 +169,7 @@ class HostMemory:
     ) -> None:
         self._node, self._across = node, across
         self.across: list[int] = across.allgather(rank)
+        self.ranks: list[int] = node.allgather(rank)
         padded = -(-common_bytes // PAGE) * PAGE if node.rank == 0 else 0
         info = MPI.Info.Create({"alloc_shared_noncontig": "true"})
         self._window = MPI.Win.Allocate_shared(padded + own_bytes, 1, info=info, comm=node)
@@ -242,11 +244,8 @@ class Transport:
         self._derived.append(self._leaders)
 
     def survive(self) -> bool:
-        """Let ranks be lost from now on, if the library and the launcher can; say if so. Local.
-
-        The launcher sets the variable; without it, it ends the job whatever the library can.
-        """
-        self.survives = os.environ.get("OMPI_MCA_mpi_ft_enable") == "1" and self.has_ulfm()
+        """Let ranks be lost from now on, if library and launcher allow it; say if so. Local."""
+        self.survives = survives_deaths() and self.has_ulfm()
         return self.survives
 
     @contextlib.contextmanager
@@ -299,7 +298,7 @@ class Transport:
                 with contextlib.suppress(MPI.Exception):
                     comm.Agree(0)
             self._agreed = False
-            comm = comm.Shrink()
+            comm = MPI.Intracomm(comm.Shrink())
             try:
                 told = comm.allgather((self.me, self.members))
                 members = [me for me, _ in told]

@@ -123,6 +123,7 @@ class Alone:
     node_rank, node_size = 0, 1
     leads_node = True
     survives = False
+    lost: tuple[Any, ...] = ()
 
     def host_memory(self, common_bytes: int, own_bytes: int) -> HostMemory | None:
         """None, as on hosts of one rank."""

@@ -189,18 +189,46 @@ class Allreduce:
         self._added: dict[int, np.ndarray] = {}
 
     def _allocate_lifetimes(self) -> None:
-        """Visits so far of the rows this rank fuses; with copies of those of the rank before."""
+        """Visits so far of the rows this rank fuses, of even and odd rounds.
+
+        Where rows have one owner, a copy is on the next rank, or they lie in memory of the host.
+        """
         n_pairs = (self.owned[1] - self.owned[0]) * self.width
         self.lifetimes = [np.zeros(n_pairs, np.uint64)] * 2
-        self.guards = self.protects and not self.whole and self.transport.size > 1
-        if self.protects:
-            self.members = [member.number for member in self.transport.members]
-            self.lifetimes[1] = np.zeros(n_pairs, np.uint64)
+        self.guards = False
+        if not self.protects:
+            return
+        transport = self.transport
+        self.members = [member.number for member in transport.members]
+        if self.memory is not None:
+            self.lifetimes = self._lifetimes_of(transport.node_rank, n_pairs)
+            return
+        self.lifetimes[1] = np.zeros(n_pairs, np.uint64)
+        self.guards = not self.whole and transport.size > 1
         if self.guards:
-            first, stop = self.blocks.block((self.transport.rank - 1) % self.transport.size)
-            n_theirs = (stop - first) * self.width
-            self.guarded = [np.zeros(n_theirs, np.uint64), np.zeros(n_theirs, np.uint64)]
-            self._their_visits = np.zeros(n_theirs, np.int64)
+            first, stop = self.blocks.block((transport.rank - 1) % transport.size)
+            self.guarded = [np.zeros((stop - first) * self.width, np.uint64) for _ in range(2)]
+
+    def _lifetimes_of(self, node_rank: int, n_pairs: int) -> list[np.ndarray]:
+        """Visits, of even and odd rounds, that a rank of this host counts in common memory."""
+        assert self.memory is not None
+        words = self.memory.own[node_rank].view(np.uint64)[self.sums.size :]
+        half = words.size // 2
+        return [words[:n_pairs], words[half : half + n_pairs]]
+
+    def held_visits(self) -> dict[int, np.ndarray]:
+        """Blocks whose visits this rank could hand out, by their owner: its own, and copies. Local.
+        """
+        rank, size = self.members.index(self.transport.me.number), len(self.members)
+        if self.memory is not None:
+            counts = self.blocks.counts * self.width
+            return {
+                owner: self._lifetimes_of(k, int(counts[owner]))[self.current]
+                for k, owner in enumerate(self.memory.ranks)
+            }
+        if self.guards:
+            return {rank: self.lifetime, (rank - 1) % size: self.guarded[self.current]}
+        return {rank: self.lifetime}
 
     @property
     def lifetime(self) -> np.ndarray:
@@ -248,8 +276,10 @@ class Allreduce:
         """
         n_bytes = self.n_states * self.record.row_bytes
         padded = -(-n_bytes // LINE_BYTES) * LINE_BYTES
+        self._sums_words = sums_bytes // 8
         if sums_bytes:
-            self.memory = self.transport.host_memory(2 * padded, sums_bytes)
+            visits = 16 * int(self.blocks.counts.max()) * self.width if self.protects else 0
+            self.memory = self.transport.host_memory(2 * padded, sums_bytes + visits)
         if self.memory is None:
             self.tables = [Rows(self.record, self.n_states), Rows(self.record, self.n_states)]
             return
@@ -262,7 +292,7 @@ class Allreduce:
     def _sums_of(self, node_rank: int) -> np.ndarray:
         """Contributions of a rank of this host, one part after the other."""
         assert self.memory is not None
-        return self.memory.own[node_rank].view(np.int64)
+        return self.memory.own[node_rank].view(np.int64)[: self._sums_words]
 
     @property
     def visits(self) -> np.ndarray:
@@ -362,12 +392,9 @@ class Allreduce:
 
     def commit(self) -> None:
         """Make the round visible. Local."""
-        now, after = self.current, 1 - self.current
-        np.add(self.lifetimes[now], self.visits.view(np.uint64), out=self.lifetimes[after])
-        if self.guards:
-            theirs = self._their_visits.view(np.uint64)
-            np.add(self.guarded[now], theirs, out=self.guarded[after])
-        self.current = after
+        if not self.protects:
+            np.add(self.lifetime, self.visits.view(np.uint64), out=self.lifetime)
+        self.current = 1 - self.current
         for agent in self.agents:
             agent.commit()
         self._before = self.progress, self.copies
@@ -407,7 +434,7 @@ class Allreduce:
         if self._rescued is None:
             self._rescued = Rescued.of(self)
         rescued = self._rescued
-        if rescued.lost_rows(transport):
+        if not rescued.complete(transport):
             return False
         for agent in self.agents:
             agent.close()
@@ -421,8 +448,7 @@ class Allreduce:
             self.memory.barrier()
         rescued.bring_visits(transport, self.lifetime, self.owned, self.width)
         if self.guards:
-            theirs = self.guarded[self.current].view(np.int64)
-            transport.shift(self.lifetime.view(np.int64), theirs)
+            transport.shift(self.lifetime, self.guarded[self.current])
         for agent in self.agents:
             words = self.copies.lanes[slice(*self._kept_place(agent))]
             agent.resume_raw(
@@ -583,8 +609,11 @@ class Allreduce:
                 self.config.parallel.kappa, self._most_steps(),
             )  # fmt: skip
         learned = self._n_steps * self.n_lanes
+        if self.protects and self.memory is None:
+            self._count_visits()
         if self.guards:
-            self.transport.shift(self.visits, self._their_visits)
+            after = 1 - self.current
+            self.transport.shift(self.lifetimes[after], self.guarded[after])
         if self.protects:
             self._coming = Copies(self.kept.copy(), self._worlds_of_all())
         self.pending = progress.after(self._n_steps, learned, agreement, period, scale)
@@ -624,7 +653,14 @@ class Allreduce:
             self.transport.allgather_rows(self._next.raw, self.blocks)
         else:
             self._dirty = False
+            if self.protects:
+                self._count_visits()
             self._share_on_host(self.memory)
+
+    def _count_visits(self) -> None:
+        """Add the round's visits, for the commit; before all ranks can have come to it. Local."""
+        before, after = self.lifetime, self.lifetimes[1 - self.current]
+        np.add(before, self.visits.view(np.uint64), out=after)
 
     def _sum_on_host(self, memory: HostMemory, number: int) -> np.ndarray:
         """Add up one part of what the ranks of this host contributed to the blocks of the ranks in

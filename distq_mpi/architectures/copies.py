@@ -32,37 +32,35 @@ class Copies:
 class Rescued:
     """Table and visits of the last common round, as they lie where they were before the loss.
 
-    members : numbers of the ranks that had the blocks, in their order. own, next_to : visits of
-    this rank's block and of the block of the rank before, None where all ranks have all.
+    members : numbers of the ranks as they were, in their order. blocks : of rows, one of each.
+    visits : those of blocks that can be read here, uint64, by the rank they belonged to. whole :
+    whether every rank has the visits of all rows.
     """
 
     base: Rows
     members: list[int]
     blocks: Partition
-    place: int
-    own: np.ndarray
-    next_to: np.ndarray | None
+    visits: dict[int, np.ndarray]
     whole: bool
 
     @classmethod
     def of(cls, state: Allreduce) -> Rescued:
         """Of an architecture, at its last committed round. Local."""
-        number = state.transport.me.number
-        return cls(
-            state.base, state.members, state.blocks, state.members.index(number), state.lifetime,
-            state.guarded[state.current] if state.guards else None, state.whole,
-        )  # fmt: skip
+        return cls(state.base, state.members, state.blocks, state.held_visits(), state.whole)
 
-    def lost_rows(self, transport: Transport) -> bool:
-        """Whether the visits of a block are on no rank that is left. The same on all; local."""
-        if self.whole:
-            return False
-        left = {member.number for member in transport.members}
-        n = len(self.members)
-        return any(
-            self.members[k] not in left and (n == 1 or self.members[(k + 1) % n] not in left)
-            for k in range(n)
-        )
+    def _given(self, transport: Transport) -> tuple[dict[int, np.ndarray], np.ndarray]:
+        """The blocks of visits that this rank hands out, and who does, per block. COLLECTIVE.
+
+        Of those that can, the last: who has it is no matter.
+        """
+        givers = np.full(len(self.members), -1, np.int64)
+        givers[list(self.visits)] = transport.rank
+        transport.max_int(givers)
+        return {k: v for k, v in self.visits.items() if givers[k] == transport.rank}, givers
+
+    def complete(self, transport: Transport) -> bool:
+        """Whether the visits of every block are on some rank that is left. COLLECTIVE."""
+        return self.whole or bool(self._given(transport)[1].min() >= 0)
 
     def bring_visits(
         self, transport: Transport, visits: np.ndarray, owned: tuple[int, int], width: int
@@ -71,25 +69,21 @@ class Rescued:
 
         COLLECTIVE, in slices, so that nobody needs room for all of them.
         """
-        if self.whole and visits.size == self.own.size:
-            visits[:] = self.own
+        if self.whole:
+            (visits[:],) = self.visits.values()
             return
-        left = {member.number for member in transport.members}
-        n_states, n = self.blocks.n, len(self.members)
-        held = [(self.blocks.block(self.place), self.own)]
-        before = (self.place - 1) % n
-        if self.next_to is not None and self.members[before] not in left:
-            held.append((self.blocks.block(before), self.next_to))
-        for start in range(0, n_states, SLICE_ROWS):
-            stop = min(start + SLICE_ROWS, n_states)
-            slice_ = np.zeros((stop - start, width), np.int64)
-            for (first, last), array in held:
+        given, _ = self._given(transport)
+        for start in range(0, self.blocks.n, SLICE_ROWS):
+            stop = min(start + SLICE_ROWS, self.blocks.n)
+            found = np.zeros((stop - start, width), np.int64)
+            for owner, array in given.items():
+                first, last = self.blocks.block(owner)
                 low, high = max(first, start), min(last, stop)
                 if low < high:
                     rows = array.view(np.int64).reshape(-1, width)
-                    slice_[low - start : high - start] = rows[low - first : high - first]
-            transport.sum_int(slice_)  # of one rank's numbers and zeros
+                    found[low - start : high - start] = rows[low - first : high - first]
+            transport.sum_int(found)  # of one rank's numbers and zeros
             low, high = max(owned[0], start), min(owned[1], stop)
             if low < high:
                 mine = visits.view(np.int64).reshape(-1, width)
-                mine[low - owned[0] : high - owned[0]] = slice_[low - start : high - start]
+                mine[low - owned[0] : high - owned[0]] = found[low - start : high - start]
