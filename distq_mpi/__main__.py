@@ -8,13 +8,17 @@ from typing import Any
 
 from distq_mpi.commands import COMMANDS
 from distq_mpi.errors import DistqError
-from distq_mpi.launcher import launched_rank, launched_size
+from distq_mpi.launcher import launched_rank, launched_size, survives_deaths
 
 WITHOUT_MPI = {"--help", "-h", "--version", "--dry-run"}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code. COLLECTIVE for those of `COMMANDS` with mpi."""
+    if survives_deaths():
+        # A rank that hangs is given up after ten seconds; by itself only a dead one would be.
+        for name, value in (("", "1"), ("_period", "1"), ("_timeout", "10")):
+            os.environ.setdefault(f"OMPI_MCA_mpi_ft_detector{name}", value)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     argv = sys.argv[1:] if argv is None else argv
@@ -110,8 +114,10 @@ def _run_on_all_ranks(argv: list[str]) -> int:
         rank = transport.rank if transport is not None else launched_rank()
         if not error.agreed or rank == 0:
             _print_error(error)
-        if not error.agreed and transport is not None:
+        if transport is not None and not error.agreed:
             transport.abort(error.exit_code)
+        if transport is not None and transport.lost:
+            transport.leave(error.exit_code)
         return error.exit_code
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 FREE_ON_RESUME = (
     "stop.", "checkpoint.", "run.report_every_s", "evaluate.episodes", "parallel.rebalance",
+    "parallel.on_loss",
 )  # fmt: skip
 
 

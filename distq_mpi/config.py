@@ -118,6 +118,8 @@ class ParallelConfig:
     """Allow a fusion that does not converge: max where it overestimates, delta beyond its limit."""
     memory_bytes: Count = 0
     """What one rank may use; 0 = all of its host's memory."""
+    on_loss: Literal["shrink", "abort"] = "shrink"
+    """When ranks are lost, under an MPI that survives it: shrink goes on with those left."""
 
 
 @dataclass(frozen=True)

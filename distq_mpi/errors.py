@@ -31,3 +31,14 @@ class DivergedError(DistqError):
     """Learning produced numbers that are not finite."""
 
     exit_code = 3
+
+
+class QuorumLost(DistqError):
+    """Too few ranks are left to go on alone; the run can be resumed."""
+
+    exit_code = 75
+    agreed = True
+
+
+class RanksLost(Exception):
+    """Ranks were lost in a message: no mistake, the run recovers from it (`Transport.recover`)."""

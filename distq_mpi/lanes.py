@@ -22,17 +22,19 @@ class Lanes:
     A lane holds the transition (state, action, reward, next_state, terminated) that it has made
     but not yet learned from, its steps in the episode (`age`) and the episode's return so far
     (`gain`).
+
+    Attributes: `raw`, uint8, all fields one after the other.
     """
 
     def __init__(self, first: int, n: int) -> None:
         self.first, self.n = first, n
         # One buffer, so that a commit is one copy; the widest fields first keep all aligned.
-        self._raw = np.zeros(n * LANE_DTYPE.itemsize, np.uint8)
+        self.raw = np.zeros(n * LANE_DTYPE.itemsize, np.uint8)
         views: dict[str, np.ndarray] = {}
         offset = 0
         for name, kind in sorted(FIELDS, key=lambda field: -np.dtype(field[1]).itemsize):
             size = n * np.dtype(kind).itemsize
-            views[name] = self._raw[offset : offset + size].view(kind)
+            views[name] = self.raw[offset : offset + size].view(kind)
             offset += size
         self._arrays = tuple(views[name] for name, _ in FIELDS)
 
@@ -42,7 +44,7 @@ class Lanes:
 
     def copy_from(self, other: Lanes) -> None:
         """Become equal to `other`, in place."""
-        self._raw[:] = other._raw
+        self.raw[:] = other.raw
 
     def pack(self) -> np.ndarray:
         """A new structured array (n,) of LANE_DTYPE, as checkpoints hold it."""

@@ -40,3 +40,11 @@ def _first(names: tuple[str, ...]) -> int | None:
         if value.isdigit():
             return int(value)
     return None
+
+
+def survives_deaths() -> bool:
+    """Whether the launcher lets a job go on without ranks that died (`mpirun --with-ft ulfm`).
+
+    The library's own word is not enough: it has the calls all the same.
+    """
+    return os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"  # noqa: SIM112

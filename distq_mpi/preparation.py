@@ -60,6 +60,8 @@ class Prepared:
     checkpoint: Path | None
     kept: bool
     """Whether there is a run directory; the same on every rank."""
+    place: str
+    """That directory's absolute path, "" for none; on every rank, for whoever is first one day."""
     directory: RunDirectory | None
     """That directory, on rank 0 only."""
     refusals: tuple[str, ...]
@@ -243,10 +245,11 @@ def prepare(
             directory = settled.directory or RunDirectory.create(
                 to_toml(config), config.env.id, config.run.dir, config.run.overwrite
             )
+    where = transport.broadcast(str(directory.path.absolute()) if directory else "")
     refusals, decision = (settled.refusals, settled.decision) if settled else ((), "")
     return Prepared(
-        config, environment, kernels, exact, from_ranks, path, kept, directory, refusals, decision,
-        started,
+        config, environment, kernels, exact, from_ranks, path, kept, where, directory, refusals,
+        decision, started,
     )  # fmt: skip
 
 
@@ -309,7 +312,7 @@ def _refuse_other_bits(
     where : begins each message. given : the environment is an object, whatever it is called.
     """
     wanted, held = to_dict(config), tomllib.loads(stored)
-    free = {"memory_bytes", "force", "rebalance"}
+    free = {"memory_bytes", "force", "rebalance", "on_loss"}
     sections = ("learn", "parallel") if given else ("env", "learn", "parallel")
     mistakes = [
         f"{where}{section}.{key} is {wanted[section].get(key)!r}, but {path.name} was "

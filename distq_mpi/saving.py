@@ -34,6 +34,13 @@ class Saver:
         self.newest: Path | None = None
         self._written_round = -1
 
+    def begin_again(self, directory: Any) -> None:
+        """Take nothing for written, for ranks may differ in what they saw of it. Local.
+
+        directory : on rank 0, which may be another one than before; None elsewhere.
+        """
+        self.directory, self._written_round = directory, -1
+
     def write(self, transport: Transport) -> Path | None:
         """Write a checkpoint of the last commit and prune old ones; COLLECTIVE.
 

@@ -37,7 +37,7 @@ def finish(run: Run, ended: Verdict) -> int:
     reproducible, table_sha256 = run.architecture.reproducible(), run.architecture.holding.sha256()
     drawing = _drawing(run)
     with run.transport.same_outcome():
-        if run.monitor is not None:
+        if run.monitor is not None and not run.monitor.finished:
             if not reproducible:
                 why = _why_not_reproducible(run.config.parallel)
                 run.monitor.event("not_reproducible", f"this run is not reproducible: {why}")
@@ -95,7 +95,7 @@ def _summary(run: Run, ended: Verdict) -> dict[str, Any]:
         "architecture": run.config.parallel.architecture,
         "reproducible": None,
         "agents_from_ranks": run.prepared.agents_from_ranks,
-        "ranks_started": size,
+        "ranks_started": size + len(run.transport.lost),
         "ranks_finished": size,
         "agents": run.config.parallel.agents,
         "lanes": run.config.parallel.lanes,
@@ -120,7 +120,7 @@ def _summary(run: Run, ended: Verdict) -> dict[str, Any]:
         "table_sha256": None,
         "certificate": None,
         "evaluation": None,
-        "recoveries": 0,
+        "recoveries": run.recoveries,
         "checkpoint": str(run.saver.newest) if run.saver.newest else None,
     }
 

@@ -8,12 +8,16 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from distq_mpi.architectures import Agreement, architecture_of
 from distq_mpi.certificate import Certificate, Solver
 from distq_mpi.config import StopConfig
 from distq_mpi.environments.guard import refuse_noted
+from distq_mpi.errors import QuorumLost, RanksLost
 from distq_mpi.kernels.fusing import GAIN_LIMIT
 from distq_mpi.preparation import Prepared, from_command, prepare, watch
+from distq_mpi.recovery import recover
 from distq_mpi.saving import Saver
 from distq_mpi.signals import Signals, uninterrupted
 from distq_mpi.stopping import EXACT_TARGETS, Verdict, is_check_round, verdict
@@ -47,12 +51,11 @@ class Run:
         self.prepared, self.transport, self.signals = prepared, transport, signals
         self.config, self.environment = prepared.config, prepared.environment
         self.monitor: Monitor | None = None
+        self.phase = "start"
+        self.recoveries = 0
         self.times = Times()
         self.times.started = prepared.started
-        with self._agreed():  # a user's environments may break when they are made
-            self.architecture = architecture_of(self.config, self.environment)(
-                self.config, self.environment, prepared.kernels, transport
-            )
+        self.architecture = self._architecture()
         self.saver = Saver(
             self.config, self.environment, prepared.directory, self.architecture,
             prepared.agents_from_ranks,
@@ -61,6 +64,17 @@ class Run:
         self.certificate: Certificate | None = None
         self._told: set[str] = set()
         self._report_at = 0.0
+        self._asked = (False, False, False)
+        self.begun = False
+        """Whether the state the run begins with is there."""
+        self._n_agreed = 0
+        self._agreement: Agreement | None = None
+
+    def _architecture(self) -> Any:
+        with self._agreed():  # a user's environments may break when they are made
+            return architecture_of(self.config, self.environment)(
+                self.config, self.environment, self.prepared.kernels, self.transport
+            )
 
     def start(self) -> Verdict | None:
         """Restore a checkpoint where there is one, solve the environment; COLLECTIVE.
@@ -68,9 +82,35 @@ class Run:
         Returns a verdict where the restored run had already reached it.
         """
         self.restore()
+        self.begun = True
         self.solve()
         self.times.startup_s = self.times.wall_s - self.times.certify_s
         return self._reached() if self.prepared.checkpoint is not None else None
+
+    def take_up(self) -> Verdict | None:
+        """Go on after ranks were lost; COLLECTIVE. What follows the last commit is done again.
+
+        Returns the verdict that the undisturbed run would have come to there.
+        """
+        self.solve()
+        if self._n_agreed == 0:
+            return self._reached() if self.prepared.checkpoint is not None else None
+        return None if self._agreement is None else self._conclude(self._agreement)
+
+    def settle_agreement(self) -> None:
+        """Forget the last agreement where not all have come to it; COLLECTIVE.
+
+        Where one rank has, all have done what followed the one before.
+        """
+        told = np.array([-self._n_agreed, self._n_agreed, self._agreement is None], np.int64)
+        self.transport.max_int(told)
+        if -told[0] != told[1] or told[2]:
+            self._n_agreed, self._agreement = -int(told[0]), None
+
+    def rebuild(self) -> None:
+        """Take the state before the first round. COLLECTIVE."""
+        self._agreement = None
+        self.architecture = self.saver.architecture = self._architecture()
 
     def restore(self) -> None:
         """Take the state of the checkpoint the run begins with, if any. COLLECTIVE."""
@@ -82,10 +122,11 @@ class Run:
         if self.solver is not None or not self.prepared.exact:
             return
         begin = time.perf_counter()
-        self.solver = Solver(
+        solver = Solver(
             self.environment, self.config.learn.discount, self.prepared.kernels, self.transport
         )
-        self.solver.solve()
+        solver.solve()
+        self.solver = solver
         self.times.certify_s += time.perf_counter() - begin
 
     def go_on(self, stop: StopConfig) -> Verdict | None:
@@ -115,7 +156,14 @@ class Run:
                 self.architecture.commit()
         else:
             self.architecture.rollback()
+        self._agreement, self._n_agreed = agreement, self._n_agreed + 1
+        self._asked = (False, False, False)
+        return self._conclude(agreement)
+
+    def _conclude(self, agreement: Agreement) -> Verdict | None:
+        """What follows a commit: certificate, verdict, checkpoint, TELL. COLLECTIVE."""
         progress = self.architecture.progress
+        self.enter("certificate")
         certificate = self._certify_if_due()
         ended = verdict(self.config.stop, progress, agreement, certificate)
         every = self.config.checkpoint.every_rounds
@@ -137,6 +185,7 @@ class Run:
         """Write a checkpoint into the run directory, if there is one. COLLECTIVE."""
         if not self.prepared.kept:
             return
+        self.enter("checkpoint")
         begin = time.perf_counter()
         path = self.saver.write(self.transport)
         self.times.io_s += time.perf_counter() - begin
@@ -156,11 +205,13 @@ class Run:
     def _learn_and_agree(self) -> Agreement:
         wishes = self._wishes()  # taken once: asking forgets them, and a round may be run again
         while True:
+            self.enter("learn")
             begin, within = time.perf_counter(), self.architecture.exchange_time_s
             with self._agreed():
                 self.architecture.learn()
             self._refuse_mistakes()
             middle, within = time.perf_counter(), self.architecture.exchange_time_s - within
+            self.enter("exchange")
             agreement = self.architecture.exchange(wishes)
             self.times.learn_s += middle - begin - within
             self.times.exchange_s += time.perf_counter() - middle + within
@@ -189,7 +240,16 @@ class Run:
             checkpoint, stop = checkpoint or asked_checkpoint, stop or asked_stop
         limit = self.config.stop.wall_time_s
         late = self.transport.rank == 0 and limit is not None and self.times.wall_s >= limit
-        return stop, checkpoint, late
+        # What was asked for in a round that was broken off is asked for again.
+        stop, checkpoint = stop or self._asked[0], checkpoint or self._asked[1]
+        self._asked = stop, checkpoint, late
+        return self._asked
+
+    def enter(self, phase: str) -> None:
+        """Say what this rank does from now on. Local."""
+        self.phase = phase
+        if self.monitor is not None:
+            self.monitor.phase = phase
 
     def _certify_if_due(self) -> Certificate | None:
         n_pairs = self.environment.n_states * self.environment.n_actions
@@ -251,18 +311,40 @@ def run(command: Any, transport: Transport) -> int:
     """Run `train` or `resume` to its end and return the exit code. COLLECTIVE."""
     with Signals() as signals:
         prepared = prepare(functools.partial(from_command, command), transport)
+        this: Run | None = None
         monitor = watch(prepared, transport)
         try:
+            if prepared.config.parallel.on_loss != "abort" and transport.size > 1:
+                transport.survive()
             this = Run(prepared, transport, signals)
             this.monitor = monitor
-            ended = this.start()
-            while ended is None:
-                ended = this.step()
-            code = finish(this, ended)
-            this.architecture.close()
+            code = live(this)
+            if not transport.survives:
+                this.architecture.close()
         except BaseException as error:
-            if monitor is not None:
+            monitor = this.monitor if this is not None else monitor
+            if monitor is not None and not isinstance(error, QuorumLost):
                 monitor.fail(f"{type(error).__name__}: {error}")
             raise
+        if transport.survives:
+            transport.leave(code)
         transport.close()
         return code
+
+
+def live(run: Run) -> int:
+    """Run rounds to their end, whoever is lost on the way; return the exit code. COLLECTIVE."""
+    transport, work = run.transport, run.start
+    while True:
+        try:
+            with transport.losses():
+                ended = work()
+                while ended is None:
+                    ended = run.step()
+                run.enter("end")
+                code = finish(run, ended)
+                transport.agree()
+                return code
+        except RanksLost as loss:
+            recover(run, loss)
+            work = run.take_up

@@ -9,22 +9,37 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
-from distq_mpi.errors import DistqError
-from distq_mpi.launcher import launched_size
+from distq_mpi.errors import DistqError, QuorumLost, RanksLost
+from distq_mpi.launcher import launched_size, survives_deaths
 from distq_mpi.partition import Partition
 
 SHM_RESERVE = 16 << 20
 CHUNK_ELEMENTS = 1 << 20
 MESSAGE_BYTES, PAGE, HUGE_BYTES = 64 << 20, 4096, 16 << 20
-MAIL_TAG, NEIGHBOURS_TAG, POST_TAG = 1, 2, 3
+MAIL_TAG, NEIGHBOURS_TAG, POST_TAG, SHIFT_TAG = range(1, 5)
+FALSE_ALARMS = 2
+"""Failures in a row in which nobody is lost before they are taken for mistakes."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A rank as the launcher started it: `number` among all, its host, its process there."""
+
+    number: int
+    host: str
+    process: int
+    born: str
+    """When the process began, in the system's own count: its number may be given again."""
 
 
 class Mail:
@@ -144,9 +159,10 @@ class HostMemory:
     """Memory that all ranks of a host see, where every host has as many ranks.
 
     Attributes: `common` uint8, of the host; `own`, the parts of the host's ranks in their order,
-    uint8 each, zero at first; `across`, the ranks of the run with this rank's place on their hosts,
-    one on each host, in order. Whoever writes and whoever reads meet in `barrier`, or in a
-    collective of all ranks and then `seen`, between the one and the other.
+    uint8 each, zero at first; `ranks`, those of this host, and `across`, the ranks of the run with
+    this rank's place on their hosts, one on each host; both in order. Whoever writes and whoever
+    reads meet in `barrier`, or in a collective of all ranks and then `seen`, between the one and
+    the other.
     """
 
     def __init__(
@@ -154,6 +170,7 @@ class HostMemory:
     ) -> None:
         self._node, self._across = node, across
         self.across: list[int] = across.allgather(rank)
+        self.ranks: list[int] = node.allgather(rank)
         padded = -(-common_bytes // PAGE) * PAGE if node.rank == 0 else 0
         info = MPI.Info.Create({"alloc_shared_noncontig": "true"})
         self._window = MPI.Win.Allocate_shared(padded + own_bytes, 1, info=info, comm=node)
@@ -228,18 +245,127 @@ class Transport:
     """The ranks of a run, as one rank sees them.
 
     Attributes: `rank`, `size`; `node_rank`, `node_size` among the ranks of this host; `hosts`,
-    the host name of every rank.
+    the host name of every rank; `members`, who the ranks are; `lost`, who was lost so far;
+    `survives`, whether ranks that are lost may be recovered from (`losses`, `recover`).
     """
 
     def __init__(self, comm: MPI.Intracomm) -> None:
-        self._comm = comm.Dup()
-        self.rank, self.size = self._comm.rank, self._comm.size
-        self._node: Any = self._comm.Split_type(MPI.COMM_TYPE_SHARED, self.rank)
+        self.survives = False
+        self.lost: list[Member] = []
+        self._windows: list[MPI.Win] = []
+        self._alarms, self._agreed = 0, False
+        name = MPI.Get_processor_name()
+        self.me = Member(comm.rank, name, os.getpid(), _born(os.getpid()))
+        self._adopt(comm.Dup())
+        self.members: list[Member] = self._comm.allgather(self.me)
+        self.hosts = [member.host for member in self.members]
+
+    def _adopt(self, comm: MPI.Intracomm) -> None:
+        """Make communicators of this host and of the hosts' leaders. COLLECTIVE."""
+        self._comm = comm
+        self._derived: list[MPI.Comm] = []
+        self.rank, self.size = comm.rank, comm.size
+        self._node: Any = comm.Split_type(MPI.COMM_TYPE_SHARED, self.rank)
+        self._derived.append(self._node)
         self.node_rank, self.node_size = self._node.rank, self._node.size
         leads = 0 if self.node_rank == 0 else MPI.UNDEFINED
-        self._leaders = self._comm.Split(leads, self.rank)
-        self._windows: list[MPI.Win] = []
-        self.hosts: list[str] = self._comm.allgather(MPI.Get_processor_name())
+        self._leaders = comm.Split(leads, self.rank)
+        self._derived.append(self._leaders)
+
+    def survive(self) -> bool:
+        """Let ranks be lost from now on, if library and launcher allow it; say if so. Local."""
+        self.survives = survives_deaths() and self.has_ulfm()
+        return self.survives
+
+    @contextlib.contextmanager
+    def losses(self) -> Iterator[None]:
+        """Run a block in which a message that fails says that ranks were lost. Local.
+
+        Raises RanksLost for an error of MPI, whatever its class: a death shows as ERR_OTHER or
+        ERR_IN_STATUS, too. Where `survives` is False the error stays what it is.
+        """
+        try:
+            yield
+        except MPI.Exception as error:
+            if not self.survives:
+                raise
+            raise RanksLost(str(error)) from error
+
+    def agree(self) -> None:
+        """Pass a point all together, or not at all; to be called in `losses`. COLLECTIVE.
+
+        Raises RanksLost on all ranks where one has gone, or found one gone before it got here.
+        """
+        if not self.survives:
+            return
+        self._agreed = True
+        if not self._comm.Agree(1):
+            raise RanksLost("a rank was lost")
+        self._agreed = False
+
+    def recover(self, cause: BaseException) -> list[Member]:
+        """Go on with the ranks that are left, in their order; return who was lost. COLLECTIVE.
+
+        Every rank comes here, from wherever it was: communicators are revoked, so that nobody waits
+        for the dead. What hung on the old communicators is gone, but memory shared on this host can
+        be read. cause : what was raised, to tell where it turns out to be another mistake.
+
+        Raises
+        ------
+        QuorumLost
+            Where those left are no more than half and were on several hosts: others may go on.
+        DistqError
+            Where messages go on failing, and nobody is lost.
+        """
+        comm = self._comm
+        while True:
+            for one in (comm, *self._derived):
+                if one != MPI.COMM_NULL:
+                    with contextlib.suppress(MPI.Exception):
+                        one.Revoke()
+            if not self._agreed:  # whoever is in `agree` is told to come along
+                with contextlib.suppress(MPI.Exception):
+                    comm.Agree(0)
+            self._agreed = False
+            comm = MPI.Intracomm(comm.Shrink())
+            try:
+                told = comm.allgather((self.me, self.members))
+                members = [me for me, _ in told]
+                before = {member.number: member for _, old in told for member in old}
+                self._adopt(comm)
+                comm.Barrier()
+                break
+            except MPI.Exception:
+                continue
+        gone = [before[number] for number in sorted(set(before) - {m.number for m in members})]
+        self.members, self.hosts = members, [member.host for member in members]
+        self.lost += gone
+        self._alarms = 0 if gone else self._alarms + 1
+        if self._alarms > FALSE_ALARMS:
+            raise DistqError(f"messages between ranks fail, but no rank is lost: {cause}")
+        self._bury(gone)
+        if 2 * len(members) <= len(before) and len({m.host for m in before.values()}) > 1:
+            names = ", ".join(f"{m.number} on {m.host}" for m in gone)
+            raise QuorumLost(
+                f"{len(members)} of {len(before)} ranks are left (lost: {names}): not more than "
+                "half, and others may go on elsewhere; resume from the newest checkpoint"
+            )
+        return gone
+
+    def _bury(self, gone: list[Member]) -> None:
+        """End processes of this host that are given up but only hang: they hold locks. Local."""
+        for member in gone:
+            if member.host == self.me.host and _born(member.process) == member.born:
+                with contextlib.suppress(OSError):
+                    os.kill(member.process, signal.SIGKILL)
+
+    def leave(self, exit_code: int) -> None:
+        """End this process without MPI's own end, which hangs after a loss. Does not return."""
+        with contextlib.suppress(MPI.Exception):
+            self._comm.Barrier()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
 
     @classmethod
     def connect(cls) -> Transport:
@@ -297,6 +423,18 @@ class Transport:
         flat = array.reshape(-1).view(np.uint8)
         for start in range(0, flat.size, 1 << 30):
             self._comm.Bcast([flat[start : start + (1 << 30)], MPI.BYTE], root=root)
+
+    def gather_everywhere(self, value: Any) -> list[Any]:
+        """Return every rank's object on every rank (pickled)."""
+        return self._comm.allgather(value)
+
+    def shift(self, array: np.ndarray, received: np.ndarray) -> None:
+        """Send a contiguous array to the next rank; fill `received` with what the one before sends.
+        """
+        above, below = (self.rank + 1) % self.size, (self.rank - 1) % self.size
+        request = self._comm.Irecv([received.view(np.uint8), MPI.BYTE], below, SHIFT_TAG)
+        self._comm.Send([array.view(np.uint8), MPI.BYTE], above, SHIFT_TAG)
+        request.Wait()
 
     def send_array(self, array: np.ndarray, rank: int) -> None:
         """Send a contiguous array to a rank that calls `receive_array`. Local to the two."""
@@ -465,6 +603,7 @@ class Transport:
         if -told[0] != told[1] or told[2]:
             return None
         across = self._comm.Split(self.node_rank, self.rank)
+        self._derived.append(across)
         return HostMemory(self._node, across, self.rank, common_bytes, own_bytes)
 
     def post(self, most: int) -> Post:
@@ -536,6 +675,15 @@ def _allgather_rows(comm: MPI.Intracomm, array: np.ndarray, partition: Partition
     counts = (list(partition.counts), list(partition.displacements))
     comm.Allgatherv(MPI.IN_PLACE, [row, counts, kind])
     kind.Free()
+
+
+def _born(process: int) -> str:
+    """When a process of this host began, "" where there is none."""
+    try:
+        with open(f"/proc/{process}/stat", encoding="ascii", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
 
 
 def library() -> str:

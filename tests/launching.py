@@ -134,11 +134,17 @@ def _is_python(pid: int) -> bool:
         return False
 
 
-def start(n_ranks: int, arguments: list[str], cwd: Path | str, **extra: str) -> Job:
-    """Start `python arguments` on n_ranks ranks (0: without mpirun)."""
+def start(
+    n_ranks: int,
+    arguments: list[str],
+    cwd: Path | str,
+    options: tuple[str, ...] = (),
+    **extra: str,
+) -> Job:
+    """Start `python arguments` on n_ranks ranks (0: without mpirun); options : of mpirun."""
     command = [sys.executable, *arguments]
     if n_ranks:
-        command = [launcher(), "-n", str(n_ranks), *command]
+        command = [launcher(), *options, "-n", str(n_ranks), *command]
     return Job(command, cwd, **extra)
 
 

@@ -125,6 +125,8 @@ class Alone:
     rank, size = 0, 1
     node_rank, node_size = 0, 1
     leads_node = True
+    survives = False
+    lost: tuple[Any, ...] = ()
 
     def host_memory(self, common_bytes: int, own_bytes: int) -> HostMemory | None:
         """None, as on hosts of one rank."""

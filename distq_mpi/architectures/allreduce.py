@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distq_mpi.architectures.hosting import Host
+from distq_mpi.architectures.copies import Copies, Rescued
+from distq_mpi.architectures.hosting import Host, Hosted
 from distq_mpi.architectures.progress import (
     HEADER,
     UNSTABLE,
@@ -85,6 +86,11 @@ class Allreduce(Host):
         self.current = 0
         self._again = self._dirty = False
         self.memory: HostMemory | None = None
+        self.protects = transport.survives and transport.size > 1
+        self.copies: Copies | None = None
+        self._coming: Copies | None = None
+        self._rescued: Rescued | None = None
+        self._left_behind: list[HostMemory | None] = []
         self.place(environment)
         self._initialise(environment)
         auto = config.parallel.steps_per_round == "auto"
@@ -100,6 +106,12 @@ class Allreduce(Host):
         for agent in self.agents:
             agent.control[loop.EXPLORE] = self._explore()
             agent.begin(kernels["begin"], self.base.q, self.params)
+        if self.protects:
+            self.kept[:] = 0
+            for agent in self.agents:
+                self._kept_of(agent)[:] = agent.committed.raw
+            transport.sum_int(self.agreed)
+            self.copies = Copies(self.kept.copy(), self._worlds_of_all())
 
     @staticmethod
     def memory_bytes(config: Any, n_states: int, n_actions: int, size: int) -> dict[str, int]:
@@ -163,8 +175,7 @@ class Allreduce(Host):
         self.take_agents(environment, self.hosting)
         self.blocks = blocks
         self._allocate_sums(blocks.block(self.transport.rank))
-        owned_pairs = (self.owned[1] - self.owned[0]) * self.width
-        self.lifetime = np.zeros(owned_pairs, np.uint64)
+        self._allocate_lifetimes()
         learn = self.config.learn
         self.rates = np.zeros(4)
         self.rates[:2] = learn.discount, step_parameter(learn)
@@ -173,6 +184,53 @@ class Allreduce(Host):
         self.unstable = np.zeros(1, np.int64)
         self._bound: dict[tuple[str, int, int], Any] = {}
         self._added: dict[int, np.ndarray] = {}
+
+    def _allocate_lifetimes(self) -> None:
+        """Visits so far of the rows this rank fuses, of even and odd rounds.
+
+        Where rows have one owner, a copy is on the next rank, or they lie in memory of the host.
+        """
+        n_pairs = (self.owned[1] - self.owned[0]) * self.width
+        self.lifetimes = [np.zeros(n_pairs, np.uint64)] * 2
+        self.guards = False
+        if not self.protects:
+            return
+        transport = self.transport
+        self.members = [member.number for member in transport.members]
+        if self.memory is not None:
+            self.lifetimes = self._lifetimes_of(transport.node_rank, n_pairs)
+            return
+        self.lifetimes[1] = np.zeros(n_pairs, np.uint64)
+        self.guards = not self.whole and transport.size > 1
+        if self.guards:
+            first, stop = self.blocks.block((transport.rank - 1) % transport.size)
+            self.guarded = [np.zeros((stop - first) * self.width, np.uint64) for _ in range(2)]
+
+    def _lifetimes_of(self, node_rank: int, n_pairs: int) -> list[np.ndarray]:
+        """Visits, of even and odd rounds, that a rank of this host counts in common memory."""
+        assert self.memory is not None
+        words = self.memory.own[node_rank].view(np.uint64)[self.sums.size :]
+        half = words.size // 2
+        return [words[:n_pairs], words[half : half + n_pairs]]
+
+    def held_visits(self) -> dict[int, np.ndarray]:
+        """Blocks whose visits this rank could hand out, by their owner: its own, and copies. Local.
+        """
+        rank, size = self.members.index(self.transport.me.number), len(self.members)
+        if self.memory is not None:
+            counts = self.blocks.counts * self.width
+            return {
+                owner: self._lifetimes_of(k, int(counts[owner]))[self.current]
+                for k, owner in enumerate(self.memory.ranks)
+            }
+        if self.guards:
+            return {rank: self.lifetime, (rank - 1) % size: self.guarded[self.current]}
+        return {rank: self.lifetime}
+
+    @property
+    def lifetime(self) -> np.ndarray:
+        """Visits of all agents in committed rounds, uint64, of the rows this rank fuses."""
+        return self.lifetimes[self.current]
 
     def _allocate_sums(self, block: tuple[int, int]) -> None:
         """Arrays for contributions; those that are summed lie in one buffer behind the header."""
@@ -183,14 +241,16 @@ class Allreduce(Host):
         self.whole = self._lone or fusion.maximum or (small and not merges)
         self.owned = (0, self.n_states) if self.whole else block
         self._allocate_tables(0 if self.whole or merges else 8 * len(names) * n_pairs)
-        self.header = np.zeros(HEADER, np.int64)
+        n_agreed = HEADER + (self._kept_words() if self.protects else 0)
         if self.memory is not None:
+            self.agreed = np.zeros(n_agreed, np.int64)
             self.sums = self._sums_of(self.transport.node_rank)
         else:
             # One message, where everything is reduced at once.
-            message = np.zeros(HEADER + len(names) * n_pairs, np.int64)
-            self.header, self.sums = message[:HEADER], message[HEADER:]
+            message = np.zeros(n_agreed + len(names) * n_pairs, np.int64)
+            self.agreed, self.sums = message[:n_agreed], message[n_agreed:]
             self.message = message
+        self.header, self.kept = self.agreed[:HEADER], self.agreed[HEADER:]
         none = np.zeros(1, np.int64)
         self.parts = dict.fromkeys(("values", "visits", "ticks", "votes", "gains"), none)
         for i, name in enumerate(names):
@@ -213,8 +273,10 @@ class Allreduce(Host):
         """
         n_bytes = self.n_states * self.record.row_bytes
         padded = -(-n_bytes // LINE_BYTES) * LINE_BYTES
+        self._sums_words = sums_bytes // 8
         if sums_bytes:
-            self.memory = self.transport.host_memory(2 * padded, sums_bytes)
+            visits = 16 * int(self.blocks.counts.max()) * self.width if self.protects else 0
+            self.memory = self.transport.host_memory(2 * padded, sums_bytes + visits)
         if self.memory is None:
             self.tables = [Rows(self.record, self.n_states), Rows(self.record, self.n_states)]
             return
@@ -227,7 +289,7 @@ class Allreduce(Host):
     def _sums_of(self, node_rank: int) -> np.ndarray:
         """Contributions of a rank of this host, one part after the other."""
         assert self.memory is not None
-        return self.memory.own[node_rank].view(np.int64)
+        return self.memory.own[node_rank].view(np.int64)[: self._sums_words]
 
     @property
     def visits(self) -> np.ndarray:
@@ -276,14 +338,18 @@ class Allreduce(Host):
         # Every rank of `whole` has counted the same pairs.
         counts = not self.whole or self.transport.rank == 0
         self.header[UNSTABLE] = self.unstable[0] if counts else 0
+        if self.protects:
+            self.kept[:] = 0  # of one rank's bits and zeros, the sum is a copy for everybody
+            for agent in self.agents:
+                self._kept_of(agent)[:] = agent.lanes.raw
         if self._lone:
-            self.transport.sum_int(self.header)
+            self.transport.sum_int(self.agreed)
             self._share_lone()
             return self._agree(Agreement.read(self.header))
         if self.whole and not self.fusion.maximum:
             self.transport.sum_int(self.message)
         else:
-            self.transport.sum_int(self.header)
+            self.transport.sum_int(self.agreed)
         agreement = Agreement.read(self.header)
         if self.memory is not None:
             self.memory.seen()
@@ -314,11 +380,15 @@ class Allreduce(Host):
 
     def commit(self) -> None:
         """Make the round visible. Local."""
+        if not self.protects:
+            np.add(self.lifetime, self.visits.view(np.uint64), out=self.lifetime)
         self.current = 1 - self.current
-        np.add(self.lifetime, self.visits.view(np.uint64), out=self.lifetime)
         for agent in self.agents:
             agent.commit()
+        self._before = self.progress, self.copies
         self.progress = self.pending
+        if self.protects:
+            self.copies = self._coming
 
     def rollback(self) -> int:
         """Forget the round in progress; return the number of the last committed round. Local.
@@ -331,6 +401,80 @@ class Allreduce(Host):
             agent.rewind(self.progress.lane_steps, self._again)
         self._again = False
         return self.progress.round
+
+    def recover(self, environment: Any) -> bool:
+        """Take the last round that all have committed, and who is left, for the truth. COLLECTIVE.
+
+        Every rank has the bases of even and odd rounds and copies of all lanes; visits of rows that
+        have one owner have a copy on the next rank. False, with nothing changed but the round,
+        where something is gone on all.
+        """
+        transport = self.transport
+        rounds = np.array([-self.progress.round, self.copies is None], np.int64)
+        transport.max_int(rounds)
+        if rounds[1]:
+            return False
+        if self.progress.round > -rounds[0]:
+            self.current = 1 - self.current
+            self.progress, self.copies = self._before
+        self.progress = self.pending = transport.broadcast(self.progress)
+        assert self.copies is not None
+        if self._rescued is None:
+            self._rescued = Rescued.of(self)
+        rescued = self._rescued
+        if not rescued.complete(transport):
+            return False
+        for agent in self.agents:
+            agent.close()
+        # What others may still read there is not freed: the dead cannot take part in that.
+        self._left_behind.append(self.memory)
+        self.memory, self._dirty, self._again = None, False, False
+        self.place(environment)
+        if self.memory is None or transport.leads_node:
+            self.base.raw[:] = rescued.base.raw
+        if self.memory is not None:
+            self.memory.barrier()
+        rescued.bring_visits(transport, self.lifetime, self.owned, self.width)
+        if self.guards:
+            transport.shift(self.lifetime, self.guarded[self.current])
+        for agent in self.agents:
+            words = self.copies.lanes[slice(*self._kept_place(agent))]
+            agent.resume_raw(
+                words.view(np.uint8), self.copies.worlds.get(agent.number), self.progress.lane_steps
+            )
+        transport.agree()
+        self._rescued = None
+        return True
+
+    def _kept_words(self) -> int:
+        return sum(self._words(int(n)) for n in self.lanes_of_agents.counts)
+
+    @staticmethod
+    def _words(n_lanes: int) -> int:
+        return -(-n_lanes * LANE_DTYPE.itemsize // 8)
+
+    def _kept_place(self, agent: Hosted) -> tuple[int, int]:
+        first = sum(self._words(int(n)) for n in self.lanes_of_agents.counts[: agent.number])
+        return first, first + self._words(agent.lanes.n)
+
+    def _kept_of(self, agent: Hosted) -> np.ndarray:
+        """Where an agent's lanes travel with what is agreed on, bytes."""
+        words = self.kept[slice(*self._kept_place(agent))]
+        return words.view(np.uint8)[: agent.lanes.raw.size]
+
+    def _worlds_of_all(self) -> dict[int, Any]:
+        """What would bring back every agent's environments as they are, by agent. COLLECTIVE."""
+        if not self.stepped:
+            return {}
+        mine = {
+            agent.number: agent.worlds.pack(committed=False)
+            for agent in self.agents
+            if agent.worlds is not None
+        }
+        found: dict[int, Any] = {}
+        for theirs in self.transport.gather_everywhere(mine):
+            found |= theirs
+        return found
 
     def iter_rows(self) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
         """Yield (start, q, clock, visits), each (n, width), of the committed table in slices; rank
@@ -355,6 +499,27 @@ class Allreduce(Host):
     def notices(self) -> list[tuple[str, str]]:
         """What the user should be told once, as (kind, message): nothing. Local."""
         return []
+
+    def restore(self, progress: Progress, lanes: np.ndarray, worlds: Any = None) -> None:
+        """As `Host.restore`; copies of it are kept. Local."""
+        super().restore(progress, lanes, worlds)
+        if self.protects:
+            self.copies = self._copies_of(lanes, worlds)
+
+    def _copies_of(self, lanes: np.ndarray, worlds: Any) -> Copies:
+        """Copies of what `restore` takes: of every agent's lanes, and of its environments."""
+        kept, by_agent = np.zeros(self._kept_words(), np.int64), {}
+        stops = None if worlds is None else np.cumsum([0, *worlds[0]["n_actions"]])
+        at = 0
+        for k in range(self.n_agents):
+            first, stop = self.lanes_of_agents.block(k)
+            one = Lanes(first, stop - first)
+            one.unpack(lanes[first:stop])
+            kept[at : at + self._words(one.n)].view(np.uint8)[: one.raw.size] = one.raw
+            at += self._words(one.n)
+            if stops is not None:
+                by_agent[k] = worlds[0][first:stop], worlds[1][stops[first] : stops[stop]]
+        return Copies(kept, by_agent)
 
     def keep_table(self) -> None:
         """Take the committed table out of the memory that `close` frees. Local."""
@@ -403,6 +568,13 @@ class Allreduce(Host):
                 self.config.parallel.kappa, self._most_steps(),
             )  # fmt: skip
         learned = self._n_steps * self.n_lanes
+        if self.protects and self.memory is None:
+            self._count_visits()
+        if self.guards:
+            after = 1 - self.current
+            self.transport.shift(self.lifetimes[after], self.guarded[after])
+        if self.protects:
+            self._coming = Copies(self.kept.copy(), self._worlds_of_all())
         self.pending = progress.after(self._n_steps, learned, agreement, period, scale)
         return agreement
 
@@ -441,7 +613,14 @@ class Allreduce(Host):
             self.transport.allgather_rows(self._next.raw, self.blocks)
         else:
             self._dirty = False
+            if self.protects:
+                self._count_visits()
             self._share_on_host(self.memory)
+
+    def _count_visits(self) -> None:
+        """Add the round's visits, for the commit; before all ranks can have come to it. Local."""
+        before, after = self.lifetime, self.lifetimes[1 - self.current]
+        np.add(before, self.visits.view(np.uint64), out=after)
 
     def _sum_on_host(self, memory: HostMemory, number: int) -> np.ndarray:
         """Add up one part of what the ranks of this host contributed to the blocks of the ranks in

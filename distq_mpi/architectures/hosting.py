@@ -29,7 +29,7 @@ class Hosted:
 
     def __init__(self, number: int, lanes: Partition, config: Any, environment: Any) -> None:
         first, stop = lanes.block(number)
-        n, seed = stop - first, config.run.seed
+        self.number, n, seed = number, stop - first, config.run.seed
         self.lanes, self.committed = Lanes(first, n), Lanes(first, n)
         self.control = np.zeros(7, np.uint64)
         self.control[loop.FIRST_LANE], self.control[loop.N_LANES] = first, n
@@ -93,6 +93,16 @@ class Hosted:
         """Take committed lanes of a checkpoint, after `n_steps` steps of each, as `Lanes.pack`
         gave them; worlds : as the worlds' `pack` gave them, where there are any."""
         self.committed.unpack(lanes)
+        self._resume_worlds(worlds, n_steps)
+
+    def resume_raw(
+        self, raw: np.ndarray, worlds: tuple[np.ndarray, np.ndarray] | None, n_steps: int
+    ) -> None:
+        """As `resume`, of lanes as `Lanes.raw` has them; bytes behind them are not read."""
+        self.committed.raw[:] = raw[: self.committed.raw.size]
+        self._resume_worlds(worlds, n_steps)
+
+    def _resume_worlds(self, worlds: tuple[np.ndarray, np.ndarray] | None, n_steps: int) -> None:
         if self.worlds is not None and worlds is not None:
             with silence():
                 self.worlds.unpack(*worlds, self.committed, n_steps)
@@ -121,6 +131,7 @@ class Host:
     def take_agents(self, environment: Any, hosting: Partition) -> None:
         """Make this rank's agents, `hosting` of all ranks. Local."""
         lanes = Partition.balanced(self.config.parallel.lanes, self.config.parallel.agents)
+        self.lanes_of_agents = lanes
         first, stop = hosting.block(self.transport.rank)
         self.agents = [Hosted(k, lanes, self.config, environment) for k in range(first, stop)]
         self.lane_blocks = Partition(np.array([int(lanes.starts[k]) for k in hosting.starts]))

@@ -394,6 +394,10 @@ class Sharded:
         """Whether the bits so far follow from the configuration alone. Local."""
         return self.lockstep and self.followed
 
+    def recover(self, environment: Any) -> bool:
+        """Whether the state of the last commit can be had from those left. Local; it cannot."""
+        return False
+
     def report(self) -> dict[str, Any]:
         """What else a row of the metrics holds: nothing. Local."""
         return {}

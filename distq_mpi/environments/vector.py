@@ -105,7 +105,7 @@ class VectorWorlds:
         self._reset(n_steps + 1)
         self.idle[:], self._over[:], self.truncated[:] = True, False, False
 
-    def pack(self) -> tuple[np.ndarray, np.ndarray]:
+    def pack(self, committed: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """As `Worlds.pack`; every lane begins anew where this is taken up."""
         packed = np.zeros(self.n, WORLD_DTYPE)
         packed["idle"] = True

@@ -164,9 +164,12 @@ class Worlds:
             self._replay(lane, lanes, n_steps)
         self._committed, self._moved = self._snapshot(), False
 
-    def pack(self) -> tuple[np.ndarray, np.ndarray]:
-        """The committed state as checkpoints hold it: rows (n,) of WORLD_DTYPE, all actions."""
-        start, truncated, idle, actions = self._committed
+    def pack(self, committed: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """The committed state as checkpoints hold it: rows (n,) of WORLD_DTYPE, all actions.
+
+        committed : False takes the state that `commit` would.
+        """
+        start, truncated, idle, actions = self._committed if committed else self._snapshot()
         packed = np.zeros(self.n, WORLD_DTYPE)
         packed["start"], packed["truncated"], packed["idle"] = start, truncated, idle
         packed["n_actions"] = [length for _, length in actions]

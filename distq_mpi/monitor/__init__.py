@@ -39,6 +39,8 @@ class Monitor:
         From every method but `fail`, if a file cannot be written.
     ConfigError
         If another process works in the directory.
+
+    Attributes: `phase`, of the run, told with every heartbeat; `finished`, after `finish`.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Monitor:
         self._metrics = JsonLines(directory.metrics)
         self._events = JsonLines(directory.events)
         self._console = None if quiet else Console(sys.stdout if stream is None else stream)
+        self.phase, self.finished = "", False
         self._heartbeat_at = self._asked_at = -1e9
 
     def start(self, lines: Sequence[str], provenance: dict[str, Any]) -> None:
@@ -97,6 +100,7 @@ class Monitor:
         write_json(self.directory.summary, summary)
         status = str(summary.get("status"))
         self.directory.write_state(STATES.get(status, "failed"), status=status)
+        self.finished = True
         self._close()
         if self._console:
             self._console.finish(summary, next_commands, drawing)
@@ -112,11 +116,19 @@ class Monitor:
             write_json(self.directory.summary, failed)
         self._close()
 
+    def interrupt(self, message: str) -> None:
+        """Call the run interrupted, to be resumed; print nothing, raise nothing."""
+        with suppress(DistqError):
+            self._events.append({"time": time.time(), "kind": "interrupted", "message": message})
+        with suppress(DistqError):
+            self.directory.write_state("interrupted", message=message)
+        self._close()
+
     def _beat(self) -> None:
         now = time.monotonic()
         if now - self._heartbeat_at >= HEARTBEAT_S:
             self._heartbeat_at = now
-            self.directory.write_state("running", durable=False)
+            self.directory.write_state("running", durable=False, phase=self.phase)
 
     def _close(self) -> None:
         self._metrics.close()

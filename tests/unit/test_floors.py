@@ -22,7 +22,7 @@ FLOORS = [
     {"architectures", "stopping", "monitor"},
     {"memory"},
     {"probe"},
-    {"signals", "saving", "prediction", "preparation", "summary"},
+    {"signals", "saving", "prediction", "preparation", "recovery", "summary"},
     {"comparison", "operands"},
     {"description", "doctor", "dry_run", "judging", "trainer", "upgrading", "verification"},
     {"keys"},

@@ -1,0 +1,111 @@
+"""The program with deaths built in.
+
+DIE : JSON, number of a rank -> [phase, round, delay in seconds]: there the rank kills itself with
+SIGKILL, so long after it has come to the phase; or, with a fourth word `stop`, it only stops.
+Phases: learn, move, fuse, share, agree, commit, certificate, checkpoint, write (on the rank that
+writes the file), end, recover. HOSTS : names of the ranks' hosts, separated by commas, in place of
+the real ones. NO_HOST_MEMORY : ranks of a host have none in common.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+from distq_mpi import checkpoint, recovery
+from distq_mpi.__main__ import main
+from distq_mpi.architectures import Allreduce
+from distq_mpi.trainer import Run
+from distq_mpi.transport import Transport
+
+DEATHS: dict[str, list[Any]] = json.loads(os.environ.get("DIE", "{}"))
+NUMBER = {"mine": -1, "round": 0}
+
+
+def die(phase: str, number: int) -> None:
+    """Die if it is time to: in the phase of the round, or of the first one after it."""
+    wanted = DEATHS.get(str(NUMBER["mine"]))
+    if wanted is None or wanted[0] != phase or number < wanted[1]:
+        return
+    del DEATHS[str(NUMBER["mine"])]
+    kind = signal.SIGSTOP if wanted[3:] == ["stop"] else signal.SIGKILL
+    if wanted[2] == 0:
+        os.kill(os.getpid(), kind)
+    threading.Timer(wanted[2], os.kill, (os.getpid(), kind)).start()
+
+
+def before(owner: Any, name: str, phase: str) -> None:
+    """Put a death before a method of the architecture."""
+    real = getattr(owner, name)
+
+    @functools.wraps(real)
+    def method(self: Any, *arguments: Any) -> Any:
+        NUMBER["round"] = self.progress.round
+        die(phase, NUMBER["round"])
+        return real(self, *arguments)
+
+    setattr(owner, name, method)
+
+
+real_enter, real_init, real_write = Run.enter, Transport.__init__, checkpoint.write
+
+
+def enter(self: Run, phase: str) -> None:
+    real_enter(self, phase)
+    if phase in ("learn", "certificate", "checkpoint", "end", "recover"):
+        die(phase, self.architecture.progress.round)
+
+
+def init(self: Transport, comm: Any) -> None:
+    real_init(self, comm)
+    NUMBER["mine"] = self.me.number
+    if "HOSTS" in os.environ:
+        names = os.environ["HOSTS"].split(",")
+        self.members = [
+            type(m)(m.number, names[m.number], m.process, m.born) for m in self.members
+        ]
+        self.me = self.members[self.rank]
+        self.hosts = names
+
+
+def write(path: Any, *, rows: Any, **rest: Any) -> None:
+    def dying_rows() -> Any:
+        for row in rows:
+            yield row
+            die("write", NUMBER["round"])
+
+    real_write(path, rows=dying_rows(), **rest)
+
+
+before(Allreduce, "exchange", "move")
+before(Allreduce, "_fuse_owned", "fuse")
+before(Allreduce, "_merge_owned", "fuse")
+before(Allreduce, "_share_on_host", "share")
+before(Allreduce, "_share_lone", "share")
+before(Allreduce, "_agree", "agree")
+before(Allreduce, "commit", "commit")
+real_call = Allreduce._call
+
+
+def call(self: Any, name: str, k: int) -> None:
+    if name == "fuse":
+        die("fuse", self.progress.round)
+    real_call(self, name, k)
+
+
+Allreduce._call = call  # type: ignore[method-assign]
+Run.enter = enter  # type: ignore[method-assign]
+Transport.__init__ = init  # type: ignore[method-assign]
+checkpoint.write = write
+assert recovery.checkpoint.write is write
+
+if "NO_HOST_MEMORY" in os.environ:
+    Transport.host_memory = lambda *arguments: None  # type: ignore[method-assign]
+
+if __name__ == "__main__":
+    sys.exit(main())

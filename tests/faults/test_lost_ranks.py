@@ -1,0 +1,112 @@
+"""Ranks that die in the middle of a run, under an MPI that lets the others go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.faults.campaign import (
+    CELLS,
+    DYING,
+    N_RANKS,
+    ROUNDS,
+    Draw,
+    draw,
+    losses,
+    mistakes,
+    perform,
+    surviving,
+    undisturbed,
+)
+from tests.launching import distq, is_open_mpi, start
+
+pytestmark = pytest.mark.skipif(
+    not is_open_mpi(), reason="only Open MPI 5 has the calls to survive lost ranks (ULFM)"
+)
+
+SEED = int(os.environ.get("DISTQ_KILL_SEED", random.randrange(10**6)))
+JOBS = {"small": 7, "owners": 6, "median": 3, "stepped": 3}
+"""About 2.3 kills each: more than 40."""
+
+
+@pytest.fixture(scope="module")
+def wanted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Hashes of the runs in which nobody dies."""
+    return {cell: undisturbed(cell, tmp_path_factory.mktemp(cell) / "run") for cell in CELLS}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_campaign_of_kills(cell: str, wanted: dict[str, str], tmp_path: Path) -> None:
+    print(f"DISTQ_KILL_SEED={SEED}")
+    random_ = random.Random(f"{SEED} {cell}")
+    for k in range(JOBS[cell]):
+        one, path = draw(random_, cell), tmp_path / f"run-{k}"
+        ended, _ = perform(one, path)
+        found = mistakes(one, ended, path, wanted[cell])
+        assert not found, (f"DISTQ_KILL_SEED={SEED}", one, *found)
+
+
+def test_a_death_in_recovery_and_one_at_the_end(wanted: dict[str, str], tmp_path: Path) -> None:
+    one = Draw("small", {"1": ["learn", 20, 0], "0": ["recover", 0, 0], "3": ["end", 0, 0]})
+    ended, _ = perform(one, tmp_path / "run")
+    assert not mistakes(one, ended, tmp_path / "run", wanted["small"])
+    assert [event["ranks"] for event in losses(tmp_path / "run")] == [[0, 1], [3]]
+
+
+def test_what_nobody_has_comes_from_the_newest_checkpoint(
+    wanted: dict[str, str], tmp_path: Path
+) -> None:
+    """Owners without memory in common: two neighbours have the only copies of each other."""
+    one = Draw("owners", {"1": ["learn", 33, 0], "2": ["learn", 33, 0]})
+    ended, _ = perform(one, tmp_path / "run", NO_HOST_MEMORY="1")
+    assert not mistakes(one, ended, tmp_path / "run", wanted["owners"])
+    (event,) = losses(tmp_path / "run")
+    assert "state taken from round-000000000030.h5" in event["message"]
+    assert event["rounds_replayed"] == 4
+
+
+def test_without_a_quorum_it_stops_and_can_be_resumed(
+    wanted: dict[str, str], tmp_path: Path
+) -> None:
+    one = Draw("small", {"0": ["move", 33, 0], "1": ["move", 33, 0]})
+    ended, _ = perform(one, tmp_path / "run", HOSTS="here,here,there,there")
+    assert ended.code == 75, (ended.code, ended.err)
+    assert ended.err.count("error: 2 of 4 ranks are left") == 1
+    resumed = distq(2, "resume", str(tmp_path / "run"), cwd=tmp_path)
+    assert resumed.code == 0, resumed.err
+    told = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert told["table_sha256"] == wanted["small"]
+
+
+def test_a_rank_that_hangs_is_given_up(wanted: dict[str, str], tmp_path: Path) -> None:
+    one = Draw("small", {"2": ["learn", 33, 0, "stop"]})
+    ended, _ = perform(one, tmp_path / "run")
+    assert not mistakes(one, ended, tmp_path / "run", wanted["small"])
+
+
+def test_on_loss_abort_ends_the_job(tmp_path: Path) -> None:
+    job = start(
+        N_RANKS, [DYING, "train", "--run.dir", "run", "--parallel.on_loss", "abort", *ROUNDS],
+        tmp_path, ("--with-ft", "ulfm"), DIE='{"1": ["learn", 20, 0]}',
+    )  # fmt: skip
+    ended = job.wait(60)
+    assert ended.code != 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["state"] == "failed"
+
+
+def test_sharded_goes_on_from_the_newest_checkpoint(tmp_path: Path) -> None:
+    options = ["train", "--parallel.architecture", "sharded", "--parallel.lanes", "64",
+               "--stop.rounds", "60", "--checkpoint.every_rounds", "5"]  # fmt: skip
+    whole = distq(1, *options, "--run.dir", "whole", cwd=tmp_path)
+    assert whole.code == 0, whole.err
+    ended = surviving(
+        3, [DYING, *options, "--run.dir", "run"], tmp_path, 90, DIE='{"0": ["learn", 33, 0]}'
+    )
+    assert ended.code == 0, ended.err
+    told = [json.loads((tmp_path / d / "summary.json").read_text()) for d in ("whole", "run")]
+    assert told[0]["table_sha256"] == told[1]["table_sha256"]
+    assert "state taken from" in losses(tmp_path / "run")[0]["message"]
