@@ -101,6 +101,8 @@ class ParallelConfig:
     """server: ranks that own the table and do not learn, rank 0 first."""
     staleness: Literal["inf"] | Count = 0
     """server: pushes a worker may be ahead of the slowest one; inf = any number."""
+    cache_rows: Count = 0
+    """server: rows a worker keeps at most, pulled when it needs them; 0 = all of them."""
     rebalance: bool = True
     """sharded: move the borders of blocks to even out the steps of the ranks; bits stay."""
     steps_per_round: Literal["auto"] | Positive = "auto"
@@ -246,6 +248,13 @@ def to_toml(config: Config) -> str:
     return tomli_w.dumps(to_dict(config))
 
 
+OTHERWISE_REPRODUCIBLE = {
+    "allreduce": "whose fast path is reproducible; sharded has another",
+    "server": "where parallel.staleness decides whether it is",
+}
+"""Architectures in which `parallel.reproducible` has no say, and why."""
+
+
 def check(config: Config) -> list[str]:
     """Mistakes between keys, each naming the key, the value and the limit. Local."""
     learn, parallel, mistakes = config.learn, config.parallel, []
@@ -276,11 +285,33 @@ def check(config: Config) -> list[str]:
             f"parallel.lanes: {parallel.lanes} must be >= parallel.agents {parallel.agents}; "
             "every agent needs one"
         )
-    if parallel.architecture == "allreduce" and not parallel.reproducible:
+    if parallel.architecture in OTHERWISE_REPRODUCIBLE and not parallel.reproducible:
         mistakes.append(
-            "parallel.reproducible: false must be true with parallel.architecture allreduce, whose "
-            "fast path is reproducible; sharded has another"
+            "parallel.reproducible: false must be true with parallel.architecture "
+            f"{parallel.architecture}, {OTHERWISE_REPRODUCIBLE[parallel.architecture]}"
         )
+    plain = ParallelConfig()
+    if parallel.architecture != "server":
+        mistakes += [
+            f"parallel.{key}: {getattr(parallel, key)} has a meaning with parallel.architecture "
+            f"server only; it must be {getattr(plain, key)}"
+            for key in ("servers", "staleness", "cache_rows")
+            if getattr(parallel, key) != getattr(plain, key)
+        ]
+    elif parallel.staleness == 0:
+        if parallel.cache_rows:
+            mistakes.append(
+                f"parallel.cache_rows: {parallel.cache_rows} must be 0 with parallel.staleness 0, "
+                "where every worker has all rows"
+            )
+    else:
+        mistakes += [
+            f"parallel.{key}: {getattr(parallel, key)} has no meaning with parallel.staleness "
+            f"{parallel.staleness}, where pushes are added as they come; it must be "
+            f"{getattr(plain, key)}"
+            for key in ("fusion", "trim", "force")
+            if getattr(parallel, key) != getattr(plain, key)
+        ]
     if parallel.architecture == "sharded":
         if parallel.agents:
             mistakes.append(
@@ -292,7 +323,6 @@ def check(config: Config) -> list[str]:
                 f"parallel.fusion: {parallel.fusion} has no meaning with parallel.architecture "
                 "sharded, where every row has one owner and nothing is fused"
             )
-        plain = ParallelConfig()
         mistakes += [
             f"parallel.{key}: {getattr(parallel, key)} has no meaning with parallel.architecture "
             f"sharded, where nothing is fused; it must be {getattr(plain, key)}"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from distq_mpi.architectures import Allreduce, Sharded
+from distq_mpi.architectures import architecture_of
 from distq_mpi.architectures.balance import slack_rows
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.cutting import Cuts, can_be_cut, hulls, n_entries
@@ -18,7 +18,10 @@ from distq_mpi.planning import BLOCK_TRANSITIONS, planner_bytes, planner_rows
 KEEPS = {
     "allreduce": ("the whole table", "; sharded keeps a block of it"),
     "sharded": ("its block", "; take more ranks"),
-    "server": ("the whole table", "; sharded keeps a block of it"),
+    "server": (
+        "the whole table",
+        "; with parallel.staleness a worker keeps parallel.cache_rows of it, sharded its block",
+    ),
 }
 """What every rank has of the table, and what to do where that is too much."""
 
@@ -97,7 +100,7 @@ def memory_bytes(
 
     exact : whether there will be exact values. per_host : most ranks on one host.
     """
-    architecture = Sharded if config.parallel.architecture == "sharded" else Allreduce
+    architecture = architecture_of(config, environment)
     shape = environment.n_states, environment.n_actions
     found = architecture.memory_bytes(config, *shape, size)
     found["model"] = model_bytes(environment, cuts_of(config, environment, size), per_host)

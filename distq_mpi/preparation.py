@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distq_mpi import __version__, checkpoint, environments
-from distq_mpi.architectures import ServedInStep, Sharded, architecture_of, record_of_run
+from distq_mpi.architectures import Served, Sharded, architecture_of, record_of_run
 from distq_mpi.architectures.schedules import MAX_PERIOD
+from distq_mpi.architectures.server import check_split
 from distq_mpi.certificate import requests as certificate_requests
 from distq_mpi.certificate import solvable
 from distq_mpi.config import Config, EnvConfig, check, resolve, to_dict, to_toml
@@ -128,7 +129,7 @@ def settle(
     Local; reads no MPI. Raises ConfigError and ModelError for whatever cannot run as written.
     """
     held_below = None
-    if size > 1 and config.parallel.architecture != "allreduce":
+    if size > 1 and config.parallel.architecture in ("sharded", "auto"):
         held_below = CUT_TRANSITIONS
     environment = build(config.env, config.learn.exploring_starts, given, held_below)
     discount = config.learn.discount
@@ -163,9 +164,11 @@ def settle(
         and environment.least_reward >= 0
     )
     if config.parallel.architecture == "server":
-        ServedInStep.check(config, size)
+        check_split(config, size)
     if sharded:
         Sharded.check(config, *shape, size, stepped)
+    elif config.parallel.architecture == "server" and config.parallel.staleness != 0:
+        Served.check(config, stepped)
     else:
         FUSIONS[config.parallel.fusion].check(environment.deterministic, pessimistic, config)
     need = memory_bytes(config, environment, exact, size, per_host)

@@ -1,9 +1,9 @@
 """`server` out of step: workers learn on what they have pulled, and push when they are done.
 
-An agent pulls the rows that changed since it last did, learns `steps_per_round` steps of every lane
-and pushes what it learned. Servers apply pushes as they come, each scaled by 1 / K, so that any
-number of agents is stable, and less the later it comes; the clock advances by as much of the
-visits. An agent may begin its push c while the slowest has made c - `parallel.staleness` of them.
+An agent pulls, learns `steps_per_round` steps of every lane and pushes what it learned. Servers
+apply pushes as they come, each scaled by 1 / K, so that any number of agents is stable, and less
+the later it comes; the clock advances by as much of the visits. An agent may begin its push c while
+the slowest has made c - `parallel.staleness` of them.
 
 A round, as the rest of the program sees it, is a number of steps after which server 0 tells every
 agent that asks to pause: nothing is on its way then, so what is certified and written holds every
@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distq_mpi.architectures.hosting import Host, Hosted
+from distq_mpi.architectures.desk import Desk
+from distq_mpi.architectures.hosting import Host
 from distq_mpi.architectures.progress import HEADER, WISHES, Agreement, Progress, add_agent
 from distq_mpi.architectures.schedules import (
     LENGTH_UNIT,
@@ -29,11 +30,13 @@ from distq_mpi.architectures.schedules import (
     next_period,
 )
 from distq_mpi.architectures.server import placement
+from distq_mpi.architectures.worker import CachingWorker, Worker
+from distq_mpi.errors import ConfigError, DistqError
 from distq_mpi.fusion import FixedPoint
 from distq_mpi.holding import Holding
-from distq_mpi.kernels import Kernel, loop, pushing
+from distq_mpi.kernels import Kernel, caching, loop, pushing
 from distq_mpi.kernels.objects import LoadedKernel
-from distq_mpi.kernels.step_sizes import step_parameter
+from distq_mpi.kernels.step_sizes import STEP_SIZES, step_parameter
 from distq_mpi.kernels.stepping import stepping_kernels
 from distq_mpi.lanes import LANE_DTYPE, Lanes
 from distq_mpi.table import Rows, initialise, record_of
@@ -41,23 +44,24 @@ from distq_mpi.table import Rows, initialise, record_of
 if TYPE_CHECKING:
     from distq_mpi.transport import Transport
 
-PUSH, PULL, DONE, ROWS, PAUSE = range(5)
-KIND, AGENT, CLOCK, VERSION, N_ROWS, STEPS, N_WORDS = range(7)
-HEAD = 8
-"""Words before the rows of a message."""
-LATE = 0.5
-"""What a push loses for every further push of each agent that came in before it."""
-IDLE_S = 5e-5
 FIRST_PUSHES = 8
 """Pushes of an agent in the first round."""
 ENOUGH_PUSHES, BEHIND = 20, 0.5
 """Pushes from which on agents are compared, and the share of their median that a straggler has."""
+LEAST_STEPS = 4
+"""Steps of every lane that a cache must have room for."""
+
+
+def slots_of(config: Any) -> int:
+    """Slots of a worker's cache: twice `parallel.cache_rows`, a power of two; 0 = it keeps all."""
+    rows = int(config.parallel.cache_rows)
+    return 1 << (2 * rows - 1).bit_length() if rows else 0
 
 
 class Served(Host):
     """The learning state of this rank, and the phases of a round that change it.
 
-    Parameters and attributes as those of `Sharded`; `serves`, whether this rank is a server.
+    Parameters and attributes as those of `Allreduce`; `desk` on servers, `worker` on workers.
     """
 
     exchanges, learned, rolls_back = "pushes and pulls", 0, False
@@ -72,187 +76,163 @@ class Served(Host):
         self.config, self.transport, self.kernels = config, transport, kernels
         self.n_states, self.n_actions = environment.n_states, environment.n_actions
         self.params, self.stepped = environment.params, environment.kind == "stepped"
-        self.n_agents, self.n_servers = config.parallel.agents, config.parallel.servers
-        self.n_lanes, self.followed = config.parallel.lanes, True
+        self.n_agents, self.n_lanes = config.parallel.agents, config.parallel.lanes
+        self.followed, self.exchange_time_s = True, 0.0
         self.record = record_of(config.learn, self.n_actions)
-        self.width, self.exchange_time_s = self.record.width, 0.0
-        self.serves = transport.rank < self.n_servers
-        self.hosting, self.blocks = placement(config, self.n_states, transport.size)
-        self.take_agents(environment, self.hosting)
-        self.first, stop = self.blocks.block(transport.rank)
-        self.rows = Rows(self.record, stop - self.first)
-        learn = config.learn
-        given = learn.initial, environment.return_bound, config.run.seed
-        initialise(self.rows, self.first, *given)
+        self.width = self.record.width
         auto = config.parallel.steps_per_round == "auto"
         self.period = 0 if auto else int(config.parallel.steps_per_round)
         self.progress = self.pending = Progress(period=self.period or 1)
-        self.rates = np.array([learn.discount, step_parameter(learn), 1.0])
+        self.rates = np.array([config.learn.discount, step_parameter(config.learn)])
         self.header = np.zeros(HEADER, np.int64)
-        words = self.record.row_bytes // 8
-        largest = int(self.blocks.counts.max())
-        self.post = transport.post(HEAD + largest * (1 + words))
-        self.out = np.zeros(HEAD + largest * (1 + words), np.uint64)
-        self.clocks = np.zeros(self.n_agents, np.int64)
-        self.staleness: list[int] = []
-        self.pushes = self.pulls = self.dropped = 0
-        self.idle_s, self._began = 0.0, time.perf_counter()
+        self.desk: Desk | None = None
+        self.worker: Worker | None = None
+        learn = config.learn
+        self._given = learn.initial, environment.return_bound, config.run.seed
+        self._place(environment)
+        if self.worker is not None:
+            for agent in self.agents:
+                self._begin(agent)
+
+    def _place(self, environment: Any) -> None:
+        """Give every rank its agents or its rows; rows that servers have already stay. Local."""
+        config, transport = self.config, self.transport
+        self.hosting, self.blocks = placement(config, self.n_states, transport.size)
+        self.n_servers = int(np.count_nonzero(self.blocks.counts))
+        self._servers = {member.number for member in transport.members[: self.n_servers]}
+        self.take_agents(environment, self.hosting)
+        self.first, stop = self.blocks.block(transport.rank)
+        if transport.size == 1:
+            raise DistqError("parallel.architecture: server has no worker; resume on more ranks")
+        slots, record = slots_of(config), self.record
+        words = 1 + record.row_bytes // 8
+        room = min(int(self.blocks.counts.max()), slots // 2 or self.n_states)
+        self.post = transport.post(pushing.HEAD + room * words)
+        self._began = time.perf_counter()
         self.idle_shares = np.zeros(transport.size)
-        if self.serves:
-            self.ticked = np.zeros(self.rows.n_rows * self.width)
-            self.versions = np.zeros(self.rows.n_rows, np.uint64)
-            self.version = 0
-        else:
-            self.base, self.replica = (Rows(self.record, self.n_states) for _ in range(2))
-            for rows in (self.base, self.replica):
-                initialise(rows, 0, *given)
-            self._begin_work()
-        for agent in self.agents:
-            agent.control[loop.EXPLORE] = self._explore()
-            agent.begin(kernels["begin"], self.base.q, self.params)
+        self.now = [self.progress.lane_steps] * len(self.agents)
+        self.periods = [self.progress.period] * len(self.agents)
+        self.pushed = [0] * len(self.agents)
+        self._turn = 0
+        if transport.rank < self.n_servers:
+            if self.desk is None:
+                rows = Rows(record, stop - self.first)
+                initialise(rows, self.first, *self._given)
+            else:
+                rows = self.desk.rows
+            desk = Desk(
+                rows, self.first, room, config, self.kernels, self.post, transport.rank == 0
+            )
+            if self.desk is not None:
+                desk.go_on_from(self.desk)
+            self.desk = desk
+            return
+        if self.worker is None:
+            self.base, self.replica = (Rows(record, slots or self.n_states) for _ in range(2))
+            if not slots:
+                for rows in (self.base, self.replica):
+                    initialise(rows, 0, *self._given)
+        given = (
+            self.base, self.replica, self.blocks, self.n_servers, room, self.params, self.rates,
+            self.kernels, self.post,
+        )  # fmt: skip
+        n_lanes = int(self.lanes_of_agents.counts.max())
+        self.worker = CachingWorker(*given, n_lanes=n_lanes) if slots else Worker(*given)
+
+    def _begin(self, agent: Any) -> None:
+        agent.control[loop.EXPLORE] = self._explore()
+        agent.begin(self.kernels["begin"], self.base.q, self.params)
+
+    @staticmethod
+    def check(config: Any, stepped: bool) -> None:
+        """Raise ConfigError for what this architecture cannot do. Local."""
+        parallel, mistakes = config.parallel, []
+        if STEP_SIZES[config.learn.step_size].signed:
+            mistakes.append(
+                f"learn.step_size: {config.learn.step_size} needs the agents' votes in one round; "
+                f"with parallel.staleness {parallel.staleness} there is none; it must be 0"
+            )
+        least = LEAST_STEPS * caching.PER_LANE * -(-parallel.lanes // parallel.agents)
+        if parallel.cache_rows and stepped:
+            mistakes.append(
+                f"parallel.cache_rows: {parallel.cache_rows} must be 0 for environments stepped in "
+                "Python"
+            )
+        elif 0 < parallel.cache_rows < least:
+            mistakes.append(
+                f"parallel.cache_rows: {parallel.cache_rows} must be >= {least}, which "
+                f"{LEAST_STEPS} steps of an agent's lanes can need, or 0 for all rows"
+            )
+        if mistakes:
+            raise ConfigError("\n".join(mistakes))
 
     @staticmethod
     def memory_bytes(config: Any, n_states: int, n_actions: int, size: int) -> dict[str, int]:
         """Bytes the rank needs that needs most, part by part. Local."""
-        record, n_servers = record_of(config.learn, n_actions), config.parallel.servers
-        table = n_states * record.row_bytes
-        block = -(-n_states // n_servers)
+        record, slots = record_of(config.learn, n_actions), slots_of(config)
+        blocks = placement(config, n_states, size)[1]
+        block, n_servers = int(blocks.counts.max()), int(np.count_nonzero(blocks.counts))
+        messages = 2 * min(block, slots // 2 or n_states) * (record.row_bytes + 8)
         lanes = -(-config.parallel.lanes // max(1, size - n_servers)) * LANE_DTYPE.itemsize * 2
-        return {"base and replica": 2 * table, "messages": 2 * block * (record.row_bytes + 8),
-                "lanes": lanes}  # fmt: skip
+        served = {"block": block * record.row_bytes, "clocks and versions":
+                  block * 8 * (record.width + 1), "messages": messages}  # fmt: skip
+        working = {"base and replica": 2 * (slots or n_states) * record.row_bytes + 8 * slots,
+                   "messages": messages, "lanes": lanes}  # fmt: skip
+        return max(served, working, key=lambda parts: sum(parts.values()))
 
     @staticmethod
     def requests(config: Any, environment: Any) -> dict[str, Kernel]:
         """Return the kernels this architecture needs under a resolved `Config`. Local."""
-        record = record_of(config.learn, environment.n_actions)
-        learning = stepping_kernels if environment.kind == "stepped" else loop.learning_kernels
+        record, cached = record_of(config.learn, environment.n_actions), bool(slots_of(config))
+        learning = caching.caching_kernels if cached else loop.learning_kernels
+        if environment.kind == "stepped":
+            learning = stepping_kernels
         return {
             **learning(config.learn, environment, record, Lanes(0, 1)),
-            **pushing.pushing_kernels(config.learn, record),
+            **pushing.pushing_kernels(config.learn, record, cached),
         }
-
-    def _begin_work(self) -> None:
-        """What a worker needs: what it knows of each server, its agents' steps and periods."""
-        self.known = np.zeros(self.n_servers, np.uint64)
-        self.now = [self.progress.lane_steps] * len(self.agents)
-        self.periods = [self.progress.period] * len(self.agents)
-        self._turn = 0
-        self._draws = np.zeros(2 * loop.BATCH, np.uint64)
-        self._base_words = self.base.raw.view(np.uint64).reshape(self.n_states, -1)
-        self._words = self.replica.raw.view(np.uint64).reshape(self.n_states, -1)
 
     def learn(self) -> None:
         """LEARN and MOVE: work, or serve, until server 0 calls a pause. COLLECTIVE."""
-        self.header[:] = 0
-        if self.serves:
-            self._serve()
+        if self.desk is not None:
+            hosts = enumerate(self.hosting.counts)
+            self.desk.serve({rank for rank, n in hosts if n}, self._steps_of_round())
         elif self.agents:
             self._work()
 
     def _work(self) -> None:
-        explore = self._explore()
+        worker, explore = self.worker, self._explore()
+        assert worker is not None
         while True:
             k = self._turn % len(self.agents)
-            begin = time.perf_counter()
-            if not self._pull(self.agents[k]):
+            agent, begin = self.agents[k], time.perf_counter()
+            if not worker.pull(agent.number, self.pushed[k]):
                 break
-            self.idle_s += time.perf_counter() - begin
             self.exchange_time_s += time.perf_counter() - begin
-            agent, n_steps = self.agents[k], self.periods[k]
             agent.lanes.copy_from(agent.committed)
             agent.control[loop.EXPLORE] = explore
-            self._learn(k, n_steps)
-            agent.commit()
-            self.now[k] += n_steps
+            n_steps = worker.learn(agent, self.now[k], self.periods[k])
             begin = time.perf_counter()
-            self._push(k, n_steps)
+            found = worker.push(agent.number, self.pushed[k] + 1, n_steps * agent.lanes.n)
             self.exchange_time_s += time.perf_counter() - begin
+            agent.commit()
+            self.pushed[k] += 1
+            self.now[k] += n_steps
+            add_agent(self.header, found, agent.totals, LENGTH_UNIT, self.n_agents)
+            if not self.period:
+                self.periods[k] = self._next_period(agent, n_steps, found)
             self._turn += 1
-        for server in range(1, self.n_servers):
-            self._send(server, DONE, 0, 0, 0)
+        worker.pause()
 
-    def _learn(self, k: int, n_steps: int) -> None:
-        agent = self.agents[k]
-        call = self.kernels["learn"].bind(
-            self.replica.q, self.replica.clock_words,
-            *agent.learning_arrays(self._draws, self.params), agent.control,
-            self.rates[:2].copy(), agent.totals,
+    def _next_period(self, agent: Any, n_steps: int, found: np.ndarray) -> int:
+        most = MAX_PERIOD
+        if not self.stepped:
+            most = lone_period(self.n_states * self.width, agent.lanes.n)
+        return next_period(
+            n_steps, int(found[pushing.VISITS]),
+            round(min(found[pushing.LENGTH] * LENGTH_UNIT, 2.0**52)), self.n_agents,
+            self.config.parallel.kappa, most,
         )  # fmt: skip
-        agent.learn(call, self.now[k] + 1, n_steps)
-
-    def _number(self, agent: Hosted) -> int:
-        return int(self.hosting.block(self.transport.rank)[0]) + self.agents.index(agent)
-
-    def _send(self, peer: int, kind: int, agent: int, clock: int, version: int) -> None:
-        self.out[:HEAD] = 0
-        self.out[:N_ROWS] = kind, agent, clock, version
-        self.post.send(self.out[:HEAD], peer)
-
-    def _pull(self, agent: Hosted) -> bool:
-        """Take the rows that changed; False where there is a pause. Local to it and the servers."""
-        number = self._number(agent)
-        for server in range(self.n_servers):
-            self._send(server, PULL, number, int(self.clocks[number]), int(self.known[server]))
-            if server == 0 and not self._take(0):
-                return False
-        return all(self._take(server) for server in range(1, self.n_servers))
-
-    def _take(self, server: int) -> bool:
-        came = self.post.receive(server)
-        if came[KIND] == PAUSE:
-            return False
-        self.known[server] = came[VERSION]
-        index, rows = self._parts(came)
-        self._base_words[index] = rows
-        self._words[index] = rows
-        return True
-
-    def _parts(self, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Indices, int64 (n,), and row records, uint64 (n, words), of a message; views."""
-        n = int(words[N_ROWS])
-        index = words[HEAD : HEAD + n].view(np.int64)
-        return index, words[HEAD + n : HEAD + n + n * self._row_words].reshape(n, self._row_words)
-
-    @property
-    def _row_words(self) -> int:
-        return self.record.row_bytes // 8
-
-    def _push(self, k: int, n_steps: int) -> None:
-        """Send every server what the agent learned in its rows. Local to it and the servers."""
-        agent = self.agents[k]
-        number, found = self._number(agent), np.zeros(5)
-        self.clocks[number] += 1
-        for server in range(self.n_servers):
-            first, stop = self.blocks.block(server)
-            control = np.array([first, stop, 0, 0], np.uint64)
-            # Records begin where as many indices as there can be end; then they move up.
-            room = HEAD + stop - first
-            records = self.out[room : room + (stop - first) * self._row_words]
-            self.kernels["gather"](
-                self.replica.q, self.replica.clock_words, self.base.q, self.base.clock_words,
-                self.out[HEAD:room].view(np.int64), records.view(self.record.dtype),
-                records.view(np.uint32), control, self.rates, found,
-            )  # fmt: skip
-            n = int(control[pushing.STOP])
-            index = self.out[HEAD : HEAD + n].view(np.int64)
-            self._words[index] = self._base_words[index]
-            end = HEAD + n + n * self._row_words
-            self.out[HEAD + n : end] = records[: n * self._row_words]
-            self.out[:HEAD] = (
-                PUSH, number, self.clocks[number], self.known[server], n,
-                n_steps * agent.lanes.n, 0, 0,
-            )  # fmt: skip
-            self.post.send(self.out[:end], server)
-        add_agent(self.header, found, agent.totals, LENGTH_UNIT, self.n_agents)
-        if not self.period:
-            most = MAX_PERIOD
-            if not self.stepped:
-                most = lone_period(self.n_states * self.width, agent.lanes.n)
-            self.periods[k] = next_period(
-                n_steps, int(found[pushing.VISITS]),
-                round(min(found[pushing.LENGTH] * LENGTH_UNIT, 2.0**52)), self.n_agents,
-                self.config.parallel.kappa, most,
-            )  # fmt: skip
 
     def _steps_of_round(self) -> int:
         """Steps of all lanes after which server 0 calls a pause."""
@@ -263,87 +243,20 @@ class Served(Host):
         )
         return wanted if limit is None else max(1, min(wanted, limit - progress.steps))
 
-    def _serve(self) -> None:
-        """Apply pushes and answer pulls until every worker has paused."""
-        size = self.transport.size
-        working = {rank for rank in range(size) if self.hosting.counts[rank]}
-        waiting: dict[int, tuple[int, int, int]] = {}
-        left, leads = self._steps_of_round(), self.transport.rank == 0
-        limit = self.config.parallel.staleness
-        self.staleness.clear()
-        while working:
-            came = self.post.poll()
-            if came is None:
-                begin = time.perf_counter()
-                time.sleep(IDLE_S)
-                self.idle_s += time.perf_counter() - begin
-                continue
-            peer, words = came
-            kind, number = int(words[KIND]), int(words[AGENT])
-            if kind == DONE:
-                working.discard(peer)
-            elif kind == PULL:
-                waiting[number] = peer, int(words[CLOCK]), int(words[VERSION])
-            else:
-                self._apply(words)
-                left -= int(words[STEPS])
-            for agent, (rank, clock, known) in list(waiting.items()):
-                if leads and left <= 0:
-                    self._send(rank, PAUSE, agent, 0, 0)
-                    working.discard(rank)
-                elif leads and limit != "inf" and clock > self.clocks.min() + limit:
-                    continue
-                else:
-                    self._answer(rank, known)
-                del waiting[agent]
-
-    def _apply(self, words: np.ndarray) -> None:
-        """Add a push to this server's rows. Local."""
-        number, clock, known = (int(words[k]) for k in (AGENT, CLOCK, VERSION))
-        behind = self.version - known
-        self.clocks[number] = clock
-        self.version += 1
-        self.pushes += 1
-        self.staleness.append(behind)
-        limit = self.config.parallel.staleness
-        if limit != "inf" and self.clocks.max() - clock > limit + 1:
-            self.dropped += 1
-            return
-        late = max(0, behind - (self.n_agents - 1)) / self.n_agents
-        index, rows = self._parts(words)
-        self.kernels["apply"](
-            self.rows.q, self.rows.clock_words, self.ticked, self.versions, index,
-            rows.reshape(-1).view(self.record.dtype), rows.reshape(-1).view(np.uint32),
-            np.array([self.first, len(index), self.config.run.seed, self.version], np.uint64),
-            np.array([1.0 / (self.n_agents * (1.0 + LATE * late))]),
-        )  # fmt: skip
-
-    def _answer(self, peer: int, known: int) -> None:
-        """Send a worker the rows that changed since the version it knows. Local to both."""
-        self.pulls += 1
-        changed = np.flatnonzero(self.versions > np.uint64(known))
-        n = len(changed)
-        self.out[:HEAD] = 0
-        self.out[: N_ROWS + 1] = ROWS, 0, 0, self.version, n
-        self.out[HEAD : HEAD + n] = changed + self.first
-        records = self.rows.raw.view(np.uint64).reshape(self.rows.n_rows, -1)
-        end = HEAD + n + n * self._row_words
-        self.out[HEAD + n : end] = records[changed].reshape(-1)
-        self.post.send(self.out[:end], peer)
-
     def exchange(self, wishes: tuple[bool, bool, bool]) -> Agreement:
         """AGREE. COLLECTIVE. wishes : as those of `Allreduce`."""
-        self.header[WISHES] = wishes
-        self.transport.sum_int(self.header)
-        agreement = Agreement.read(self.header)
+        header = self.header.copy()
+        header[WISHES] = wishes
+        self.transport.sum_int(header)
+        agreement = Agreement.read(header)
         most = np.zeros(2, np.int64)
-        if not self.serves and self.agents:
+        if self.agents:
             most[:] = max(self.now), max(self.periods)
         self.transport.max_int(most)
         now, shares = time.perf_counter(), np.zeros(self.transport.size, np.int64)
-        shares[self.transport.rank] = 1e6 * self.idle_s / max(1e-9, now - self._began)
+        shares[self.transport.rank] = 1e6 * self.post.idle_s / max(1e-9, now - self._began)
         self.transport.sum_int(shares)
-        self.idle_shares, self.idle_s, self._began = shares / 1e6, 0.0, now
+        self.idle_shares, self.post.idle_s, self._began = shares / 1e6, 0.0, now
         progress = self.progress
         n_steps = max(0, int(most[0]) - progress.lane_steps)
         self.pending = progress.after(
@@ -352,26 +265,32 @@ class Served(Host):
         return agreement
 
     def report(self) -> dict[str, Any]:
-        """Of the last round: what is known of it on server 0. Local."""
-        behind = sorted(self.staleness) or [0]
+        """Of the last round, as server 0 knows it. Local."""
+        desk = self.desk
+        if desk is None:
+            return {}
+        behind = sorted(desk.staleness) or [0]
         n = len(behind) - 1
         workers = [rank for rank, hosted in enumerate(self.hosting.counts) if hosted]
         return {
             "staleness_p50": behind[n // 2],
             "staleness_p99": behind[round(0.99 * n)],
             "staleness_max": behind[-1],
-            "pushes": self.pushes,
-            "pulls": self.pulls,
-            "pushes_dropped": self.dropped,
+            "pushes": desk.pushes,
+            "pulls": desk.pulls,
+            "pushes_dropped": desk.dropped,
             "sent_bytes": self.post.sent_bytes,
-            "agent_clocks": self.clocks.tolist(),
+            "agent_clocks": desk.clocks.tolist(),
             "idle_share_workers": float(self.idle_shares[workers].mean()),
             "idle_share_servers": float(self.idle_shares[: self.n_servers].mean()),
         }
 
     def notices(self) -> list[tuple[str, str]]:
         """Stragglers, as server 0 knows them. Local."""
-        middle, hosts = float(np.median(self.clocks)), self.transport.hosts
+        if self.desk is None:
+            return []
+        clocks, hosts = self.desk.clocks, self.transport.hosts
+        middle = float(np.median(clocks))
         if middle < ENOUGH_PUSHES:
             return []
         return [
@@ -380,23 +299,60 @@ class Served(Host):
                 f"agent {agent} on rank {rank} ({hosts[rank]}) has pushed {clock} times where half "
                 f"of the agents have pushed {middle:g} times or more",
             )
-            for agent, clock in enumerate(self.clocks.tolist())
+            for agent, clock in enumerate(clocks.tolist())
             if clock < BEHIND * middle and (rank := int(self.hosting.owner(agent))) >= 0
         ]
 
     def commit(self) -> None:
         """Count the round. Local."""
-        self.progress = self.pending
+        self.progress, self.header[:] = self.pending, 0
 
     def rollback(self) -> int:
         """Forget the counters of the round in progress; its rows stay as they are. Local."""
-        self.pending = self.progress
+        self.pending, self.header[:] = self.progress, 0
         return self.progress.round
+
+    def recover(self, environment: Any) -> bool:
+        """Place agents anew after ranks were lost; what was pushed stays. COLLECTIVE.
+
+        Agents of workers that are left go on from their last push, those of others at new starts.
+        False, with nothing changed, where a server was lost, or no worker is left.
+        """
+        transport = self.transport
+        left = {member.number for member in transport.members}
+        if not self._servers <= left or transport.size <= self.n_servers:
+            return False
+        kept = {
+            agent.number: (
+                agent.committed.raw.copy(),
+                agent.worlds.pack() if agent.worlds is not None else None,
+                self.now[k],
+                self.periods[k],
+            )
+            for k, agent in enumerate(self.agents)
+        }  # fmt: skip
+        for progress, theirs in transport.gather_everywhere((self.progress, dict(kept))):
+            kept |= theirs
+            if progress.round > self.progress.round:
+                self.progress, self.header[:] = progress, 0
+        self.pending = self.progress
+        for agent in self.agents:
+            agent.close()
+        self._place(environment)
+        for k, agent in enumerate(self.agents):
+            if agent.number in kept:
+                raw, worlds, self.now[k], self.periods[k] = kept[agent.number]
+                agent.resume_raw(raw, worlds, self.now[k])
+            else:
+                self._begin(agent)
+        transport.agree()
+        return True
 
     @property
     def holding(self) -> Holding:
         """The committed table, on the servers."""
-        return Holding(self.rows, self.first, self.blocks, self.transport)
+        rows = self.desk.rows if self.desk is not None else Rows(self.record, 0)
+        return Holding(rows, self.first, self.blocks, self.transport)
 
     def iter_rows(self) -> Iterator[tuple[int, np.ndarray, np.ndarray, None]]:
         """As `Sharded.iter_rows`. COLLECTIVE."""
@@ -406,15 +362,14 @@ class Served(Host):
     def restore(self, progress: Progress, lanes: np.ndarray, worlds: Any = None) -> None:
         """Take counters and lanes of a checkpoint; rows come through `restore_rows`. Local."""
         super().restore(progress, lanes, worlds)
-        if not self.serves:
-            self._begin_work()
+        self.now = [progress.lane_steps] * len(self.agents)
+        self.periods = [progress.period] * len(self.agents)
 
     def restore_rows(self, start: int, stop: int, stored: Any) -> None:
         """As `Sharded.restore_rows`. COLLECTIVE."""
         self.holding.take(start, stop, stored)
-        if self.serves:
-            self.ticked[:] = self.rows.clock.reshape(-1)
-            self.versions[:] = self.version = 1
+        if self.desk is not None:
+            self.desk.know_rows()
 
     def reproducible(self) -> bool:
         """It never is. Local."""

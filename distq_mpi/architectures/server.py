@@ -17,13 +17,32 @@ from distq_mpi.partition import Partition
 
 
 def placement(config: Any, n_states: int, size: int) -> tuple[Partition, Partition]:
-    """Agents on the workers, rows on the servers, which come first. Local."""
-    n_servers = config.parallel.servers
+    """Agents on the workers, rows on the servers, which come first. Local.
+
+    Where fewer ranks are left than there were servers, one is a worker all the same.
+    """
+    n_servers = max(1, min(config.parallel.servers, size - 1, n_states))
+    if size == 1:  # all others were lost
+        return Partition.balanced(config.parallel.agents, 1), Partition.balanced(n_states, 1)
     agents = Partition.balanced(config.parallel.agents, size - n_servers).starts
     rows = Partition.balanced(n_states, n_servers).starts
     return (
         Partition(np.concatenate([np.zeros(n_servers, np.int64), agents])),
         Partition(np.concatenate([rows, np.full(size - n_servers, n_states)])),
+    )
+
+
+def check_split(config: Any, size: int) -> None:
+    """Raise ConfigError where the ranks cannot be split into servers and workers. Local."""
+    n_servers = config.parallel.servers
+    if n_servers < size:
+        return
+    possible = "one rank cannot be both; start two or more, or take allreduce"
+    if size > 1:
+        possible = f"1 to {size - 1} of {size} ranks can be servers"
+    raise ConfigError(
+        f"parallel.servers: {n_servers} of {size} rank{'s' * (size > 1)} leave no worker: "
+        f"{possible}"
     )
 
 
@@ -36,17 +55,3 @@ class ServedInStep(Allreduce):
     def placement(config: Any, n_states: int, size: int) -> tuple[Partition, Partition]:
         """Agents on the workers, rows on the servers, which come first. Local."""
         return placement(config, n_states, size)
-
-    @staticmethod
-    def check(config: Any, size: int) -> None:
-        """Raise ConfigError where the ranks cannot be split into servers and workers. Local."""
-        n_servers = config.parallel.servers
-        if n_servers < size:
-            return
-        possible = f"1 to {size - 1} of {size} ranks can be servers" if size > 1 else (
-            "one rank cannot be both; start two or more, or take allreduce"
-        )
-        raise ConfigError(
-            f"parallel.servers: {n_servers} of {size} rank{'s' * (size > 1)} leave no worker: "
-            f"{possible}"
-        )

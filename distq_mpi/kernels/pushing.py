@@ -1,7 +1,8 @@
 """What goes between workers and servers: rows that were learned from, and rows that changed.
 
-A push holds, for each row that an agent learned from, its index and a row record in which q is the
-difference to the base and the clock the visits. Free names that are parts: those of `fusing`.
+A message has a head of `HEAD` words, then rows: the number of the state, then its record. In a
+push, q is the difference to what the agent began with, and the clock its visits. Free names that
+are parts: the layout constants, and `key_of`, which state a row that a worker keeps is of.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from distq_mpi.kernels import Kernel
+from distq_mpi.kernels.caching import key_at, same
 from distq_mpi.kernels.draws import ROUNDING, threefry
 from distq_mpi.kernels.fusing import CLOCK_LIMIT
 from distq_mpi.kernels.step_sizes import STEP_SIZES, next_visit, rescaled_linear
@@ -18,67 +20,75 @@ from distq_mpi.kernels.storing import exact, stochastic
 
 u8, u4, f8, i8 = np.uint64, np.uint32, np.float64, np.int64
 
+KIND, AGENT, CLOCK, VERSION, N_ROWS, STEPS, N_WORDS = range(7)
+HEAD = 8
+PUSH, PULL, WANT, DONE, ROWS, PAUSE = range(6)
+
 # Stand-ins for the parts.
-WIDTH, STRIDE, CLOCK_STRIDE, CLOCK_OFFSET, VISITS_AHEAD = 4, 0, 0, 0, 0
-size, upcoming, store = rescaled_linear, next_visit, exact
+WIDTH, STRIDE, CLOCK_STRIDE, CLOCK_OFFSET, ROW_WORDS, Q_PER_WORD = 4, 0, 0, 0, 1, 1
+size, upcoming, store, key_of = rescaled_linear, next_visit, exact, same
 
-FIRST, STOP = range(2)
 OVERFLOWS, LARGE, NON_FINITE, LENGTH, VISITS = range(5)
-DISCOUNT, ALPHA, SCALE = range(3)
+DISCOUNT, ALPHA = range(2)
 
 
-def gather(q, clock, base_q, base_clock, index, out_q, out_clock, control, rates, found):
-    """Write what an agent learned in the rows [FIRST, STOP) of `control`; return how many rows.
+def gather(q, clock, base_q, base_clock, keys, out, out_q, out_clock, control, rates, found):
+    """Write what an agent learned into a push, and take it back from its replica.
 
-    q, clock : its replica; base_q, base_clock : what it began with. index : int64, rows written;
-    out_q, out_clock : records of these rows, one after the other: differences and visits.
-    rates : as in `fusing.contribute`. found : float64 (5,), added to, as there.
+    q, clock : its replica; base_q, base_clock : what it began with. keys : uint64, see `key_of`.
+    out : uint64, the rows of the message; out_q, out_clock : the same memory. control : uint64
+    (5,): rows kept [0], [1) are looked at; states [2], [3) are sent; [4], written: how many were.
+    rates : discount, parameter of the step size. found : float64 (5,), added to, as in `fusing`.
     """
     n_found = 0
-    for s in range(i8(control[FIRST]), i8(control[STOP])):
-        row, cell = s * STRIDE, s * CLOCK_STRIDE + CLOCK_OFFSET
+    for k in range(i8(control[0]), i8(control[1])):
+        s = key_of(keys, u8(k))
+        if s < control[2] or s >= control[3]:
+            continue
+        row, cell = k * STRIDE, k * CLOCK_STRIDE + CLOCK_OFFSET
         touched = False
         for a in range(WIDTH):
-            at = cell + VISITS_AHEAD + a
-            touched |= clock[at] != base_clock[at]
+            touched |= clock[cell + a] != base_clock[cell + a]
         if not touched:
             continue
-        to_row = n_found * STRIDE
-        to_cell = n_found * CLOCK_STRIDE + CLOCK_OFFSET
-        index[n_found] = s
+        word = n_found * (1 + ROW_WORDS) + 1
+        to_row, to_cell = word * Q_PER_WORD, 2 * word + CLOCK_OFFSET
+        out[word - 1] = s
         n_found += 1
         for a in range(WIDTH):
-            at = cell + VISITS_AHEAD + a
-            n = i8(clock[at]) - i8(base_clock[at])
+            n = i8(clock[cell + a]) - i8(base_clock[cell + a])
             difference = f8(q[row + a]) - f8(base_q[row + a])
             out_q[to_row + a], out_clock[to_cell + a] = difference, u4(n)
             alpha = size(upcoming(base_clock[cell + a]), rates[DISCOUNT], rates[ALPHA])
             found[LENGTH] += alpha * f8(n) * f8(n - 1)
             found[VISITS] += f8(n)
             found[NON_FINITE] += f8(not abs(difference) < np.inf)
-    control[STOP] = u8(n_found)
+            q[row + a], clock[cell + a] = base_q[row + a], base_clock[cell + a]
+    control[4] = u8(n_found)
 
 
-def apply(q, clock, ticked, versions, index, pushed_q, pushed_clock, control, scale):
+def apply(q, clock, ticked, versions, rows, rows_q, rows_clock, control, scale):
     """Add a push, scaled, to a server's rows.
 
     q, clock : rows [control[0], ...). ticked : float64, of the same pairs: scaled visits so far,
     whose whole part the clock is. versions : uint64, one for each row, written: control[3].
-    index, pushed_q, pushed_clock : of the push, control[1] rows. control : uint64 (4,): first row,
-    rows pushed, seed, version. scale : float64 (1,).
+    rows : uint64, of the message; rows_q, rows_clock : the same memory. control : uint64 (4,):
+    first row, rows pushed, seed, version. scale : float64 (1,).
     """
     first, version = i8(control[0]), control[3]
     for k in range(i8(control[1])):
-        s = index[k] - first
+        word = k * (1 + ROW_WORDS) + 1
+        state = rows[word - 1]
+        s = i8(state) - first
         versions[s] = version
         row, cell = s * STRIDE, s * CLOCK_STRIDE + CLOCK_OFFSET
-        from_row, from_cell = k * STRIDE, k * CLOCK_STRIDE + CLOCK_OFFSET
+        from_row, from_cell = word * Q_PER_WORD, 2 * word + CLOCK_OFFSET
         for a in range(WIDTH):
-            n = pushed_clock[from_cell + a]
+            n = rows_clock[from_cell + a]
             if n == u4(0):
                 continue
-            change = f8(pushed_q[from_row + a]) * scale[0]
-            bits = threefry(version, u8(index[k] * WIDTH + a), control[2], ROUNDING)[1]
+            change = f8(rows_q[from_row + a]) * scale[0]
+            bits = threefry(version, state * u8(WIDTH) + u8(a), control[2], ROUNDING)[1]
             q[row + a] = store(q[row + a], change, bits)
             pair = s * WIDTH + a
             ticked[pair] += f8(n) * scale[0]
@@ -86,24 +96,76 @@ def apply(q, clock, ticked, versions, index, pushed_q, pushed_clock, control, sc
             clock[cell + a] = u4(count)
 
 
-def pushing_kernels(learn_config: Any, record: Any) -> dict[str, Kernel]:
-    """Return the requests for `gather` and `apply` under a `[learn]` configuration. Local."""
-    step_size = STEP_SIZES[learn_config.step_size]
-    parts = {
+def collect(table, versions, out, control):
+    """Write the rows that changed since version control[1] into a message.
+
+    table : uint64, a server's rows, the first of which is state control[0]; versions : uint64, of
+    each. out : uint64, the rows of the message. control[2] : written, how many there are.
+    """
+    n_found = 0
+    for s in range(len(versions)):
+        if versions[s] > control[1]:
+            word = n_found * (1 + ROW_WORDS)
+            out[word] = control[0] + u8(s)
+            for i in range(ROW_WORDS):
+                out[word + 1 + i] = table[s * ROW_WORDS + i]
+            n_found += 1
+    control[2] = u8(n_found)
+
+
+def pick(table, wanted, out, control):
+    """Write the rows of the control[1] states `wanted`, uint64, into a message; as `collect`."""
+    for k in range(i8(control[1])):
+        word, s = k * (1 + ROW_WORDS), i8(wanted[k]) - i8(control[0])
+        out[word] = wanted[k]
+        for i in range(ROW_WORDS):
+            out[word + 1 + i] = table[s * ROW_WORDS + i]
+
+
+def install(base, replica, places, rows, control):
+    """Take the control[0] rows of a message into a worker's tables, uint64.
+
+    places : uint64, the row of each in these tables where control[1] is 1; its state where it is 0.
+    """
+    for k in range(i8(control[0])):
+        word = k * (1 + ROW_WORDS)
+        s = i8(places[k] if control[1] == u8(1) else rows[word])
+        for i in range(ROW_WORDS):
+            base[s * ROW_WORDS + i] = rows[word + 1 + i]
+            replica[s * ROW_WORDS + i] = rows[word + 1 + i]
+
+
+def layout(record: Any) -> dict[str, int]:
+    """The parts of these loops that are numbers."""
+    return {
         "WIDTH": record.width,
         "STRIDE": record.stride,
         "CLOCK_STRIDE": record.clock_stride,
         "CLOCK_OFFSET": record.clock_offset,
-        "VISITS_AHEAD": record.visits_ahead,
+        "ROW_WORDS": record.row_bytes // 8,
+        "Q_PER_WORD": 8 // record.dtype.itemsize,
+    }
+
+
+def pushing_kernels(learn_config: Any, record: Any, cached: bool) -> dict[str, Kernel]:
+    """Return the requests for these loops under a `[learn]` configuration. Local.
+
+    cached : whether workers keep some rows in slots, or all of them in their order.
+    """
+    step_size = STEP_SIZES[learn_config.step_size]
+    parts: dict[str, Any] = layout(record) | {
         "size": step_size.size,
         "upcoming": step_size.upcoming,
         "store": exact if record.dtype == np.float64 else stochastic,
+        "key_of": key_at if cached else same,
     }
-    q, clock, index = np.zeros(1, record.dtype), np.zeros(1, u4), np.zeros(1, i8)
-    words, floats = np.zeros(4, u8), np.zeros(5)
+    q, clock = np.zeros(1, record.dtype), np.zeros(1, u4)
+    words, floats = np.zeros(5, u8), np.zeros(5)
+    rows = words, q, clock
     return {
-        "gather": Kernel(
-            gather, parts, (q, clock, q, clock, index, q, clock, words, floats, floats)
-        ),
-        "apply": Kernel(apply, parts, (q, clock, floats, words, index, q, clock, words, floats)),
+        "gather": Kernel(gather, parts, (q, clock, q, clock, words, *rows, words, floats, floats)),
+        "apply": Kernel(apply, parts, (q, clock, floats, words, *rows, words, floats)),
+        "collect": Kernel(collect, parts, (words, words, words, words)),
+        "pick": Kernel(pick, parts, (words, words, words, words)),
+        "install": Kernel(install, parts, (words, words, words, words, words)),
     }

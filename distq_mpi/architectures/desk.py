@@ -1,0 +1,150 @@
+"""A server out of step: its rows, and what it does with what workers send."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distq_mpi.kernels.objects import LoadedKernel
+from distq_mpi.kernels.pushing import (
+    AGENT,
+    CLOCK,
+    DONE,
+    HEAD,
+    KIND,
+    N_ROWS,
+    PAUSE,
+    PULL,
+    ROWS,
+    STEPS,
+    VERSION,
+    WANT,
+)
+from distq_mpi.table import Rows
+
+if TYPE_CHECKING:
+    from distq_mpi.transport import Post
+
+LATE = 0.5
+"""What a push loses for every further push of each agent that came in before it."""
+NOTHING = 2**64 - 1
+"""The version that a worker knows which asks for no rows."""
+
+
+class Desk:
+    """A server's rows and its word with the workers. Owned and changed by it alone.
+
+    Parameters
+    ----------
+    rows : its block, the first of which is state `first`. room : rows that a message may hold.
+    n_agents : active ones; scales pushes. staleness : `parallel.staleness`. leads : whether this is
+    server 0, which alone holds workers back and calls pauses.
+
+    Attributes: `clocks`, int64 (agents,), pushes of each; `staleness`, of each push of the last
+    round; `pushes`, `pulls`, `dropped`, in all; `steps`, of this round's pushes.
+    """
+
+    def __init__(
+        self, rows: Rows, first: int, room: int, config: Any, kernels: dict[str, LoadedKernel],
+        post: Post, leads: bool,
+    ) -> None:  # fmt: skip
+        self.rows, self.first, self.kernels, self.post = rows, first, kernels, post
+        self.n_agents, self.limit = config.parallel.agents, config.parallel.staleness
+        self.seed, self.leads = config.run.seed, leads
+        self.ticked = np.zeros(rows.n_rows * rows.record.width)
+        self.versions = np.zeros(rows.n_rows, np.uint64)
+        self.version, self.clocks = 0, np.zeros(self.n_agents, np.int64)
+        self.staleness: list[int] = []
+        self.pushes = self.pulls = self.dropped = self.steps = 0
+        self.words = 1 + rows.record.row_bytes // 8
+        self.out = np.zeros(HEAD + min(room, rows.n_rows) * self.words, np.uint64)
+        self.table = rows.raw.view(np.uint64)
+        self.control, self.scale = np.zeros(4, np.uint64), np.zeros(1)
+
+    def know_rows(self) -> None:
+        """Count from what the rows hold, which were brought in from outside. Local."""
+        self.ticked[:] = self.rows.clock.reshape(-1)
+        self.versions[:] = self.version = self.version + 1
+
+    def go_on_from(self, other: Desk) -> None:
+        """Take over what another desk has counted, of the same rows. Local."""
+        self.version, self.ticked = other.version, other.ticked
+        self.versions[:] = self.version = self.version + 1
+        self.pushes, self.pulls, self.dropped = other.pushes, other.pulls, other.dropped
+
+    def serve(self, workers: set[int], n_steps: int) -> None:
+        """Apply pushes and answer pulls until every worker has paused. Local to it and them.
+
+        n_steps : of all lanes, after which agents that ask are told to pause.
+        """
+        waiting: dict[int, tuple[int, int, int]] = {}
+        self.steps = 0
+        self.staleness.clear()
+        while workers:
+            peer, words = self.post.wait()
+            kind, number = int(words[KIND]), int(words[AGENT])
+            if kind == DONE:
+                workers.discard(peer)
+            elif kind == WANT:
+                self._answer_wanted(peer, words)
+            elif kind == PULL:
+                waiting[number] = peer, int(words[CLOCK]), int(words[VERSION])
+            else:
+                self._apply(words)
+                self.steps += int(words[STEPS])
+            for agent, (rank, clock, known) in list(waiting.items()):
+                if self.leads and self.steps >= n_steps:
+                    self._send(rank, PAUSE, 0)
+                    workers.discard(rank)
+                elif self.leads and self._must_wait(clock):
+                    continue
+                else:
+                    self._answer(rank, known)
+                del waiting[agent]
+
+    def _must_wait(self, clock: int) -> bool:
+        return self.limit != "inf" and clock > self.clocks.min() + self.limit
+
+    def _apply(self, words: np.ndarray) -> None:
+        """Add a push to this server's rows. Local."""
+        number, clock, known = (int(words[k]) for k in (AGENT, CLOCK, VERSION))
+        behind = self.version - known
+        self.clocks[number] = clock
+        self.version += 1
+        self.pushes += 1
+        self.staleness.append(behind)
+        if self.limit != "inf" and self.clocks.max() - clock > self.limit + 1:
+            self.dropped += 1
+            return
+        late = max(0, behind - (self.n_agents - 1)) / self.n_agents
+        self.scale[0] = 1.0 / (self.n_agents * (1.0 + LATE * late))
+        self.control[:] = self.first, words[N_ROWS], self.seed, self.version
+        body, record = words[HEAD:], self.rows.record
+        self.kernels["apply"](
+            self.rows.q, self.rows.clock_words, self.ticked, self.versions,
+            body, body.view(record.dtype), body.view(np.uint32), self.control, self.scale,
+        )  # fmt: skip
+
+    def _answer(self, peer: int, known: int) -> None:
+        """Send a worker the rows that changed since the version it knows."""
+        self.pulls += 1
+        n = 0
+        if known != NOTHING:
+            self.control[:2] = self.first, known
+            self.kernels["collect"](self.table, self.versions, self.out[HEAD:], self.control)
+            n = int(self.control[2])
+        self._send(peer, ROWS, n)
+
+    def _answer_wanted(self, peer: int, words: np.ndarray) -> None:
+        """Send a worker the rows that it names."""
+        self.pulls += 1
+        n = int(words[N_ROWS])
+        self.control[:2] = self.first, n
+        self.kernels["pick"](self.table, words[HEAD:], self.out[HEAD:], self.control)
+        self._send(peer, ROWS, n)
+
+    def _send(self, peer: int, kind: int, n_rows: int) -> None:
+        out = self.out
+        out[:HEAD] = kind, 0, 0, self.version, n_rows, 0, 0, 0
+        self.post.send(out[: HEAD + n_rows * self.words], peer)

@@ -1,0 +1,190 @@
+"""A worker out of step: the rows it has pulled, and what its agents push."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distq_mpi.architectures.desk import NOTHING
+from distq_mpi.architectures.hosting import Hosted
+from distq_mpi.kernels import caching, loop
+from distq_mpi.kernels.objects import LoadedKernel
+from distq_mpi.kernels.pushing import (
+    DONE,
+    HEAD,
+    KIND,
+    N_ROWS,
+    PAUSE,
+    PULL,
+    PUSH,
+    VERSION,
+    WANT,
+)
+from distq_mpi.partition import Partition
+from distq_mpi.table import Rows
+
+if TYPE_CHECKING:
+    from distq_mpi.transport import Post
+
+
+class Worker:
+    """All rows of the table, and how agents learn on them. Owned and changed by this rank alone.
+
+    Parameters
+    ----------
+    base, replica : rows as they came, and as the agent at work has changed them. blocks : of rows,
+    one per rank. room : rows that a message may hold. kernels : those of `learn` and `pushing`.
+
+    Attributes: `known`, of each server, the version of its rows that this rank has.
+    """
+
+    cached = False
+
+    def __init__(
+        self, base: Rows, replica: Rows, blocks: Partition, n_servers: int, room: int, params: Any,
+        rates: np.ndarray, kernels: dict[str, LoadedKernel], post: Post,
+    ) -> None:  # fmt: skip
+        self.base, self.replica, self.blocks, self.post = base, replica, blocks, post
+        self.n_servers, self.kernels, self.params, self.rates = n_servers, kernels, params, rates
+        self.words = 1 + base.record.row_bytes // 8
+        self.known = np.zeros(n_servers, np.uint64)
+        self.keys = self.slots = np.zeros(1, np.uint64)
+        self.out = np.zeros(HEAD + room * self.words, np.uint64)
+        self.tables = base.raw.view(np.uint64), replica.raw.view(np.uint64)
+        self.control, self.draws = np.zeros(5, np.uint64), np.zeros(2 * loop.BATCH, np.uint64)
+
+    def pull(self, agent: int, clock: int) -> bool:
+        """Take the rows that changed; False where there is a pause. Local to it and the servers."""
+        self._send(0, PULL, agent, clock, int(self.known[0]))
+        if not self._take(0):
+            return False
+        for server in range(1, self.n_servers):
+            self._send(server, PULL, agent, clock, int(self.known[server]))
+        for server in range(1, self.n_servers):
+            self._take(server)
+        return True
+
+    def pause(self) -> None:
+        """Tell the servers that know nothing of the pause. Local to it and them."""
+        for server in range(1, self.n_servers):
+            self._send(server, DONE, 0, 0, 0)
+
+    def learn(self, agent: Hosted, now: int, n_steps: int) -> int:
+        """Make up to n_steps steps of an agent's lanes after step `now`; return how many. Local."""
+        call = self.kernels["learn"].bind(
+            self.replica.q, self.replica.clock_words,
+            *agent.learning_arrays(self.draws, self.params), agent.control, self.rates,
+            agent.totals,
+        )  # fmt: skip
+        agent.learn(call, now + 1, n_steps)
+        return n_steps
+
+    def push(self, agent: int, clock: int, n_steps: int) -> np.ndarray:
+        """Send every server what was learned in its rows; return what `gather` found, float64 (5,).
+
+        n_steps : of all the agent's lanes. Local to this rank and the servers.
+        """
+        found, record = np.zeros(5), self.base.record
+        body = self.out[HEAD:]
+        for server in range(self.n_servers):
+            first, stop = self.blocks.block(server)
+            self.control[:4] = *self._looked_at(first, stop), first, stop
+            self.kernels["gather"](
+                self.replica.q, self.replica.clock_words, self.base.q, self.base.clock_words,
+                self.keys, body, body.view(record.dtype), body.view(np.uint32), self.control,
+                self.rates, found,
+            )  # fmt: skip
+            n = int(self.control[4])
+            self.out[:HEAD] = PUSH, agent, clock, self.known[server], n, n_steps, 0, 0
+            self.post.send(self.out[: HEAD + n * self.words], server)
+        return found
+
+    def _looked_at(self, first: int, stop: int) -> tuple[int, int]:
+        return first, stop
+
+    def _send(self, peer: int, kind: int, agent: int, clock: int, version: int) -> None:
+        self.out[:HEAD] = kind, agent, clock, version, 0, 0, 0, 0
+        self.post.send(self.out[:HEAD], peer)
+
+    def _take(self, server: int) -> bool:
+        _, came = self.post.wait(server)
+        if came[KIND] == PAUSE:
+            return False
+        self.known[server] = came[VERSION]
+        self._install(came, self.slots)
+        return True
+
+    def _install(self, came: np.ndarray, places: np.ndarray) -> None:
+        self.control[:2] = came[N_ROWS], self.cached
+        self.kernels["install"](*self.tables, places, came[HEAD:], self.control)
+
+
+class CachingWorker(Worker):
+    """As `Worker`, of which a bounded number of rows are kept, and given up with every push.
+
+    base, replica : of as many rows as there are slots, a power of two, half of which are used.
+    """
+
+    cached = True
+
+    def __init__(self, *arguments: Any, n_lanes: int) -> None:
+        super().__init__(*arguments)
+        n_wanted = caching.PER_LANE * n_lanes
+        self.keys = np.zeros(self.base.n_rows, np.uint64)
+        self.wanted, self.slots = (np.zeros(n_wanted, np.uint64) for _ in range(2))
+        self.steps = np.zeros(caching.N_CONTROL, np.uint64)
+        self._fresh = np.ones(self.n_servers, bool)
+
+    def pull(self, agent: int, clock: int) -> bool:
+        """Ask whether to go on; rows come when they are needed. Local to it and server 0."""
+        self.agent = agent
+        self._send(0, PULL, agent, clock, NOTHING)
+        if not self._take(0):
+            return False
+        self._fresh[:] = True
+        self._fresh[0] = False
+        return True
+
+    def learn(self, agent: Hosted, now: int, n_steps: int) -> int:
+        """As `Worker.learn`, and fewer steps where there is no room. Local to it and servers."""
+        steps, totals = self.steps, agent.totals
+        totals[:] = 0.0
+        steps[: len(agent.control)] = agent.control
+        steps[caching.N_STEPS], steps[caching.FIRST_STEP] = n_steps, now + 1
+        steps[caching.STEPS_DONE] = 0
+        call = self.kernels["learn"].bind(
+            self.replica.q, self.replica.clock_words, self.keys, self.wanted, self.slots,
+            *agent.lanes.arrays(), self.params, steps, self.rates, totals,
+        )  # fmt: skip
+        while True:
+            call()
+            n = int(steps[caching.N_WANTED])
+            if n == 0:
+                return int(steps[caching.STEPS_DONE])
+            self._fetch(self.wanted[:n], self.slots[:n])
+
+    def push(self, agent: int, clock: int, n_steps: int) -> np.ndarray:
+        """As `Worker.push`; then no rows are kept."""
+        found = super().push(agent, clock, n_steps)
+        self.keys[:] = 0
+        self.steps[caching.N_KEPT] = 0
+        return found
+
+    def _fetch(self, wanted: np.ndarray, slots: np.ndarray) -> None:
+        """Have rows sent, and put them into their slots."""
+        owner = self.blocks.owner(wanted.astype(np.int64))
+        asked = [server for server in range(self.n_servers) if (owner == server).any()]
+        for server in asked:
+            mine = wanted[owner == server]
+            self.out[:HEAD] = WANT, self.agent, 0, 0, len(mine), 0, 0, 0
+            self.out[HEAD : HEAD + len(mine)] = mine
+            self.post.send(self.out[: HEAD + len(mine)], server)
+        for server in asked:
+            _, came = self.post.wait(server)
+            if self._fresh[server]:  # what it pushes is as old as the oldest of its rows
+                self.known[server], self._fresh[server] = came[VERSION], False
+            self._install(came, slots[owner == server])
+
+    def _looked_at(self, first: int, stop: int) -> tuple[int, int]:
+        return 0, self.base.n_rows
