@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import types
 from collections.abc import Callable, Mapping
@@ -119,6 +120,31 @@ class HostMemory:
         """Nothing to free."""
 
 
+class Post:
+    """`transport.Post` of threads: a queue for each."""
+
+    def __init__(self, rank: int, queues: list[queue.Queue[Any]]) -> None:
+        self._rank, self._queues, self._held = rank, queues, list[Any]()
+        self.sent_bytes, self.idle_s = 0, 0.0
+
+    def send(self, words: np.ndarray, peer: int) -> None:
+        """Hand a copy over."""
+        self.sent_bytes += words.nbytes
+        self._queues[peer].put((self._rank, words.copy()))
+
+    def wait(self, peer: int = -1) -> tuple[int, np.ndarray]:
+        """The next message, of `peer` or of anyone."""
+        for k, (source, _) in enumerate(self._held):
+            if peer in (-1, source):
+                found: tuple[int, np.ndarray] = self._held.pop(k)
+                return found
+        while True:
+            one = self._queues[self._rank].get(timeout=60)
+            if peer in (-1, one[0]):
+                return one[0], one[1]
+            self._held.append(one)
+
+
 class Alone:
     """The transport of a job of one rank: every collective is the identity."""
 
@@ -127,6 +153,12 @@ class Alone:
     leads_node = True
     survives = False
     lost: tuple[Any, ...] = ()
+    hosts: tuple[str, ...] = ("here",)
+
+    @property
+    def members(self) -> list[Any]:
+        """As many as there are ranks."""
+        return [types.SimpleNamespace(number=k, host="here") for k in range(self.size)]
 
     def host_memory(self, common_bytes: int, own_bytes: int) -> HostMemory | None:
         """None, as on hosts of one rank."""
@@ -189,9 +221,9 @@ class Thread(Alone):
 
     def __init__(
         self, rank: int, size: int, barrier: threading.Barrier, board: list[Any],
-        hosts: list[int] | None = None,
+        hosts: list[int] | None, queues: list[queue.Queue[Any]],
     ) -> None:  # fmt: skip
-        self.rank, self.size = rank, size
+        self.rank, self.size, self._queues = rank, size, queues
         self._barrier, self._board, self._hosts = barrier, board, hosts
         if hosts is not None:
             mine = [k for k, host in enumerate(hosts) if host == hosts[rank]]
@@ -203,6 +235,10 @@ class Thread(Alone):
         if self._hosts is None:
             return None
         return HostMemory(self, self._hosts, common_bytes, own_bytes)
+
+    def post(self, most: int) -> Post:
+        """Single messages through queues."""
+        return Post(self.rank, self._queues)
 
     def _all(self, mine: np.ndarray) -> list[np.ndarray]:
         return self._exchange(mine.copy())
@@ -262,11 +298,12 @@ def together(
     """
     barrier, board = threading.Barrier(size, timeout=120), [None] * size
     results: list[Any] = [None] * size
+    queues: list[queue.Queue[Any]] = [queue.Queue() for _ in range(size)]
     errors: list[BaseException] = []
 
     def run(rank: int) -> None:
         try:
-            results[rank] = work(Thread(rank, size, barrier, board, hosts))
+            results[rank] = work(Thread(rank, size, barrier, board, hosts, queues))
         except BaseException as error:
             errors.append(error)
             barrier.abort()
@@ -294,7 +331,7 @@ def config(**changes: Any) -> types.SimpleNamespace:
         ),
         "parallel": dict(
             agents=1, lanes=1, fusion="pooled", steps_per_round=1, kappa=1.0, force=False, trim=0,
-            reproducible=True, rebalance=True,
+            reproducible=True, rebalance=True, servers=1, staleness=1, cache_rows=0,
         ),
         "stop": dict(steps=None),
         "run": dict(seed=1),

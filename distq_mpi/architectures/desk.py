@@ -117,14 +117,19 @@ class Desk:
         if self.limit != "inf" and self.clocks.max() - clock > self.limit + 1:
             self.dropped += 1
             return
-        late = max(0, behind - (self.n_agents - 1)) / self.n_agents
-        self.scale[0] = 1.0 / (self.n_agents * (1.0 + LATE * late))
+        self.scale[0] = self.scale_of(behind)
         self.control[:] = self.first, words[N_ROWS], self.seed, self.version
         body, record = words[HEAD:], self.rows.record
         self.kernels["apply"](
             self.rows.q, self.rows.clock_words, self.ticked, self.versions,
             body, body.view(record.dtype), body.view(np.uint32), self.control, self.scale,
         )  # fmt: skip
+
+    def scale_of(self, behind: int) -> float:
+        """What a push is multiplied with that began `behind` pushes ago: 1 / K, which is stable for
+        any K and alpha <= 1, and less where others pushed more than once in between. Local."""
+        late = max(0, behind - (self.n_agents - 1)) / self.n_agents
+        return 1.0 / (self.n_agents * (1.0 + LATE * late))
 
     def _answer(self, peer: int, known: int) -> None:
         """Send a worker the rows that changed since the version it knows."""
