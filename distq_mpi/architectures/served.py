@@ -85,6 +85,7 @@ class Served(Host):
         self.progress = self.pending = Progress(period=self.period or 1)
         self.rates = np.array([config.learn.discount, step_parameter(config.learn)])
         self.header = np.zeros(HEADER, np.int64)
+        self._told_at = time.perf_counter(), 0, 0
         self.desk: Desk | None = None
         self.worker: Worker | None = None
         learn = config.learn
@@ -265,14 +266,22 @@ class Served(Host):
         return agreement
 
     def report(self) -> dict[str, Any]:
-        """Of the last round, as server 0 knows it. Local."""
+        """As server 0 knows it: staleness of the last round's pushes, rates since the last report,
+        counts and bytes from the start, pushes of each agent, shares of time spent waiting. Local.
+        """
         desk = self.desk
         if desk is None:
             return {}
         behind = sorted(desk.staleness) or [0]
         n = len(behind) - 1
         workers = [rank for rank, hosted in enumerate(self.hosting.counts) if hosted]
+        now = time.perf_counter()
+        seconds = max(1e-9, now - self._told_at[0])
+        pushes, pulls = desk.pushes - self._told_at[1], desk.pulls - self._told_at[2]
+        self._told_at = now, desk.pushes, desk.pulls
         return {
+            "pushes_per_s": pushes / seconds,
+            "pulls_per_s": pulls / seconds,
             "staleness_p50": behind[n // 2],
             "staleness_p99": behind[round(0.99 * n)],
             "staleness_max": behind[-1],

@@ -20,6 +20,8 @@ COLUMNS = (
     ("gap", "policy_gap", 9),
     ("period", "steps_per_round", 6),
 )
+EXTRA_COLUMNS = (("stale p99", "staleness_p99", 9), ("idle", "idle_share_workers", 6))
+"""Those that only some architectures have something for."""
 STATUS_STYLES = {"converged": "bold green", "finished": "bold green", "interrupted": "bold yellow"}
 
 
@@ -42,14 +44,15 @@ class Console:
 
     def report(self, row: dict[str, Any]) -> None:
         """Print one line of numbers, under a header that comes back every 20 lines."""
+        columns = COLUMNS + tuple(column for column in EXTRA_COLUMNS if column[1] in row)
         if self._n_reports % HEADER_EVERY == 0:
-            self._say("  ".join(f"{title:>{width}}" for title, _, width in COLUMNS), "dim")
+            self._say("  ".join(f"{title:>{width}}" for title, _, width in columns), "dim")
         self._n_reports += 1
-        cells = {key: number(row.get(key)) for _, key, _ in COLUMNS}
+        cells = {key: number(row.get(key), 2 if "idle" in key else 4) for _, key, _ in columns}
         cells["wall_time_s"] = duration(row.get("wall_time_s"))
         for key in ("steps", "steps_per_s", "round", "episodes"):
             cells[key] = count(row.get(key))
-        self._say("  ".join(f"{cells[key]:>{width}}" for _, key, width in COLUMNS))
+        self._say("  ".join(f"{cells[key]:>{width}}" for _, key, width in columns))
 
     def event(self, kind: str, message: str) -> None:
         """Print one line about something that happened."""
