@@ -172,7 +172,7 @@ class Planner:
         self.environment, self.transport = environment, transport
         self._kernels = kernels
         n_states, n_transitions = environment.n_states, environment.n_transitions
-        self.rows = planner_rows(n_states, n_transitions, transport.size)
+        self.count_ranks()
         self.alone = self.rows.block(0) == (0, n_states)
         self.first, self.last = self.rows.block(transport.rank)
         starts = logical_blocks(n_states, n_transitions).starts
@@ -191,6 +191,12 @@ class Planner:
         if not self.alone or transport.rank == 0:
             self._discover()
         self._values = Values(n_own, self.halo.size, self.most_of)
+
+    def count_ranks(self) -> None:
+        """Take as many ranks as there are for those that plan; where one plans alone, others may
+        be lost. Local."""
+        n_states, n_transitions = self.environment.n_states, self.environment.n_transitions
+        self.rows = planner_rows(n_states, n_transitions, self.transport.size)
 
     def _discover(self) -> None:
         """Find reachable states, bounds on the mass, the halo and own start states."""

@@ -135,3 +135,5 @@ def _keep_or_drop_solver(run: Run, same_first: bool) -> None:
     run.transport.max_int(lacks)
     if lacks[0]:
         run.solver = None
+    elif run.solver is not None:
+        run.solver.planner.count_ranks()

@@ -31,7 +31,7 @@ from distq_mpi.architectures.schedules import (
 )
 from distq_mpi.architectures.server import placement
 from distq_mpi.architectures.worker import CachingWorker, Worker
-from distq_mpi.errors import ConfigError, DistqError
+from distq_mpi.errors import ConfigError, QuorumLost
 from distq_mpi.fusion import FixedPoint
 from distq_mpi.holding import Holding
 from distq_mpi.kernels import Kernel, caching, loop, pushing
@@ -104,7 +104,7 @@ class Served(Host):
         self.take_agents(environment, self.hosting)
         self.first, stop = self.blocks.block(transport.rank)
         if transport.size == 1:
-            raise DistqError("parallel.architecture: server has no worker; resume on more ranks")
+            raise QuorumLost("one rank is left, which cannot be server and worker; resume on more")
         slots, record = slots_of(config), self.record
         words = 1 + record.row_bytes // 8
         room = min(int(self.blocks.counts.max()), slots // 2 or self.n_states)

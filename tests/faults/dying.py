@@ -19,7 +19,8 @@ from typing import Any
 
 from distq_mpi import checkpoint, recovery
 from distq_mpi.__main__ import main
-from distq_mpi.architectures import Allreduce
+from distq_mpi.architectures import Allreduce, Served
+from distq_mpi.architectures.worker import Worker
 from distq_mpi.trainer import Run
 from distq_mpi.transport import Transport
 
@@ -57,6 +58,7 @@ real_enter, real_init, real_write = Run.enter, Transport.__init__, checkpoint.wr
 
 def enter(self: Run, phase: str) -> None:
     real_enter(self, phase)
+    NUMBER["round"], NUMBER["pushes"] = self.architecture.progress.round, 0
     if phase in ("learn", "certificate", "checkpoint", "end", "recover"):
         die(phase, self.architecture.progress.round)
 
@@ -82,6 +84,20 @@ def write(path: Any, *, rows: Any, **rest: Any) -> None:
     real_write(path, rows=dying_rows(), **rest)
 
 
+real_push = Worker.push
+
+
+def push(self: Any, *arguments: Any) -> Any:
+    """A death instead of the second push of a round."""
+    NUMBER["pushes"] = NUMBER.get("pushes", 0) + 1
+    if NUMBER["pushes"] > 1:
+        die("push", NUMBER["round"])
+    return real_push(self, *arguments)
+
+
+Worker.push = push  # type: ignore[method-assign]
+before(Served, "exchange", "move")
+before(Served, "commit", "commit")
 before(Allreduce, "exchange", "move")
 before(Allreduce, "_fuse_owned", "fuse")
 before(Allreduce, "_merge_owned", "fuse")
