@@ -219,23 +219,25 @@ class HostMemory:
 class Post:
     """Single messages of words between two ranks, of up to `most` words.
 
-    What `receive` and `poll` return is valid until the next call of either. Whoever waits looks
-    again at once for a while, and lets others have the core in between; then ever less often.
+    What comes lies in `inbox`, uint64 (most,), until the next call of `wait` or `poll`. Whoever
+    waits looks again at once for a while, and lets others have the core in between; then ever less
+    often.
 
-    Attributes: `sent_bytes`; `idle_s`, seconds spent waiting.
+    Attributes: `inbox`; `sent_bytes`; `idle_s`, seconds spent waiting.
     """
 
     def __init__(self, comm: MPI.Intracomm, most: int) -> None:
-        self._comm, self._buffer, self.sent_bytes = comm, _sparse(most), 0
-        self._status, self.idle_s = MPI.Status(), 0.0
+        self._comm, self.inbox, self.sent_bytes = comm, _sparse(most), 0
+        self._status, self._whole = MPI.Status(), (self.inbox, MPI.UINT64_T)
+        self.idle_s = 0.0
 
     def send(self, words: np.ndarray, peer: int) -> None:
         """Send uint64 words; they may be changed when it returns. Local, and to the peer."""
-        self._comm.Send([words, MPI.UINT64_T], peer, POST_TAG)
+        self._comm.Send((words, MPI.UINT64_T), peer, POST_TAG)
         self.sent_bytes += words.nbytes
 
-    def wait(self, peer: int = -1) -> tuple[int, np.ndarray]:
-        """Return (peer, words) of the next message of a peer, of anyone where it is -1. Local."""
+    def wait(self, peer: int = -1) -> int:
+        """Take the next message of a peer, of anyone where it is -1; return whose it is. Local."""
         came = self.poll(peer)
         if came is not None:
             return came
@@ -250,14 +252,14 @@ class Post:
         self.idle_s += time.perf_counter() - begin
         return came
 
-    def poll(self, peer: int = -1) -> tuple[int, np.ndarray] | None:
-        """Return (peer, words) of a message that has come, None where there is none. Local."""
+    def poll(self, peer: int = -1) -> int | None:
+        """As `wait`, where a message has come; None where there is none. Local."""
         source, status = MPI.ANY_SOURCE if peer < 0 else peer, self._status
         if not self._comm.Iprobe(source, POST_TAG, status):
             return None
         source = status.source
-        self._comm.Recv([self._buffer, MPI.UINT64_T], source, POST_TAG, status)
-        return source, self._buffer[: status.Get_count(MPI.UINT64_T)]
+        self._comm.Recv(self._whole, source, POST_TAG)
+        return source
 
 
 class Transport:

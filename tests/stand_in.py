@@ -123,17 +123,23 @@ class HostMemory:
 class Post:
     """`transport.Post` of threads: a queue for each."""
 
-    def __init__(self, rank: int, queues: list[queue.Queue[Any]]) -> None:
+    def __init__(self, rank: int, queues: list[queue.Queue[Any]], most: int) -> None:
         self._rank, self._queues, self._held = rank, queues, list[Any]()
         self.sent_bytes, self.idle_s = 0, 0.0
+        self.inbox = np.zeros(most, np.uint64)
 
     def send(self, words: np.ndarray, peer: int) -> None:
         """Hand a copy over."""
         self.sent_bytes += words.nbytes
         self._queues[peer].put((self._rank, words.copy()))
 
-    def wait(self, peer: int = -1) -> tuple[int, np.ndarray]:
-        """The next message, of `peer` or of anyone."""
+    def wait(self, peer: int = -1) -> int:
+        """Take the next message, of `peer` or of anyone; return whose it is."""
+        source, words = self._next(peer)
+        self.inbox[: len(words)] = words
+        return source
+
+    def _next(self, peer: int) -> tuple[int, np.ndarray]:
         for k, (source, _) in enumerate(self._held):
             if peer in (-1, source):
                 found: tuple[int, np.ndarray] = self._held.pop(k)
@@ -238,7 +244,7 @@ class Thread(Alone):
 
     def post(self, most: int) -> Post:
         """Single messages through queues."""
-        return Post(self.rank, self._queues)
+        return Post(self.rank, self._queues, most)
 
     def _all(self, mine: np.ndarray) -> list[np.ndarray]:
         return self._exchange(mine.copy())

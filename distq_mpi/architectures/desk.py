@@ -59,8 +59,19 @@ class Desk:
         self.pushes = self.pulls = self.dropped = self.steps = 0
         self.words = 1 + rows.record.row_bytes // 8
         self.out = np.zeros(HEAD + min(room, rows.n_rows) * self.words, np.uint64)
-        self.table = rows.raw.view(np.uint64)
         self.control, self.scale = np.zeros(4, np.uint64), np.zeros(1)
+        self._bind()
+
+    def _bind(self) -> None:
+        """Fix the arguments of the loops: checking them costs more than a small message."""
+        came, out, kernels, rows = self.post.inbox[HEAD:], self.out[HEAD:], self.kernels, self.rows
+        table, control = rows.raw.view(np.uint64), self.control
+        self._add = kernels["apply"].bind(
+            rows.q, rows.clock_words, self.ticked, self.versions,
+            came, came.view(rows.record.dtype), came.view(np.uint32), control, self.scale,
+        )  # fmt: skip
+        self._collect = kernels["collect"].bind(table, self.versions, out, control)
+        self._pick = kernels["pick"].bind(table, came, out, control)
 
     def know_rows(self) -> None:
         """Count from what the rows hold, which were brought in from outside. Local."""
@@ -69,7 +80,7 @@ class Desk:
 
     def go_on_from(self, other: Desk) -> None:
         """Take over what another desk has counted, of the same rows. Local."""
-        self.version, self.ticked = other.version, other.ticked
+        self.version, self.ticked[:] = other.version, other.ticked
         self.versions[:] = self.version = self.version + 1
         self.pushes, self.pulls, self.dropped = other.pushes, other.pulls, other.dropped
 
@@ -82,12 +93,12 @@ class Desk:
         self.steps = 0
         self.staleness.clear()
         while workers:
-            peer, words = self.post.wait()
+            peer, words = self.post.wait(), self.post.inbox
             kind, number = int(words[KIND]), int(words[AGENT])
             if kind == DONE:
                 workers.discard(peer)
             elif kind == WANT:
-                self._answer_wanted(peer, words)
+                self._answer_wanted(peer, int(words[N_ROWS]))
             elif kind == PULL:
                 waiting[number] = peer, int(words[CLOCK]), int(words[VERSION])
             else:
@@ -119,11 +130,7 @@ class Desk:
             return
         self.scale[0] = self.scale_of(behind)
         self.control[:] = self.first, words[N_ROWS], self.seed, self.version
-        body, record = words[HEAD:], self.rows.record
-        self.kernels["apply"](
-            self.rows.q, self.rows.clock_words, self.ticked, self.versions,
-            body, body.view(record.dtype), body.view(np.uint32), self.control, self.scale,
-        )  # fmt: skip
+        self._add()
 
     def scale_of(self, behind: int) -> float:
         """What a push is multiplied with that began `behind` pushes ago: 1 / K, which is stable for
@@ -137,16 +144,15 @@ class Desk:
         n = 0
         if known != NOTHING:
             self.control[:2] = self.first, known
-            self.kernels["collect"](self.table, self.versions, self.out[HEAD:], self.control)
+            self._collect()
             n = int(self.control[2])
         self._send(peer, ROWS, n)
 
-    def _answer_wanted(self, peer: int, words: np.ndarray) -> None:
-        """Send a worker the rows that it names."""
+    def _answer_wanted(self, peer: int, n: int) -> None:
+        """Send a worker the n rows that its message names."""
         self.pulls += 1
-        n = int(words[N_ROWS])
         self.control[:2] = self.first, n
-        self.kernels["pick"](self.table, words[HEAD:], self.out[HEAD:], self.control)
+        self._pick()
         self._send(peer, ROWS, n)
 
     def _send(self, peer: int, kind: int, n_rows: int) -> None:

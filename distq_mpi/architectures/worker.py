@@ -49,10 +49,25 @@ class Worker:
         self.n_servers, self.kernels, self.params, self.rates = n_servers, kernels, params, rates
         self.words = 1 + base.record.row_bytes // 8
         self.known = np.zeros(n_servers, np.uint64)
-        self.keys = self.slots = np.zeros(1, np.uint64)
+        self.keys = self.places = np.zeros(1, np.uint64)
         self.out = np.zeros(HEAD + room * self.words, np.uint64)
-        self.tables = base.raw.view(np.uint64), replica.raw.view(np.uint64)
         self.control, self.draws = np.zeros(5, np.uint64), np.zeros(2 * loop.BATCH, np.uint64)
+        self.found = np.zeros(5)
+        self._bound: dict[int, Any] = {}
+        self._bind()
+
+    def _bind(self) -> None:
+        """Fix the arguments of the loops: checking them costs more than a small message."""
+        base, replica, body = self.base, self.replica, self.out[HEAD:]
+        self._gather = self.kernels["gather"].bind(
+            replica.q, replica.clock_words, base.q, base.clock_words, self.keys,
+            body, body.view(base.record.dtype), body.view(np.uint32), self.control, self.rates,
+            self.found,
+        )  # fmt: skip
+        self._install = self.kernels["install"].bind(
+            base.raw.view(np.uint64), replica.raw.view(np.uint64), self.places,
+            self.post.inbox[HEAD:], self.control,
+        )  # fmt: skip
 
     def pull(self, agent: int, clock: int) -> bool:
         """Take the rows that changed; False where there is a pause. Local to it and the servers."""
@@ -72,33 +87,30 @@ class Worker:
 
     def learn(self, agent: Hosted, now: int, n_steps: int) -> int:
         """Make up to n_steps steps of an agent's lanes after step `now`; return how many. Local."""
-        call = self.kernels["learn"].bind(
-            self.replica.q, self.replica.clock_words,
-            *agent.learning_arrays(self.draws, self.params), agent.control, self.rates,
-            agent.totals,
-        )  # fmt: skip
-        agent.learn(call, now + 1, n_steps)
+        if agent.number not in self._bound:
+            self._bound[agent.number] = self.kernels["learn"].bind(
+                self.replica.q, self.replica.clock_words,
+                *agent.learning_arrays(self.draws, self.params), agent.control, self.rates,
+                agent.totals,
+            )  # fmt: skip
+        agent.learn(self._bound[agent.number], now + 1, n_steps)
         return n_steps
 
     def push(self, agent: int, clock: int, n_steps: int) -> np.ndarray:
-        """Send every server what was learned in its rows; return what `gather` found, float64 (5,).
+        """Send every server what was learned in its rows; return what `gather` found, float64 (5,),
+        valid until the next push.
 
         n_steps : of all the agent's lanes. Local to this rank and the servers.
         """
-        found, record = np.zeros(5), self.base.record
-        body = self.out[HEAD:]
+        self.found[:] = 0.0
         for server in range(self.n_servers):
             first, stop = self.blocks.block(server)
             self.control[:4] = *self._looked_at(first, stop), first, stop
-            self.kernels["gather"](
-                self.replica.q, self.replica.clock_words, self.base.q, self.base.clock_words,
-                self.keys, body, body.view(record.dtype), body.view(np.uint32), self.control,
-                self.rates, found,
-            )  # fmt: skip
+            self._gather()
             n = int(self.control[4])
             self.out[:HEAD] = PUSH, agent, clock, self.known[server], n, n_steps, 0, 0
             self.post.send(self.out[: HEAD + n * self.words], server)
-        return found
+        return self.found
 
     def _looked_at(self, first: int, stop: int) -> tuple[int, int]:
         return first, stop
@@ -108,16 +120,14 @@ class Worker:
         self.post.send(self.out[:HEAD], peer)
 
     def _take(self, server: int) -> bool:
-        _, came = self.post.wait(server)
+        self.post.wait(server)
+        came = self.post.inbox
         if came[KIND] == PAUSE:
             return False
         self.known[server] = came[VERSION]
-        self._install(came, self.slots)
-        return True
-
-    def _install(self, came: np.ndarray, places: np.ndarray) -> None:
         self.control[:2] = came[N_ROWS], self.cached
-        self.kernels["install"](*self.tables, places, came[HEAD:], self.control)
+        self._install()
+        return True
 
 
 class CachingWorker(Worker):
@@ -132,7 +142,8 @@ class CachingWorker(Worker):
         super().__init__(*arguments)
         n_wanted = caching.PER_LANE * n_lanes
         self.keys = np.zeros(self.base.n_rows, np.uint64)
-        self.wanted, self.slots = (np.zeros(n_wanted, np.uint64) for _ in range(2))
+        self.wanted, self.slots, self.places = (np.zeros(n_wanted, np.uint64) for _ in range(3))
+        self._bind()
         self.steps = np.zeros(caching.N_CONTROL, np.uint64)
         self._fresh = np.ones(self.n_servers, bool)
 
@@ -181,10 +192,13 @@ class CachingWorker(Worker):
             self.out[HEAD : HEAD + len(mine)] = mine
             self.post.send(self.out[: HEAD + len(mine)], server)
         for server in asked:
-            _, came = self.post.wait(server)
+            self.post.wait(server)
             if self._fresh[server]:  # what it pushes is as old as the oldest of its rows
-                self.known[server], self._fresh[server] = came[VERSION], False
-            self._install(came, slots[owner == server])
+                self.known[server], self._fresh[server] = self.post.inbox[VERSION], False
+            n = int(self.post.inbox[N_ROWS])
+            self.places[:n] = slots[owner == server]
+            self.control[:2] = n, self.cached
+            self._install()
 
     def _looked_at(self, first: int, stop: int) -> tuple[int, int]:
         return 0, self.base.n_rows

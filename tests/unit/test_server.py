@@ -31,12 +31,15 @@ class Letters:
     def __init__(self) -> None:
         self.coming: list[tuple[int, np.ndarray]] = []
         self.sent: list[tuple[int, np.ndarray]] = []
+        self.inbox = np.zeros(1 << 14, np.uint64)
 
     def send(self, words: np.ndarray, peer: int) -> None:
         self.sent.append((peer, words.copy()))
 
-    def wait(self, peer: int = -1) -> tuple[int, np.ndarray]:
-        return self.coming.pop(0)
+    def wait(self, peer: int = -1) -> int:
+        source, words = self.coming.pop(0)
+        self.inbox[: len(words)] = words
+        return source
 
 
 def one_step(reward: float = 1.0) -> Environment:
@@ -131,14 +134,15 @@ def test_rows_in_slots_learn_as_rows_in_order(rule: str, seed: int, n_lanes: int
     class Served_(Letters):
         """Rows of a server that has learned nothing."""
 
-        def wait(self, peer: int = -1) -> tuple[int, np.ndarray]:
+        def wait(self, peer: int = -1) -> int:
             _, asked = self.sent.pop()
             states = asked[HEAD:]
             rows = np.zeros((len(states), 1 + record.row_bytes // 8), np.uint64)
             rows[:, 0] = states
-            return peer, np.concatenate([head(ROWS, 0, 0), rows.reshape(-1)]) + np.array(
-                [0] * N_ROWS + [len(states)] + [0] * (HEAD - N_ROWS - 1 + rows.size), np.uint64
-            )
+            self.inbox[:HEAD] = head(ROWS, 0, 0)
+            self.inbox[N_ROWS] = len(states)
+            self.inbox[HEAD : HEAD + rows.size] = rows.reshape(-1)
+            return peer
 
     slots = 512
     worker = CachingWorker(
@@ -288,17 +292,18 @@ class Late(Post):
             self.updated = 1 - self.updated
         super().send(words, peer)
 
-    def wait(self, peer: int = -1) -> tuple[int, np.ndarray]:
-        source, words = super().wait(peer)
+    def wait(self, peer: int = -1) -> int:
+        source, words = super().wait(peer), self.inbox
         for k in range(int(words[N_ROWS])):
-            row = words[HEAD:].reshape(int(words[N_ROWS]), -1)[k]
+            n_words = 1 + len(self.history[0][0])
+            row = words[HEAD + k * n_words : HEAD + (k + 1) * n_words]
             state, history = int(row[0]), self.history[int(row[0])]
             if not np.array_equal(history[-1], row[1:]):
                 history.append(row[1:].copy())
             if state != self.updated:
                 n_updates = len(self.history[self.updated]) - 1
                 row[1:] = history[max(0, min(n_updates - self.delay, len(history) - 1))]
-        return source, words
+        return source
 
 
 @pytest.mark.parametrize(
@@ -320,10 +325,11 @@ def test_t12_delayed_reads(alpha: float, delay: int, n_updates: int) -> None:
     def work(transport: Any) -> None:
         this = Served(given_, environment, kernels, transport)
         if this.worker is not None:
-            late = Late(transport.rank, transport._queues)
+            late = Late(transport.rank, transport._queues, 64)
             late.begin(this.record.row_bytes // 8)
             late.delay = delay
             this.worker.post = late  # type: ignore[assignment]
+            this.worker._bind()
         while this.progress.steps < 2 * (n_updates + 10):
             this.learn()
             this.exchange((False, False, False))
