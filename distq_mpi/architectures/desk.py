@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from distq_mpi.kernels.pushing import (
     HEAD,
     KIND,
     N_ROWS,
+    NEXT,
+    NEXT_CLOCK,
+    NEXT_VERSION,
     PAUSE,
     PULL,
     ROWS,
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
 
 LATE = 0.5
 """What a push loses for every further push of each agent that came in before it."""
+ROUND_S = 2.0
+"""Seconds after which server 0 calls a pause in any case: signals wait for it."""
 NOTHING = 2**64 - 1
 """The version that a worker knows which asks for no rows."""
 
@@ -87,8 +93,9 @@ class Desk:
     def serve(self, workers: set[int], n_steps: int) -> None:
         """Apply pushes and answer pulls until every worker has paused. Local to it and them.
 
-        n_steps : of all lanes, after which agents that ask are told to pause.
+        n_steps : of all lanes, after which agents that ask are told to pause; or `ROUND_S` seconds.
         """
+        ends = time.perf_counter() + ROUND_S
         waiting: dict[int, tuple[int, int, int]] = {}
         self.steps = 0
         self.staleness.clear()
@@ -104,8 +111,11 @@ class Desk:
             else:
                 self._apply(words)
                 self.steps += int(words[STEPS])
+                if words[NEXT]:
+                    asks = int(words[NEXT_CLOCK]), int(words[NEXT_VERSION])
+                    waiting[int(words[NEXT]) - 1] = peer, *asks
             for agent, (rank, clock, known) in list(waiting.items()):
-                if self.leads and self.steps >= n_steps:
+                if self.leads and (self.steps >= n_steps or time.perf_counter() > ends):
                     self._send(rank, PAUSE, 0)
                     workers.discard(rank)
                 elif self.leads and self._must_wait(clock):
@@ -157,5 +167,6 @@ class Desk:
 
     def _send(self, peer: int, kind: int, n_rows: int) -> None:
         out = self.out
-        out[:HEAD] = kind, 0, 0, self.version, n_rows, 0, 0, 0
+        out[:HEAD] = 0
+        out[KIND], out[VERSION], out[N_ROWS] = kind, self.version, n_rows
         self.post.send(out[: HEAD + n_rows * self.words], peer)

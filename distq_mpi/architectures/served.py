@@ -5,9 +5,9 @@ apply pushes as they come, each scaled by 1 / K, so that any number of agents is
 the later it comes; the clock advances by as much of the visits. An agent may begin its push c while
 the slowest has made c - `parallel.staleness` of them.
 
-A round, as the rest of the program sees it, is a number of steps after which server 0 tells every
-agent that asks to pause: nothing is on its way then, so what is certified and written holds every
-push. Nobody waits longer than for the push that the slowest has begun.
+A round, as the rest of the program sees it, is a number of steps, or seconds, after which server 0
+tells every agent that asks to pause: nothing is on its way then, so what is certified and written
+holds every push. Nobody waits longer than for the push that the slowest has begun.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from distq_mpi.table import Rows, initialise, record_of
 if TYPE_CHECKING:
     from distq_mpi.transport import Transport
 
-FIRST_PUSHES = 8
-"""Pushes of an agent in the first round."""
+ROUND_PUSHES = 32
+"""Pushes of an agent in a round, at least: a pause costs as much as one push of the slowest."""
 ENOUGH_PUSHES, BEHIND = 20, 0.5
 """Pushes from which on agents are compared, and the share of their median that a straggler has."""
 LEAST_STEPS = 4
@@ -213,16 +213,17 @@ class Served(Host):
             agent.lanes.copy_from(agent.committed)
             agent.control[loop.EXPLORE] = explore
             n_steps = worker.learn(agent, self.now[k], self.periods[k])
-            begin = time.perf_counter()
-            found = worker.push(agent.number, self.pushed[k] + 1, n_steps * agent.lanes.n)
-            self.exchange_time_s += time.perf_counter() - begin
             agent.commit()
             self.pushed[k] += 1
             self.now[k] += n_steps
+            self._turn += 1
+            begin, turn = time.perf_counter(), self._turn % len(self.agents)
+            then = self.agents[turn].number, self.pushed[turn]
+            found = worker.push(agent.number, self.pushed[k], n_steps * agent.lanes.n, then)
+            self.exchange_time_s += time.perf_counter() - begin
             add_agent(self.header, found, agent.totals, LENGTH_UNIT, self.n_agents)
             if not self.period:
                 self.periods[k] = self._next_period(agent, n_steps, found)
-            self._turn += 1
         worker.pause()
 
     def _next_period(self, agent: Any, n_steps: int, found: np.ndarray) -> int:
@@ -239,7 +240,7 @@ class Served(Host):
         """Steps of all lanes after which server 0 calls a pause."""
         progress, limit = self.progress, self.config.stop.steps
         wanted = max(
-            FIRST_PUSHES * self.n_lanes * progress.period,
+            ROUND_PUSHES * self.n_lanes * progress.period,
             min(progress.steps // TICK_SHARE, ROUND_STEPS),
         )
         return wanted if limit is None else max(1, min(wanted, limit - progress.steps))

@@ -15,6 +15,9 @@ from distq_mpi.kernels.pushing import (
     HEAD,
     KIND,
     N_ROWS,
+    NEXT,
+    NEXT_CLOCK,
+    NEXT_VERSION,
     PAUSE,
     PULL,
     PUSH,
@@ -52,7 +55,7 @@ class Worker:
         self.keys = self.places = np.zeros(1, np.uint64)
         self.out = np.zeros(HEAD + room * self.words, np.uint64)
         self.control, self.draws = np.zeros(5, np.uint64), np.zeros(2 * loop.BATCH, np.uint64)
-        self.found = np.zeros(5)
+        self.found, self._asked = np.zeros(5), False
         self._bound: dict[int, Any] = {}
         self._bind()
 
@@ -71,11 +74,13 @@ class Worker:
 
     def pull(self, agent: int, clock: int) -> bool:
         """Take the rows that changed; False where there is a pause. Local to it and the servers."""
-        self._send(0, PULL, agent, clock, int(self.known[0]))
+        if not self._asked:
+            self._send(0, PULL, agent, clock, self._has(0))
+        self._asked = False
         if not self._take(0):
             return False
         for server in range(1, self.n_servers):
-            self._send(server, PULL, agent, clock, int(self.known[server]))
+            self._send(server, PULL, agent, clock, self._has(server))
         for server in range(1, self.n_servers):
             self._take(server)
         return True
@@ -96,27 +101,38 @@ class Worker:
         agent.learn(self._bound[agent.number], now + 1, n_steps)
         return n_steps
 
-    def push(self, agent: int, clock: int, n_steps: int) -> np.ndarray:
+    def push(
+        self, agent: int, clock: int, n_steps: int, then: tuple[int, int] | None = None
+    ) -> np.ndarray:
         """Send every server what was learned in its rows; return what `gather` found, float64 (5,),
         valid until the next push.
 
-        n_steps : of all the agent's lanes. Local to this rank and the servers.
+        n_steps : of all the agent's lanes. then : agent and clock of the pull that comes next, if
+        any, for which server 0 is asked at once. Local to this rank and the servers.
         """
         self.found[:] = 0.0
-        for server in range(self.n_servers):
+        for server in reversed(range(self.n_servers)):  # who is let go by server 0 finds all
             first, stop = self.blocks.block(server)
             self.control[:4] = *self._looked_at(first, stop), first, stop
             self._gather()
             n = int(self.control[4])
-            self.out[:HEAD] = PUSH, agent, clock, self.known[server], n, n_steps, 0, 0
+            self.out[:HEAD] = PUSH, agent, clock, self.known[server], n, n_steps, 0, 0, 0, 0
+            if server == 0 and then is not None:
+                self._asked = True
+                self.out[NEXT], self.out[NEXT_CLOCK] = then[0] + 1, then[1]
+                self.out[NEXT_VERSION] = self._has(0)
             self.post.send(self.out[: HEAD + n * self.words], server)
         return self.found
 
     def _looked_at(self, first: int, stop: int) -> tuple[int, int]:
         return first, stop
 
+    def _has(self, server: int) -> int:
+        """Version of a server's rows that a pull need not bring."""
+        return int(self.known[server])
+
     def _send(self, peer: int, kind: int, agent: int, clock: int, version: int) -> None:
-        self.out[:HEAD] = kind, agent, clock, version, 0, 0, 0, 0
+        self.out[:HEAD] = kind, agent, clock, version, 0, 0, 0, 0, 0, 0
         self.post.send(self.out[:HEAD], peer)
 
     def _take(self, server: int) -> bool:
@@ -150,7 +166,9 @@ class CachingWorker(Worker):
     def pull(self, agent: int, clock: int) -> bool:
         """Ask whether to go on; rows come when they are needed. Local to it and server 0."""
         self.agent = agent
-        self._send(0, PULL, agent, clock, NOTHING)
+        if not self._asked:
+            self._send(0, PULL, agent, clock, NOTHING)
+        self._asked = False
         if not self._take(0):
             return False
         self._fresh[:] = True
@@ -175,9 +193,11 @@ class CachingWorker(Worker):
                 return int(steps[caching.STEPS_DONE])
             self._fetch(self.wanted[:n], self.slots[:n])
 
-    def push(self, agent: int, clock: int, n_steps: int) -> np.ndarray:
+    def push(
+        self, agent: int, clock: int, n_steps: int, then: tuple[int, int] | None = None
+    ) -> np.ndarray:
         """As `Worker.push`; then no rows are kept."""
-        found = super().push(agent, clock, n_steps)
+        found = super().push(agent, clock, n_steps, then)
         self.keys[:] = 0
         self.steps[caching.N_KEPT] = 0
         return found
@@ -188,7 +208,7 @@ class CachingWorker(Worker):
         asked = [server for server in range(self.n_servers) if (owner == server).any()]
         for server in asked:
             mine = wanted[owner == server]
-            self.out[:HEAD] = WANT, self.agent, 0, 0, len(mine), 0, 0, 0
+            self.out[:HEAD] = WANT, self.agent, 0, 0, len(mine), 0, 0, 0, 0, 0
             self.out[HEAD : HEAD + len(mine)] = mine
             self.post.send(self.out[: HEAD + len(mine)], server)
         for server in asked:
@@ -202,3 +222,6 @@ class CachingWorker(Worker):
 
     def _looked_at(self, first: int, stop: int) -> tuple[int, int]:
         return 0, self.base.n_rows
+
+    def _has(self, server: int) -> int:
+        return NOTHING

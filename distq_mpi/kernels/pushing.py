@@ -20,8 +20,9 @@ from distq_mpi.kernels.storing import exact, stochastic
 
 u8, u4, f8, i8 = np.uint64, np.uint32, np.float64, np.int64
 
-KIND, AGENT, CLOCK, VERSION, N_ROWS, STEPS, N_WORDS = range(7)
-HEAD = 8
+KIND, AGENT, CLOCK, VERSION, N_ROWS, STEPS, NEXT, NEXT_CLOCK, NEXT_VERSION = range(9)
+"""Words of the head. A push is a pull, too, of agent NEXT - 1, where NEXT is not 0."""
+HEAD = 10
 PUSH, PULL, WANT, DONE, ROWS, PAUSE = range(6)
 
 # Stand-ins for the parts.
@@ -40,7 +41,7 @@ def gather(q, clock, base_q, base_clock, keys, out, out_q, out_clock, control, r
     (5,): rows kept [0], [1) are looked at; states [2], [3) are sent; [4], written: how many were.
     rates : discount, parameter of the step size. found : float64 (5,), added to, as in `fusing`.
     """
-    n_found = 0
+    n_found, length, visits, non_finite = 0, 0.0, 0.0, 0.0
     for k in range(i8(control[0]), i8(control[1])):
         s = key_of(keys, u8(k))
         if s < control[2] or s >= control[3]:
@@ -60,11 +61,14 @@ def gather(q, clock, base_q, base_clock, keys, out, out_q, out_clock, control, r
             difference = f8(q[row + a]) - f8(base_q[row + a])
             out_q[to_row + a], out_clock[to_cell + a] = difference, u4(n)
             alpha = size(upcoming(base_clock[cell + a]), rates[DISCOUNT], rates[ALPHA])
-            found[LENGTH] += alpha * f8(n) * f8(n - 1)
-            found[VISITS] += f8(n)
-            found[NON_FINITE] += f8(not abs(difference) < np.inf)
+            length += alpha * f8(n) * f8(n - 1)
+            visits += f8(n)
+            non_finite += f8(not abs(difference) < np.inf)
             q[row + a], clock[cell + a] = base_q[row + a], base_clock[cell + a]
     control[4] = u8(n_found)
+    found[LENGTH] += length
+    found[VISITS] += visits
+    found[NON_FINITE] += non_finite
 
 
 def apply(q, clock, ticked, versions, rows, rows_q, rows_clock, control, scale):

@@ -55,7 +55,7 @@ def desk_of(given: Any, environment: Environment) -> tuple[Desk, Letters]:
 
 
 def head(kind: int, agent: int, clock: int, version: int = 0, steps: int = 0) -> np.ndarray:
-    return np.array([kind, agent, clock, version, 0, steps, 0, 0], np.uint64)
+    return np.array([kind, agent, clock, version, 0, steps, 0, 0, 0, 0], np.uint64)
 
 
 def serve(desk: Desk, post: Letters, *came: tuple[int, np.ndarray]) -> list[tuple[int, int]]:
