@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import pickle
 import signal
 import sys
 import time
@@ -30,6 +31,8 @@ MESSAGE_BYTES, PAGE, HUGE_BYTES = 64 << 20, 4096, 16 << 20
 MAIL_TAG, NEIGHBOURS_TAG, POST_TAG, SHIFT_TAG = range(1, 5)
 EAGER_TURNS, SHORTEST_NAP_S, LONGEST_NAP_S = 200, 5e-5, 1e-3
 """How often whoever waits for a message looks again at once, and how long it sleeps after that."""
+BROKEN = (MPI.Exception, pickle.UnpicklingError, EOFError)
+"""What a message raises that a dying rank has part in."""
 FALSE_ALARMS = 2
 """Failures in a row in which nobody is lost before they are taken for mistakes."""
 
@@ -303,14 +306,23 @@ class Transport:
         """Run a block in which a message that fails says that ranks were lost. Local.
 
         Raises RanksLost for an error of MPI, whatever its class: a death shows as ERR_OTHER or
-        ERR_IN_STATUS, too. Where `survives` is False the error stays what it is.
+        ERR_IN_STATUS, too, or as an object that arrives in pieces; or as whatever follows from
+        that, where a rank is known to be dead. Where `survives` is False errors stay as they are.
         """
         try:
             yield
-        except MPI.Exception as error:
-            if not self.survives:
+        except RanksLost:
+            raise
+        except Exception as error:
+            if not self.survives or not (isinstance(error, BROKEN) or self._knows_of_deaths()):
                 raise
             raise RanksLost(str(error)) from error
+
+    def _knows_of_deaths(self) -> bool:
+        try:
+            return bool(self._comm.Get_failed().size)
+        except MPI.Exception:
+            return True
 
     def agree(self) -> None:
         """Pass a point all together, or not at all; to be called in `losses`. COLLECTIVE.

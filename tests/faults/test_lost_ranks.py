@@ -29,8 +29,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 SEED = int(os.environ.get("DISTQ_KILL_SEED", random.randrange(10**6)))
-JOBS = {"small": 7, "owners": 6, "median": 3, "stepped": 3}
-"""About 2.3 kills each: more than 40."""
+JOBS = {"small": 5, "owners": 5, "median": 2, "stepped": 2, "in step": 3, "stale": 6}
+"""About two kills each: more than 40."""
 
 
 @pytest.fixture(scope="module")
