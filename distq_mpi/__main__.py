@@ -8,17 +8,14 @@ from typing import Any
 
 from distq_mpi.commands import COMMANDS
 from distq_mpi.errors import DistqError
-from distq_mpi.launcher import launched_rank, launched_size, survives_deaths
+from distq_mpi.launcher import give_up_hanging_ranks, launched_rank, launched_size
 
 WITHOUT_MPI = {"--help", "-h", "--version", "--dry-run"}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code. COLLECTIVE for those of `COMMANDS` with mpi."""
-    if survives_deaths():
-        # A rank that hangs is given up after ten seconds; by itself only a dead one would be.
-        for name, value in (("", "1"), ("_period", "1"), ("_timeout", "10")):
-            os.environ.setdefault(f"OMPI_MCA_mpi_ft_detector{name}", value)
+    give_up_hanging_ranks()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     argv = sys.argv[1:] if argv is None else argv

@@ -48,3 +48,13 @@ def survives_deaths() -> bool:
     The library's own word is not enough: it has the calls all the same.
     """
     return os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"  # noqa: SIM112
+
+
+def give_up_hanging_ranks() -> None:
+    """Let a rank that hangs be given up after ten seconds, where deaths are survived. Local.
+
+    By itself only a dead one would be. MPI reads this when it begins.
+    """
+    if survives_deaths():
+        for name, value in (("", "1"), ("_period", "1"), ("_timeout", "10")):
+            os.environ.setdefault(f"OMPI_MCA_mpi_ft_detector{name}", value)

@@ -16,11 +16,11 @@ from distq_mpi.partition import Partition
 from distq_mpi.planning import BLOCK_TRANSITIONS, planner_bytes, planner_rows
 
 KEEPS = {
-    "allreduce": ("the whole table", "; sharded keeps a block of it"),
-    "sharded": ("its block", "; take more ranks"),
+    "allreduce": ("the whole table on every rank", "; sharded keeps a block of it"),
+    "sharded": ("its block on every rank", "; take more ranks"),
     "server": (
-        "the whole table",
-        "; with parallel.staleness a worker keeps parallel.cache_rows of it, sharded its block",
+        "a block on every server, rows on every worker",
+        "; take more servers, or parallel.cache_rows with parallel.staleness, or sharded",
     ),
 }
 """What every rank has of the table, and what to do where that is too much."""
@@ -125,7 +125,7 @@ def check_memory(config: Any, need: dict[str, int], shape: tuple[int, int], per_
     keeps, way = KEEPS[config.parallel.architecture]
     parts = ", ".join(f"{name} {readable(n)}" for name, n in need.items())
     raise ConfigError(
-        f"parallel.architecture: {config.parallel.architecture} keeps {keeps} on every rank and "
+        f"parallel.architecture: {config.parallel.architecture} keeps {keeps} and "
         f"needs {readable(total)} per rank for {shape[0]} states x {shape[1]} actions ({parts}); "
         f"the limit is {readable(limit)} (parallel.memory_bytes; {per_host} ranks a host){way}"
     )

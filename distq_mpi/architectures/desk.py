@@ -58,7 +58,7 @@ class Desk:
         self.rows, self.first, self.kernels, self.post = rows, first, kernels, post
         self.n_agents, self.limit = config.parallel.agents, config.parallel.staleness
         self.seed, self.leads = config.run.seed, leads
-        self.ticked = np.zeros(rows.n_rows * rows.record.width)
+        self.over = np.zeros(rows.n_rows * rows.record.width, np.float32)
         self.versions = np.zeros(rows.n_rows, np.uint64)
         self.version, self.clocks = 0, np.zeros(self.n_agents, np.int64)
         self.staleness: list[int] = []
@@ -73,7 +73,7 @@ class Desk:
         came, out, kernels, rows = self.post.inbox[HEAD:], self.out[HEAD:], self.kernels, self.rows
         table, control = rows.raw.view(np.uint64), self.control
         self._add = kernels["apply"].bind(
-            rows.q, rows.clock_words, self.ticked, self.versions,
+            rows.q, rows.clock_words, self.over, self.versions,
             came, came.view(rows.record.dtype), came.view(np.uint32), control, self.scale,
         )  # fmt: skip
         self._collect = kernels["collect"].bind(table, self.versions, out, control)
@@ -81,12 +81,12 @@ class Desk:
 
     def know_rows(self) -> None:
         """Count from what the rows hold, which were brought in from outside. Local."""
-        self.ticked[:] = self.rows.clock.reshape(-1)
+        self.over[:] = 0
         self.versions[:] = self.version = self.version + 1
 
     def go_on_from(self, other: Desk) -> None:
         """Take over what another desk has counted, of the same rows. Local."""
-        self.version, self.ticked[:] = other.version, other.ticked
+        self.version, self.over[:] = other.version, other.over
         self.versions[:] = self.version = self.version + 1
         self.pushes, self.pulls, self.dropped = other.pushes, other.pulls, other.dropped
 

@@ -176,7 +176,7 @@ class Served(Host):
         messages = 2 * min(block, slots // 2 or n_states) * (record.row_bytes + 8)
         lanes = -(-config.parallel.lanes // max(1, size - n_servers)) * LANE_DTYPE.itemsize * 2
         served = {"block": block * record.row_bytes, "clocks and versions":
-                  block * 8 * (record.width + 1), "messages": messages}  # fmt: skip
+                  block * (4 * record.width + 8), "messages": messages}  # fmt: skip
         working = {"base and replica": 2 * (slots or n_states) * record.row_bytes + 8 * slots,
                    "messages": messages, "lanes": lanes}  # fmt: skip
         return max(served, working, key=lambda parts: sum(parts.values()))

@@ -18,7 +18,7 @@ from distq_mpi.kernels.fusing import CLOCK_LIMIT
 from distq_mpi.kernels.step_sizes import STEP_SIZES, next_visit, rescaled_linear
 from distq_mpi.kernels.storing import exact, stochastic
 
-u8, u4, f8, i8 = np.uint64, np.uint32, np.float64, np.int64
+u8, u4, f8, f4, i8 = np.uint64, np.uint32, np.float64, np.float32, np.int64
 
 KIND, AGENT, CLOCK, VERSION, N_ROWS, STEPS, NEXT, NEXT_CLOCK, NEXT_VERSION = range(9)
 """Words of the head. A push is a pull, too, of agent NEXT - 1, where NEXT is not 0."""
@@ -71,11 +71,12 @@ def gather(q, clock, base_q, base_clock, keys, out, out_q, out_clock, control, r
     found[NON_FINITE] += non_finite
 
 
-def apply(q, clock, ticked, versions, rows, rows_q, rows_clock, control, scale):
+def apply(q, clock, over, versions, rows, rows_q, rows_clock, control, scale):
     """Add a push, scaled, to a server's rows.
 
-    q, clock : rows [control[0], ...). ticked : float64, of the same pairs: scaled visits so far,
-    whose whole part the clock is. versions : uint64, one for each row, written: control[3].
+    q, clock : rows [control[0], ...). over : float32, of the same pairs: how far their scaled
+    visits are beyond the clock, which is at least 1 from the first on. versions : uint64, one for
+    each row, written: control[3].
     rows : uint64, of the message; rows_q, rows_clock : the same memory. control : uint64 (4,):
     first row, rows pushed, seed, version. scale : float64 (1,).
     """
@@ -95,9 +96,9 @@ def apply(q, clock, ticked, versions, rows, rows_q, rows_clock, control, scale):
             bits = threefry(version, state * u8(WIDTH) + u8(a), control[2], ROUNDING)[1]
             q[row + a] = store(q[row + a], change, bits)
             pair = s * WIDTH + a
-            ticked[pair] += f8(n) * scale[0]
-            count = min(max(i8(ticked[pair]), i8(1)), i8(CLOCK_LIMIT))
-            clock[cell + a] = u4(count)
+            visits = f8(clock[cell + a]) + f8(over[pair]) + f8(n) * scale[0]
+            count = min(max(i8(visits), i8(1)), i8(CLOCK_LIMIT))
+            clock[cell + a], over[pair] = u4(count), f4(visits - f8(count))
 
 
 def collect(table, versions, out, control):
@@ -168,7 +169,9 @@ def pushing_kernels(learn_config: Any, record: Any, cached: bool) -> dict[str, K
     rows = words, q, clock
     return {
         "gather": Kernel(gather, parts, (q, clock, q, clock, words, *rows, words, floats, floats)),
-        "apply": Kernel(apply, parts, (q, clock, floats, words, *rows, words, floats)),
+        "apply": Kernel(
+            apply, parts, (q, clock, np.zeros(1, f4), words, *rows, words, floats)
+        ),
         "collect": Kernel(collect, parts, (words, words, words, words)),
         "pick": Kernel(pick, parts, (words, words, words, words)),
         "install": Kernel(install, parts, (words, words, words, words, words)),

@@ -17,12 +17,16 @@ import sys
 import threading
 from typing import Any
 
-from distq_mpi import checkpoint, recovery
-from distq_mpi.__main__ import main
-from distq_mpi.architectures import Allreduce, Served
-from distq_mpi.architectures.worker import Worker
-from distq_mpi.trainer import Run
-from distq_mpi.transport import Transport
+from distq_mpi.launcher import give_up_hanging_ranks
+
+give_up_hanging_ranks()  # before MPI begins, which it does when it is imported
+
+from distq_mpi import checkpoint, recovery  # noqa: E402
+from distq_mpi.__main__ import main  # noqa: E402
+from distq_mpi.architectures import Allreduce, Served  # noqa: E402
+from distq_mpi.architectures.worker import Worker  # noqa: E402
+from distq_mpi.trainer import Run  # noqa: E402
+from distq_mpi.transport import Transport  # noqa: E402
 
 DEATHS: dict[str, list[Any]] = json.loads(os.environ.get("DIE", "{}"))
 NUMBER = {"mine": -1, "round": 0}

@@ -66,6 +66,25 @@ def test_kill_the_whole_job_and_resume(n_ranks: int, uninterrupted: str, tmp_pat
     assert summary(path)["table_sha256"] == uninterrupted
 
 
+@pytest.mark.parametrize("staleness", ["0", "inf"])
+def test_a_killed_worker_ends_the_job_where_mpi_cannot_go_on(
+    staleness: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    job = begin(
+        3, path, "--parallel.architecture", "server", "--parallel.staleness", staleness,
+        "--stop.wall_time_s", "300", "--checkpoint.every_rounds", "2", "--evaluate.exact", "false",
+        "--run.report_every_s", "0.05",
+    )  # fmt: skip
+    wait_for(lambda: any((path / "checkpoints").glob("*.h5")))
+    os.kill(max(job.ranks()), signal.SIGKILL)
+    ended = job.wait(60)
+    assert ended.code != 0
+    ended = distq(2, "resume", str(path), "--stop.wall_time_s", "0.5", cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    assert summary(path)["status"] == "finished"
+
+
 ENDLESS = ("--parallel.agents", "2", "--stop.wall_time_s", "300", "--evaluate.exact", "false",
            "--run.report_every_s", "0.05")  # fmt: skip
 

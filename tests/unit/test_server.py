@@ -185,6 +185,32 @@ def test_a_cache_that_is_full_ends_the_push() -> None:
     assert pushes > 3 * progress.steps / 2000  # each of far less than 500 steps
 
 
+@pytest.mark.parametrize("servers", [1, 2])
+def test_a_pause_finds_every_push_in_the_rows(servers: int) -> None:
+    environment = random_model(30, 2, 5)
+    given_ = config(lanes=6, agents=3, servers=servers, steps_per_round=4, staleness="inf")
+
+    def work(transport: Any) -> Any:
+        kernels = compiled(Served.requests(given_, environment))
+        this, found = Served(given_, environment, kernels, transport), []
+        for _ in range(3):
+            this.learn()
+            this.exchange((False, False, False))
+            this.commit()
+            desk = this.desk
+            told = desk and (desk.pushes, desk.rows.clock.sum() + desk.over.sum(dtype=float))
+            found.append((told, sum(this.pushed)))
+        return this.progress.steps, found
+
+    told = together(servers + 2, work)
+    for k in range(3):
+        pushes = sum(found[k][1] for _, found in told[servers:])
+        assert all(found[k][0][0] == pushes for _, found in told[:servers])
+        ticked = sum(found[k][0][1] for _, found in told[:servers])
+        assert 0 < ticked <= told[0][0] / 3 + 1e-6
+    assert ticked == pytest.approx(told[0][0] / 3, rel=0.2)  # late ones count for less
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from(["float64", "float32"]))
 def test_a_lone_push_brings_what_was_learned(seed: int, dtype: str) -> None:
