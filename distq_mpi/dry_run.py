@@ -27,6 +27,9 @@ def dry_run(command: Any, size: int) -> str:
     lines += [f"#   {name}: {readable(n)}" for name, n in need.items()]
     if config.parallel.architecture == "sharded":
         lines += [f"# {line}" for line in predict(config, environment, size)]
+    elif config.parallel.architecture == "server" and config.parallel.staleness != 0:
+        row = 8 + record_of(config.learn, environment.n_actions).row_bytes
+        lines.append(f"# a push and a pull send {row} bytes of every row that was learned from")
     else:
         n_pairs = environment.n_states * record_of(config.learn, environment.n_actions).width
         sent = FUSIONS[config.parallel.fusion].sent_bytes(config, n_pairs, size)
