@@ -45,7 +45,8 @@ def _print_error(error: DistqError) -> None:
 def _run_without_mpi(argv: list[str]) -> int:
     """The first rank works and its code is the job's; the others leave with 0. Local."""
     first = launched_rank() == 0
-    if not {"--help", "-h", "--version"}.isdisjoint(argv):
+    own = argv[: argv.index("--")] if "--" in argv else argv
+    if not {"--help", "-h", "--version"}.isdisjoint(own):
         if first:
             from distq_mpi.usage import show
 
@@ -54,6 +55,10 @@ def _run_without_mpi(argv: list[str]) -> int:
     from distq_mpi.cli import parse
 
     command = parse(argv)
+    if command.name == "supervise":
+        from distq_mpi.supervision import Limits, supervise
+
+        return supervise(command.operands, Limits.of(command.options))
     if command.name == "doctor":
         from distq_mpi.doctor import examine
 

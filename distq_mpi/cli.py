@@ -33,6 +33,9 @@ from distq_mpi.keys import (
     words,
 )
 
+NUMBERS = {"tries", "silent-s", "stuck-s"}
+"""Options of tools that are numbers."""
+
 
 @dataclass(frozen=True)
 class Command:
@@ -45,6 +48,7 @@ class Command:
     directory : operand of `resume`; operands : of the tools.
     overrides : dotted key -> text, of `resume` and `evaluate`.
     dry_run, ranks : of `train`; json : of `evaluate`, `verify`, `doctor`; output : of `upgrade`.
+    options : text of all options of a tool.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Command:
     ranks: int | None = None
     json: bool = False
     output: str = ""
+    options: dict[str, str] = field(default_factory=dict)
 
     def override(self, stored: str, origin: str = "") -> Config:
         """The configuration of an earlier run, TOML text, with this command's overrides.
@@ -79,7 +84,12 @@ def parse(argv: list[str]) -> Command:
         raise ConfigError(f"unknown command {name!r}{did_you_mean(closest(name, COMMANDS))}")
     takes = COMMANDS[name]
     merged = _Merged()
+    behind: list[str] = []
+    if name == "supervise" and "--" in rest:  # what stands behind is another command's
+        place = rest.index("--")
+        rest, behind = rest[:place], rest[place + 1 :]
     operands, options = _split(rest, merged.mistakes)
+    operands += behind
     if not takes.least <= len(operands) <= takes.most:
         found = " ".join(operands) or "none"
         merged.mistakes.append(f"{name} takes {takes.operands}, not {found}")
@@ -146,11 +156,14 @@ def _tool(
         hint = did_you_mean(closest(key, known))
         merged.mistakes.append(f"--{key}: {name} takes {told}{hint}")
     keys = {key: options[key] for key in COMMANDS[name].keys if key in options}
+    for key in sorted(options.keys() & NUMBERS):
+        if not options[key].replace(".", "", 1).isdecimal() or float(options[key]) <= 0:
+            merged.mistakes.append(f"--{key}: {options[key]} must be a number > 0")
     merged.add_line(keys)
     merged.checked()
     return Command(
         name, operands=tuple(operands), overrides=keys, json="json" in options,
-        output=options.get("output", ""),
+        output=options.get("output", ""), options=options,
     )  # fmt: skip
 
 

@@ -44,6 +44,10 @@ COMMANDS = {
     "upgrade": Takes("one run directory or file", options=("output",)),
     "doctor": Takes("no operand", 0, 0, ("json",)),
     "probe": Takes("no operand", 0, 0, ("json",), mpi=True),
+    "supervise": Takes(
+        "-- and a launcher's command line", 1, 10**6,
+        ("tries", "silent-s", "stuck-s", "hosts-from"),
+    ),
 }
 SWITCHES = {"dry-run", "json"}
 """Options without a value."""

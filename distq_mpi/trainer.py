@@ -249,7 +249,7 @@ class Run:
         """Say what this rank does from now on. Local."""
         self.phase = phase
         if self.monitor is not None:
-            self.monitor.phase = phase
+            self.monitor.enter(phase)
 
     def _certify_if_due(self) -> Certificate | None:
         n_pairs = self.environment.n_states * self.environment.n_actions

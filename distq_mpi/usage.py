@@ -35,7 +35,7 @@ def show(argv: list[str]) -> None:
         help_format="plaintext",
     )
     app.default(train)
-    for command in (train, resume, evaluate, info, verify, upgrade, doctor, probe):
+    for command in (train, resume, evaluate, info, verify, upgrade, doctor, probe, supervise):
         app.command(command)
     names = [word for word in argv[:1] if word in COMMANDS]
     app([*names, "--help"], exit_on_error=False, result_action="return_value")
@@ -69,6 +69,21 @@ def evaluate(
     """Judge the table of a run, or of one checkpoint: sampled returns, exact values and bounds.
 
     The numbers are the same on any number of ranks. Nothing is written.
+    """
+
+
+def supervise(
+    *command: str,
+    tries: Annotated[int, _named("--tries", "Starts in all.")] = 5,
+    silent: Annotated[float, _named("--silent-s", "Seconds without a heartbeat.")] = 60.0,
+    stuck: Annotated[float, _named("--stuck-s", "Seconds in one phase of a round.")] = 1800.0,
+    hosts: Annotated[str, _named("--hosts-from", "Prints hosts for {hosts}, {ranks}.")] = "",
+) -> None:
+    """Start a job, watch what its run directory says, and start it again where it must be.
+
+    supervise [options] -- mpirun -n 8 python -m distq_mpi train --run.dir runs/a
+
+    Ends with the run's own exit code. Resumes from the newest good checkpoint.
     """
 
 

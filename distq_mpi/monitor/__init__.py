@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -40,7 +41,8 @@ class Monitor:
     ConfigError
         If another process works in the directory.
 
-    Attributes: `phase`, of the run, told with every heartbeat; `finished`, after `finish`.
+    A thread of its own writes a heartbeat every `HEARTBEAT_S`, with the phase that the run is in
+    and since when: long rounds and exact values are no silence. `finished` : after `finish`.
     """
 
     def __init__(
@@ -51,8 +53,10 @@ class Monitor:
         self._metrics = JsonLines(directory.metrics)
         self._events = JsonLines(directory.events)
         self._console = None if quiet else Console(sys.stdout if stream is None else stream)
-        self.phase, self.finished = "", False
-        self._heartbeat_at = self._asked_at = -1e9
+        self.finished, self._asked_at = False, -1e9
+        self._phase, self._since = "start", time.time()
+        self._ended, self._writes = threading.Event(), threading.Lock()
+        self._beats = threading.Thread(target=self._beat, daemon=True)
 
     def start(self, lines: Sequence[str], provenance: dict[str, Any]) -> None:
         """Say what runs, keep where it came from, and call the run running."""
@@ -73,7 +77,6 @@ class Monitor:
         """
         row = plain(row)
         self._metrics.append(row)
-        self._beat()
         if self._console and show:
             self._console.report(row)
 
@@ -89,7 +92,6 @@ class Monitor:
         if now - self._asked_at < REQUESTS_S:
             return False, False
         self._asked_at = now
-        self._beat()
         return self.directory.requests()
 
     def finish(
@@ -99,6 +101,7 @@ class Monitor:
         summary = plain(summary)
         write_json(self.directory.summary, summary)
         status = str(summary.get("status"))
+        self._silence()
         self.directory.write_state(STATES.get(status, "failed"), status=status)
         self.finished = True
         self._close()
@@ -109,6 +112,7 @@ class Monitor:
         """Call the run failed as far as the disk allows; prints and raises nothing."""
         with suppress(DistqError):
             self._events.append({"time": time.time(), "kind": "error", "message": message})
+        self._silence()
         with suppress(DistqError):
             self.directory.write_state("failed", message=message)
         with suppress(DistqError):
@@ -120,17 +124,32 @@ class Monitor:
         """Call the run interrupted, to be resumed; print nothing, raise nothing."""
         with suppress(DistqError):
             self._events.append({"time": time.time(), "kind": "interrupted", "message": message})
+        self._silence()
         with suppress(DistqError):
             self.directory.write_state("interrupted", message=message)
         self._close()
 
+    def enter(self, phase: str) -> None:
+        """Say with the next heartbeat what the run does from now on; the first call begins them."""
+        self._phase, self._since = phase, time.time()
+        if not self._beats.is_alive() and not self._ended.is_set():
+            self._beats.start()
+
     def _beat(self) -> None:
-        now = time.monotonic()
-        if now - self._heartbeat_at >= HEARTBEAT_S:
-            self._heartbeat_at = now
-            self.directory.write_state("running", durable=False, phase=self.phase)
+        while not self._ended.wait(HEARTBEAT_S):
+            with self._writes, suppress(DistqError):
+                if not self._ended.is_set():
+                    self.directory.write_state(
+                        "running", durable=False, phase=self._phase, phase_since=self._since
+                    )
+
+    def _silence(self) -> None:
+        """No heartbeat after this."""
+        with self._writes:
+            self._ended.set()
 
     def _close(self) -> None:
+        self._silence()
         self._metrics.close()
         self._events.close()
         self.directory.release()

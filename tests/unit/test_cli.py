@@ -304,7 +304,8 @@ def test_an_agreed_mistake_is_printed_by_the_first_another_ends_the_job(
         raise mistake
 
     connected = types.SimpleNamespace(
-        rank=rank, same_outcome=lambda: pytest.MonkeyPatch.context(), abort=aborted.append
+        rank=rank, same_outcome=lambda: pytest.MonkeyPatch.context(), abort=aborted.append,
+        lost=[],
     )
     fake = types.SimpleNamespace(
         Transport=types.SimpleNamespace(connect=lambda: connected), abort_on_exception=None

@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -284,18 +285,26 @@ def test_state_after_the_end(tmp_path, status, state):
     assert json.loads(run.run.read_text())["message"] == "again"
 
 
-def test_heartbeat_at_most_once_a_second(tmp_path, monkeypatch):
-    now = 50.0
-    monkeypatch.setattr("distq_mpi.monitor.time.monotonic", lambda: now)
+def test_the_heart_beats_in_a_phase_until_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("distq_mpi.monitor.HEARTBEAT_S", 0.01)
     run = RunDirectory.create(CONFIG, "X", tmp_path / "run")
-    beats = []
-    monkeypatch.setattr(run, "write_state", lambda *a, **k: beats.append(now))
     monitor = Monitor(run, quiet=True)
-    for _ in range(25):
-        monitor.report({})
-        monitor.requests()
-        now += 0.125
-    assert beats == [50.0, 51.0, 52.0, 53.0]
+    monitor.enter("learn")
+    first = read_when(run.run, "phase", "learn")
+    monitor.enter("certificate")
+    then = read_when(run.run, "phase", "certificate")
+    assert then["heartbeat"] > first["heartbeat"] and then["phase_since"] > first["phase_since"]
+    while json.loads(run.run.read_text())["heartbeat"] == then["heartbeat"]:
+        time.sleep(0.002)
+    monitor.finish({"status": "finished"})
+    time.sleep(0.05)
+    assert json.loads(run.run.read_text())["state"] == "finished"
+
+
+def read_when(path, key, value):
+    while (found := json.loads(path.read_text())).get(key) != value:
+        time.sleep(0.002)
+    return found
 
 
 def test_quiet_prints_nothing(tmp_path, capsys):
