@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from typing import Any
 
 import gymnasium
@@ -24,6 +26,14 @@ class HiddenLake(FrozenLakeEnv):
             return super().step(action)
         finally:
             self.P = None
+
+
+class PacedLake(HiddenLake):
+    """A lake whose steps take PACE_S seconds of the environment's, so that a run lasts."""
+
+    def step(self, action: int) -> Any:
+        time.sleep(float(os.environ.get("PACE_S", "0")))
+        return super().step(action)
 
 
 class Walk(gymnasium.Env):
@@ -100,5 +110,6 @@ class Row(VectorEnv):
 
 
 gymnasium.register("HiddenLake-v0", HiddenLake, max_episode_steps=100)
+gymnasium.register("PacedLake-v0", PacedLake, max_episode_steps=20)
 gymnasium.register("Walk-v0", Walk, max_episode_steps=30)
 gymnasium.register("Row-v0", vector_entry_point=Row)
