@@ -178,8 +178,8 @@ def _refuse_what_changes_bits(options: dict[str, str], merged: _Merged) -> None:
         elif key in SCHEMAS or is_argument(key):
             why = (
                 "cannot change on resume, it would change the bits; "
-                "free are stop.*, checkpoint.*, run.report_every_s, evaluate.episodes and "
-                "parallel.on_loss"
+                "free are stop.*, checkpoint.*, run.report_every_s, evaluate.episodes, "
+                "parallel.on_loss, parallel.servers and parallel.cache_rows"
             )
         else:
             continue

@@ -195,7 +195,8 @@ def with_architecture(
 def warnings(config: Config) -> list[str]:
     """What the user should know of a resolved configuration that will run all the same. Local."""
     learn, found = config.learn, []
-    if config.parallel.architecture == "allreduce":
+    in_step = config.parallel.architecture == "server" and config.parallel.staleness == 0
+    if config.parallel.architecture == "allreduce" or in_step:
         found += FUSIONS[config.parallel.fusion].warnings(config)
     if learn.step_size == "linear" and learn.discount > LINEAR_DISCOUNT:
         left = 1e6 ** (learn.discount - 1)
@@ -315,7 +316,7 @@ def _refuse_other_bits(
     where : begins each message. given : the environment is an object, whatever it is called.
     """
     wanted, held = to_dict(config), tomllib.loads(stored)
-    free = {"memory_bytes", "force", "rebalance", "on_loss"}
+    free = {"memory_bytes", "force", "rebalance", "on_loss", "servers", "cache_rows"}
     sections = ("learn", "parallel") if given else ("env", "learn", "parallel")
     mistakes = [
         f"{where}{section}.{key} is {wanted[section].get(key)!r}, but {path.name} was "
@@ -371,10 +372,10 @@ def _learners(parallel: Any) -> str:
     if parallel.architecture == "sharded":
         running = "lockstep" if parallel.reproducible else "free running"
         return f"sharded, {parallel.lanes} lanes, {running}"
-    return (
-        f"{parallel.architecture}, {parallel.agents} agents, {parallel.lanes} lanes, "
-        f"{parallel.fusion}"
-    )
+    how = parallel.fusion
+    if parallel.architecture == "server" and parallel.staleness != 0:
+        how = f"staleness {parallel.staleness}"
+    return f"{parallel.architecture}, {parallel.agents} agents, {parallel.lanes} lanes, {how}"
 
 
 def _banner(

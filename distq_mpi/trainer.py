@@ -110,6 +110,7 @@ class Run:
     def rebuild(self) -> None:
         """Take the state before the first round. COLLECTIVE."""
         self._agreement = None
+        self.architecture.abandon()
         self.architecture = self.saver.architecture = self._architecture()
 
     def restore(self) -> None:
@@ -157,7 +158,6 @@ class Run:
         else:
             self.architecture.rollback()
         self._agreement, self._n_agreed = agreement, self._n_agreed + 1
-        self._asked = (False, False, False)
         return self._conclude(agreement)
 
     def _conclude(self, agreement: Agreement) -> Verdict | None:
@@ -178,6 +178,7 @@ class Run:
             )
         if ended is None and (due or agreement.want_checkpoint):
             self.checkpoint("asked" if agreement.want_checkpoint else "due")
+        self._asked = (False, False, False)
         self._tell(certificate, ended)
         return ended
 

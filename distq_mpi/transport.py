@@ -370,7 +370,8 @@ class Transport:
                 break
             except MPI.Exception:
                 continue
-        gone = [before[number] for number in sorted(set(before) - {m.number for m in members})]
+        known = {m.number for m in (*members, *self.lost)}
+        gone = [before[number] for number in sorted(set(before) - known)]
         self.members, self.hosts = members, [member.host for member in members]
         self.lost += gone
         self._alarms = 0 if gone else self._alarms + 1

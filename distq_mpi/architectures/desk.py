@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 LATE = 0.5
 """What a push loses for every further push of each agent that came in before it."""
-ROUND_S = 2.0
-"""Seconds after which server 0 calls a pause in any case: signals wait for it."""
+ROUND_S, PAUSE_SHARE = 2.0, 8.0
+"""Seconds after which server 0 calls a pause in any case, for signals wait for it; and how often
+the longest push must fit into a round."""
 NOTHING = 2**64 - 1
 """The version that a worker knows which asks for no rows."""
 
@@ -47,7 +48,8 @@ class Desk:
     n_agents : active ones; scales pushes. staleness : `parallel.staleness`. leads : whether this is
     server 0, which alone holds workers back and calls pauses.
 
-    Attributes: `clocks`, int64 (agents,), pushes of each; `staleness`, of each push of the last
+    Attributes: `clocks`, int64 (agents,), pushes of each; `busy_s`, float64 (agents,), seconds
+    between pulls and pushes of each; `staleness`, of each push of the last
     round; `pushes`, `pulls`, `dropped`, in all; `steps`, of this round's pushes.
     """
 
@@ -61,6 +63,9 @@ class Desk:
         self.over = np.zeros(rows.n_rows * rows.record.width, np.float32)
         self.versions = np.zeros(rows.n_rows, np.uint64)
         self.version, self.clocks = 0, np.zeros(self.n_agents, np.int64)
+        self.answered_at, self.busy_s = np.zeros(self.n_agents), np.zeros(self.n_agents)
+        self.answered_at[:] = time.perf_counter()
+        self.longest_s = 0.0
         self.staleness: list[int] = []
         self.pushes = self.pulls = self.dropped = self.steps = 0
         self.words = 1 + rows.record.row_bytes // 8
@@ -93,9 +98,10 @@ class Desk:
     def serve(self, workers: set[int], n_steps: int) -> None:
         """Apply pushes and answer pulls until every worker has paused. Local to it and them.
 
-        n_steps : of all lanes, after which agents that ask are told to pause; or `ROUND_S` seconds.
+        n_steps : of all lanes, after which agents that ask are told to pause; or `ROUND_S` seconds,
+        and more where a pause would cost too much of it, since it waits for the slowest push.
         """
-        ends = time.perf_counter() + ROUND_S
+        begun = time.perf_counter()
         waiting: dict[int, tuple[int, int, int]] = {}
         self.steps = 0
         self.staleness.clear()
@@ -104,6 +110,7 @@ class Desk:
             kind, number = int(words[KIND]), int(words[AGENT])
             if kind == DONE:
                 workers.discard(peer)
+                n_steps = n_steps if not self.leads else 0  # who leaves server 0 found a mistake
             elif kind == WANT:
                 self._answer_wanted(peer, int(words[N_ROWS]))
             elif kind == PULL:
@@ -114,14 +121,16 @@ class Desk:
                 if words[NEXT]:
                     asks = int(words[NEXT_CLOCK]), int(words[NEXT_VERSION])
                     waiting[int(words[NEXT]) - 1] = peer, *asks
+            late = time.perf_counter() - begun > max(ROUND_S, PAUSE_SHARE * self.longest_s)
             for agent, (rank, clock, known) in list(waiting.items()):
-                if self.leads and (self.steps >= n_steps or time.perf_counter() > ends):
+                if self.leads and (self.steps >= n_steps or late):
                     self._send(rank, PAUSE, 0)
                     workers.discard(rank)
                 elif self.leads and self._must_wait(clock):
                     continue
                 else:
                     self._answer(rank, known)
+                    self.answered_at[agent] = time.perf_counter()
                 del waiting[agent]
 
     def _must_wait(self, clock: int) -> bool:
@@ -132,6 +141,9 @@ class Desk:
         number, clock, known = (int(words[k]) for k in (AGENT, CLOCK, VERSION))
         behind = self.version - known
         self.clocks[number] = clock
+        took = time.perf_counter() - self.answered_at[number]
+        self.busy_s[number] += took
+        self.longest_s = max(0.9 * self.longest_s, took)
         self.version += 1
         self.pushes += 1
         self.staleness.append(behind)

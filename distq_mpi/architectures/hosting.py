@@ -177,7 +177,12 @@ class Host:
             mine = None
             if stops is not None:
                 mine = worlds[0][first:stop], worlds[1][stops[first] : stops[stop]]
-            agent.resume(lanes[first:stop], mine, progress.lane_steps)
+            agent.resume(lanes[first:stop], mine, progress.steps_of(agent.number))
+
+    def abandon(self) -> None:
+        """Close what belongs to this rank alone, where others were lost and memory stays. Local."""
+        for agent in self.agents:
+            agent.close()
 
     def reproducible(self) -> bool:
         """Whether the bits so far follow from the configuration alone. COLLECTIVE."""

@@ -26,6 +26,7 @@ class Progress:
     window_episodes, window_return : the open window of finished episodes.
     mean_return : mean over the last closed window (at least 100 episodes), None before the first.
     square_sum : sum of squared TD errors of the last round; round_steps : its steps.
+    agent_steps : steps of every lane of each agent, where they are not `lane_steps` of all.
     """
 
     round: int = 0
@@ -40,6 +41,7 @@ class Progress:
     mean_return: float | None = None
     square_sum: float = 0.0
     round_steps: int = 0
+    agent_steps: tuple[int, ...] = ()
 
     @property
     def td_rms(self) -> float | None:
@@ -80,7 +82,12 @@ class Progress:
     @classmethod
     def from_json(cls, text: str) -> Progress:
         """The inverse of `to_json`."""
-        return cls(**json.loads(text))
+        told = json.loads(text)
+        return cls(**{**told, "agent_steps": tuple(told.get("agent_steps", ()))})
+
+    def steps_of(self, agent: int) -> int:
+        """Steps that every lane of an agent has made."""
+        return self.agent_steps[agent] if self.agent_steps else self.lane_steps
 
 
 # The agreed vector: int64 numbers that ride in front of the contributions and are summed. The last

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from distq_mpi.architectures.schedules import (
 )
 from distq_mpi.architectures.server import placement
 from distq_mpi.architectures.worker import CachingWorker, Worker
-from distq_mpi.errors import ConfigError, QuorumLost
+from distq_mpi.errors import ConfigError, DistqError, QuorumLost
 from distq_mpi.fusion import FixedPoint
 from distq_mpi.holding import Holding
 from distq_mpi.kernels import Kernel, caching, loop, pushing
@@ -46,8 +47,9 @@ if TYPE_CHECKING:
 
 ROUND_PUSHES = 32
 """Pushes of an agent in a round, at least: a pause costs as much as one push of the slowest."""
-ENOUGH_PUSHES, BEHIND = 20, 0.5
-"""Pushes from which on agents are compared, and the share of their median that a straggler has."""
+ENOUGH_PUSHES, SLOWER = 20, 2.0
+"""Pushes from which on agents are compared, and how many times the median a straggler takes."""
+MAX_STEPS = 2**62
 LEAST_STEPS = 4
 """Steps of every lane that a cache must have room for."""
 
@@ -111,7 +113,7 @@ class Served(Host):
         self.post = transport.post(pushing.HEAD + room * words)
         self._began = time.perf_counter()
         self.idle_shares = np.zeros(transport.size)
-        self.now = [self.progress.lane_steps] * len(self.agents)
+        self.now = [self.progress.steps_of(agent.number) for agent in self.agents]
         self.periods = [self.progress.period] * len(self.agents)
         self.pushed = [0] * len(self.agents)
         self._turn = 0
@@ -138,7 +140,10 @@ class Served(Host):
             self.kernels, self.post,
         )  # fmt: skip
         n_lanes = int(self.lanes_of_agents.counts.max())
-        self.worker = CachingWorker(*given, n_lanes=n_lanes) if slots else Worker(*given)
+        most = config.parallel.cache_rows
+        self.worker = (
+            CachingWorker(*given, n_lanes=n_lanes, most=most) if slots else Worker(*given)
+        )
 
     def _begin(self, agent: Any) -> None:
         agent.control[loop.EXPLORE] = self._explore()
@@ -204,6 +209,9 @@ class Served(Host):
     def _work(self) -> None:
         worker, explore = self.worker, self._explore()
         assert worker is not None
+        limit = self.config.stop.steps
+        left = MAX_STEPS if limit is None else limit - self.progress.steps
+        most = max(1, -(-left // self.n_lanes))
         while True:
             k = self._turn % len(self.agents)
             agent, begin = self.agents[k], time.perf_counter()
@@ -212,7 +220,11 @@ class Served(Host):
             self.exchange_time_s += time.perf_counter() - begin
             agent.lanes.copy_from(agent.committed)
             agent.control[loop.EXPLORE] = explore
-            n_steps = worker.learn(agent, self.now[k], self.periods[k])
+            try:
+                n_steps = worker.learn(agent, self.now[k], min(self.periods[k], most))
+            except DistqError:  # of the user's environment; nobody is to wait for this rank
+                worker.pause(everybody=True)
+                raise
             agent.commit()
             self.pushed[k] += 1
             self.now[k] += n_steps
@@ -259,11 +271,16 @@ class Served(Host):
         shares[self.transport.rank] = 1e6 * self.post.idle_s / max(1e-9, now - self._began)
         self.transport.sum_int(shares)
         self.idle_shares, self.post.idle_s, self._began = shares / 1e6, 0.0, now
+        steps = np.zeros(self.n_agents, np.int64)
+        for agent, n_made in zip(self.agents, self.now, strict=True):
+            steps[agent.number] = n_made
+        self.transport.sum_int(steps)
         progress = self.progress
         n_steps = max(0, int(most[0]) - progress.lane_steps)
-        self.pending = progress.after(
+        after = progress.after(
             n_steps, agreement.visits, agreement, max(1, int(most[1])), FixedPoint(1)
         )
+        self.pending = replace(after, agent_steps=tuple(steps.tolist()))
         return agreement
 
     def report(self) -> dict[str, Any]:
@@ -300,17 +317,18 @@ class Served(Host):
         if self.desk is None:
             return []
         clocks, hosts = self.desk.clocks, self.transport.hosts
-        middle = float(np.median(clocks))
-        if middle < ENOUGH_PUSHES:
+        if np.median(clocks) < ENOUGH_PUSHES:
             return []
+        each = self.desk.busy_s / np.maximum(clocks, 1)
+        middle = float(np.median(each))
         return [
             (
                 f"straggler {agent}",
-                f"agent {agent} on rank {rank} ({hosts[rank]}) has pushed {clock} times where half "
-                f"of the agents have pushed {middle:g} times or more",
+                f"agent {agent} on rank {rank} ({hosts[rank]}) takes {took:.3g} s for a push where "
+                f"half of the agents take {middle:.3g} s or less",
             )
-            for agent, clock in enumerate(clocks.tolist())
-            if clock < BEHIND * middle and (rank := int(self.hosting.owner(agent))) >= 0
+            for agent, took in enumerate(each.tolist())
+            if took > SLOWER * middle and (rank := int(self.hosting.owner(agent))) >= 0
         ]
 
     def commit(self) -> None:
@@ -354,6 +372,7 @@ class Served(Host):
                 raw, worlds, self.now[k], self.periods[k] = kept[agent.number]
                 agent.resume_raw(raw, worlds, self.now[k])
             else:
+                self.now[k] = 0
                 self._begin(agent)
         transport.agree()
         return True
@@ -372,7 +391,7 @@ class Served(Host):
     def restore(self, progress: Progress, lanes: np.ndarray, worlds: Any = None) -> None:
         """Take counters and lanes of a checkpoint; rows come through `restore_rows`. Local."""
         super().restore(progress, lanes, worlds)
-        self.now = [progress.lane_steps] * len(self.agents)
+        self.now = [progress.steps_of(agent.number) for agent in self.agents]
         self.periods = [progress.period] * len(self.agents)
 
     def restore_rows(self, start: int, stop: int, stored: Any) -> None:

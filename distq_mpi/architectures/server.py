@@ -52,6 +52,13 @@ class ServedInStep(Allreduce):
     exchanges = "servers"
 
     @staticmethod
+    def memory_bytes(config: Any, n_states: int, n_actions: int, size: int) -> dict[str, int]:
+        """As `Allreduce.memory_bytes`, of as few ranks as share either rows or agents. Local."""
+        n_servers = min(config.parallel.servers, max(1, size - 1))
+        few = max(1, min(n_servers, size - n_servers))
+        return Allreduce.memory_bytes(config, n_states, n_actions, few)
+
+    @staticmethod
     def placement(config: Any, n_states: int, size: int) -> tuple[Partition, Partition]:
         """Agents on the workers, rows on the servers, which come first. Local."""
         return placement(config, n_states, size)

@@ -394,6 +394,9 @@ class Sharded:
         """Whether the bits so far follow from the configuration alone. Local."""
         return self.lockstep and self.followed
 
+    def abandon(self) -> None:
+        """Nothing to close that others have no part in. Local."""
+
     def recover(self, environment: Any) -> bool:
         """Whether the state of the last commit can be had from those left. Local; it cannot."""
         return False

@@ -85,9 +85,12 @@ class Worker:
             self._take(server)
         return True
 
-    def pause(self) -> None:
-        """Tell the servers that know nothing of the pause. Local to it and them."""
-        for server in range(1, self.n_servers):
+    def pause(self, everybody: bool = False) -> None:
+        """Tell the servers that know nothing of the pause. Local to it and them.
+
+        everybody : this rank has found a mistake, and server 0 is to call a pause.
+        """
+        for server in range(0 if everybody else 1, self.n_servers):
             self._send(server, DONE, 0, 0, 0)
 
     def learn(self, agent: Hosted, now: int, n_steps: int) -> int:
@@ -149,18 +152,20 @@ class Worker:
 class CachingWorker(Worker):
     """As `Worker`, of which a bounded number of rows are kept, and given up with every push.
 
-    base, replica : of as many rows as there are slots, a power of two, half of which are used.
+    base, replica : of as many rows as there are slots, a power of two, of which `most`, at most
+    half, are used.
     """
 
     cached = True
 
-    def __init__(self, *arguments: Any, n_lanes: int) -> None:
+    def __init__(self, *arguments: Any, n_lanes: int, most: int) -> None:
         super().__init__(*arguments)
         n_wanted = caching.PER_LANE * n_lanes
         self.keys = np.zeros(self.base.n_rows, np.uint64)
         self.wanted, self.slots, self.places = (np.zeros(n_wanted, np.uint64) for _ in range(3))
         self._bind()
         self.steps = np.zeros(caching.N_CONTROL, np.uint64)
+        self.steps[caching.MOST] = most
         self._fresh = np.ones(self.n_servers, bool)
 
     def pull(self, agent: int, clock: int) -> bool:
@@ -211,8 +216,8 @@ class CachingWorker(Worker):
             self.out[:HEAD] = WANT, self.agent, 0, 0, len(mine), 0, 0, 0, 0, 0
             self.out[HEAD : HEAD + len(mine)] = mine
             self.post.send(self.out[: HEAD + len(mine)], server)
-        for server in asked:
-            self.post.wait(server)
+        for _ in asked:  # as they come: a server that waits to send to one rank serves no other
+            server = self.post.wait()
             if self._fresh[server]:  # what it pushes is as old as the oldest of its rows
                 self.known[server], self._fresh[server] = self.post.inbox[VERSION], False
             n = int(self.post.inbox[N_ROWS])

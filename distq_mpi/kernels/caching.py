@@ -22,7 +22,7 @@ PER_LANE = 3
 """Rows that a step of a lane can need: of its state, its next state and a start."""
 
 N_STEPS, FIRST_STEP, FIRST_LANE, N_LANES, SEED, EXPLORE, LIMIT = range(7)
-STEPS_DONE, N_KEPT, N_WANTED, N_CONTROL = range(7, 11)
+STEPS_DONE, N_KEPT, N_WANTED, MOST, N_CONTROL = range(7, 12)
 DISCOUNT, ALPHA = range(2)
 RETURN_SUM, SQUARE_SUM, EPISODES = range(3)
 
@@ -67,15 +67,16 @@ def learn_cached(q, clock, keys, wanted, slots, state, action, next_state, rewar
 
     q, clock : records in slots. keys : uint64 (slots,): state + 1, 0 where the slot is empty.
     wanted, slots : uint64 (PER_LANE * lanes,), written: missing states, and where they belong.
-    control : uint64 (10,): the first seven as in `loop.learn`, then: steps done, to be gone on
-        from; slots in use; states wanted, 0 where all steps are done or room is short.
+    control : uint64 (11,): the first seven as in `loop.learn`, then: steps done, to be gone on
+        from; slots in use; states wanted, 0 where all steps are done or room is short; most slots
+        to be used, at most half of them.
     """
     n_lanes, explore, seed = control[N_LANES], control[EXPLORE], control[SEED]
     limit, discount, alpha = u4(control[LIMIT]), rates[DISCOUNT], rates[ALPHA]
     control[N_WANTED] = u8(0)
     while control[STEPS_DONE] < control[N_STEPS]:
         now = control[FIRST_STEP] + control[STEPS_DONE]
-        if u8(2) * (control[N_KEPT] + u8(PER_LANE) * n_lanes) > u8(len(keys)):
+        if control[N_KEPT] + u8(PER_LANE) * n_lanes > control[MOST]:
             return
         for lane in range(n_lanes):
             keep(keys, state[lane], wanted, slots, control)

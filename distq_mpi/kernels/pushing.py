@@ -89,10 +89,10 @@ def apply(q, clock, over, versions, rows, rows_q, rows_clock, control, scale):
         row, cell = s * STRIDE, s * CLOCK_STRIDE + CLOCK_OFFSET
         from_row, from_cell = word * Q_PER_WORD, 2 * word + CLOCK_OFFSET
         for a in range(WIDTH):
-            n = rows_clock[from_cell + a]
-            if n == u4(0):
+            n, learned = rows_clock[from_cell + a], f8(rows_q[from_row + a])
+            if n == u4(0) or not abs(learned) < np.inf:  # whoever sent it ends the run
                 continue
-            change = f8(rows_q[from_row + a]) * scale[0]
+            change = learned * scale[0]
             bits = threefry(version, state * u8(WIDTH) + u8(a), control[2], ROUNDING)[1]
             q[row + a] = store(q[row + a], change, bits)
             pair = s * WIDTH + a

@@ -204,6 +204,7 @@ def learn(sections: dict[str, Any], transport: Transport, save: str = "", load_:
         parallel = {"force": True, "agents": AGENTS, **parallel}
     if parallel.get("architecture") == "server" and parallel.get("servers", 1) >= transport.size:
         parallel["architecture"] = "allreduce"
+        parallel.pop("servers", None)
     sections = {**sections, "parallel": parallel}
     config, environment = None, None
     if transport.rank == 0:

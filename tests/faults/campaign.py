@@ -42,7 +42,7 @@ CELLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }  # fmt: skip
 """Name -> options, and the phases that every round of it, or every fifth, comes through."""
-FREE = ("stale",)
+FREE, NOTHING = ("stale",), "nothing is lost"
 """Cells without the same bits; a server and a worker must be left."""
 
 
@@ -121,6 +121,8 @@ def mistakes(one: Draw, ended: Ended, path: Path, wanted: str) -> list[str]:
     summary = json.loads((path / "summary.json").read_text())
     if wanted and summary["table_sha256"] != wanted:
         found.append(f"hash {summary['table_sha256'][:12]}, not {wanted[:12]}")
+    if one.cell in FREE and "0" not in one.deaths:  # the server stays, and its rows
+        found += [event["message"] for event in losses(path) if NOTHING not in event["message"]]
     gone = sorted(number for event in losses(path) for number in event["ranks"])
     if gone != sorted(map(int, one.deaths)):
         found.append(f"lost are {gone}")

@@ -98,8 +98,11 @@ def test_bounded_staleness_holds(tmp_path: Path) -> None:
 def test_resume_on_other_workers_and_servers(tmp_path: Path) -> None:
     options = (*SERVER, "--parallel.staleness", "4", "--parallel.agents", "3")
     first = train(4, tmp_path / "run", *options, "--stop.steps", "1e6")
-    for n_ranks, steps in ((3, "2e6"), (6, "3e6")):
-        ended = distq(n_ranks, "resume", "run", "--stop.steps", steps, cwd=tmp_path)
+    for n_ranks, steps, servers in ((3, "2e6", "1"), (6, "3e6", "2")):
+        ended = distq(
+            n_ranks, "resume", "run", "--stop.steps", steps, "--parallel.servers", servers,
+            cwd=tmp_path,
+        )  # fmt: skip
         assert ended.code == 0, ended.err
     last = summary(tmp_path / "run")
     assert last["steps"] >= 3e6 > first["steps"]
@@ -113,6 +116,24 @@ def test_a_stepped_environment(tmp_path: Path) -> None:
     train(3, tmp_path / "run", *options, "--stop.steps", "2e4")
     ended = distq(2, "resume", "run", "--stop.steps", "4e4", cwd=tmp_path)
     assert ended.code == 0, ended.err
+    assert "cannot be brought back" not in ended.out + ended.err
+
+
+@pytest.mark.parametrize("servers", ["1", "2"])
+def test_a_mistake_of_an_environment_is_told_and_ends_it(servers: str, tmp_path: Path) -> None:
+    ended = distq(
+        4, "train", *SERVER, "--parallel.staleness", "1", "--parallel.servers", servers, "--env.id",
+        "tests.worlds:Walk-v0", "--env.kwargs.trouble", "raises", cwd=tmp_path, limit_s=60,
+    )  # fmt: skip
+    assert ended.code != 0 and ended.err.count("the wheel came off") == 1
+
+
+def test_steps_end_where_they_should(tmp_path: Path) -> None:
+    found = train(
+        4, tmp_path / "run", *SERVER, "--parallel.staleness", "1", "--parallel.steps_per_round",
+        "500", "--stop.steps", "10000", "--evaluate.exact", "false",
+    )  # fmt: skip
+    assert 10_000 <= found["steps"] <= 3 * 10_000
 
 
 def test_ranks_that_cannot_be_split_are_told_what_is_possible(tmp_path: Path) -> None:

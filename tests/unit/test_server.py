@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import numpy as np
@@ -142,12 +143,12 @@ def test_rows_in_slots_learn_as_rows_in_order(rule: str, seed: int, n_lanes: int
             self.inbox[:HEAD] = head(ROWS, 0, 0)
             self.inbox[N_ROWS] = len(states)
             self.inbox[HEAD : HEAD + rows.size] = rows.reshape(-1)
-            return peer
+            return 0
 
     slots = 512
     worker = CachingWorker(
         Rows(record, slots), Rows(record, slots), Partition([0, 40]), 1, slots,
-        environment.params, whole.rates, kernels, Served_(), n_lanes=n_lanes,
+        environment.params, whole.rates, kernels, Served_(), n_lanes=n_lanes, most=slots // 2,
     )  # fmt: skip
     worker.agent = 0
     agent: Any = type("Agent", (), {})()
@@ -256,9 +257,39 @@ def test_nobody_is_further_ahead_than_staleness(staleness: Any) -> None:
 
 
 def test_pushes_beyond_the_bound_are_dropped() -> None:
+    """A safeguard: workers are held back before it comes to that."""
     desk, post = desk_of(config(agents=2, staleness=1), one_step())
-    serve(desk, post, (1, head(PUSH, 0, 4)), (2, head(PUSH, 1, 1)))
-    assert desk.dropped == 1 and desk.pushes == 2
+    row = Rows(desk.rows.record, 1)
+    row.values[0, 0], row.clock[0, 0] = 1.0, 1
+    for rank, agent, clock in ((1, 0, 4), (2, 1, 1)):
+        push = head(PUSH, agent, clock)
+        push[N_ROWS] = 1
+        message = np.concatenate([push, np.zeros(1, np.uint64), row.raw.view(np.uint64)])
+        serve(desk, post, (rank, message))
+    assert desk.dropped == 1 and desk.pushes == 2 and desk.rows.values[0, 0] == 0.5
+
+
+def test_numbers_that_are_not_finite_stay_out_of_the_rows() -> None:
+    desk, post = desk_of(config(agents=1), one_step())
+    row = Rows(desk.rows.record, 1)
+    row.values[0, 0], row.clock[0, 0] = np.nan, 1
+    push = head(PUSH, 0, 1)
+    push[N_ROWS] = 1
+    serve(desk, post, (1, np.concatenate([push, np.zeros(1, np.uint64), row.raw.view(np.uint64)])))
+    assert desk.rows.values[0, 0] == 0 and desk.rows.clock[0, 0] == 0
+
+
+def test_who_takes_longer_than_others_is_named() -> None:
+    this = types.SimpleNamespace(hosting=Partition([0, 0, 1, 2, 3, 4]))
+    this.desk, _ = desk_of(config(agents=4, staleness=4), one_step())
+    this.transport = types.SimpleNamespace(hosts=["a", "b", "c", "d", "e"])
+    this.desk.clocks[:] = 30, 28, 29, 31
+    this.desk.busy_s[:] = 3.0, 14.0, 2.9, 3.0
+    ((kind, message),) = Served.notices(this)  # type: ignore[arg-type]
+    assert kind == "straggler 1"
+    assert message.startswith("agent 1 on rank 2 (c) takes 0.5 s for a push where half of")
+    this.desk.clocks[:] = 3
+    assert not Served.notices(this)  # type: ignore[arg-type]
 
 
 def test_a_pause_is_called_after_so_many_steps() -> None:
