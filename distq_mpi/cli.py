@@ -98,7 +98,7 @@ def parse(argv: list[str]) -> Command:
     if name == "resume":
         _refuse_what_changes_bits(options, merged)
         merged.add_line(options)
-        merged.checked()
+        merged.checked(whole=False)
         return Command(name, directory=operands[0], overrides=options)
     dry_run = options.pop("dry-run", None) is not None
     ranks = options.pop("ranks", None)
@@ -276,8 +276,11 @@ class _Merged:
                 value = int(value)
             self.values.setdefault(section, {})[name] = value
 
-    def checked(self) -> Config:
-        """The configuration, or ConfigError with all mistakes."""
+    def checked(self, whole: bool = True) -> Config:
+        """The configuration, or ConfigError with all mistakes.
+
+        whole : whether keys are checked against each other; part of one says little.
+        """
         config, bad = validate(self.values)
         if config is None:
             config = from_dict(self._without(bad))
@@ -286,7 +289,8 @@ class _Merged:
             hint = did_you_mean(closest(str(value), choices(key)))
             self.mistakes.append(f"{self.origin[key]}: {shown} must be {limits(key)}{hint}")
         # What a default in the place of a bad value would be blamed for is no mistake.
-        crossed = [m for m in check(config) if bad.keys().isdisjoint(re.findall(r"[\w.]+", m))]
+        told = check(config) if whole else []
+        crossed = [m for m in told if bad.keys().isdisjoint(re.findall(r"[\w.]+", m))]
         if self.mistakes or crossed:
             raise ConfigError("\n".join(dict.fromkeys(self.mistakes + crossed)))
         return config
