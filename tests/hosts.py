@@ -71,12 +71,10 @@ class Hosts:
             etc.mkdir(parents=True)
             (etc / "hosts").write_text(f"127.0.0.1 localhost\n{known}")
 
-    def link(self, name: str, up: bool) -> None:
-        """Take a host off the LAN, or put it back."""
-        port = f"p{self.names.index(name) + 1}"
-        _ip("-n", self._switch, "link", "set", port, "up" if up else "down")
-
-    def start(self, n_ranks: int, *words: str, options: tuple[str, ...] = (), **extra: str) -> Job:
+    def start(
+        self, n_ranks: int, *words: str, options: tuple[str, ...] = (), map_by: str = "slot",
+        **extra: str,
+    ) -> Job:  # fmt: skip
         """Start `python words` on `n_ranks` ranks by Open MPI's mpirun, from the first host."""
         first = self.names[0]
         hosts = ",".join(f"{name}:{self.slots}" for name in self.names)
@@ -87,8 +85,8 @@ class Hosts:
             f'hostname {first}; exec "$@"', "_", str(Path(sys.prefix) / "bin" / "mpirun"),
             "--prtemca", "plm_ssh_agent", str(self._agent), "--prtemca", "plm_ssh_no_tree_spawn",
             "1", "--prtemca", "prte_if_include", "eth0", "--host", hosts,
-            "--mca", "btl_tcp_if_include", "eth0", *options, *exported, "-n", str(n_ranks),
-            sys.executable, *words,
+            "--mca", "btl_tcp_if_include", "eth0", "--map-by", map_by, *options, *exported,
+            "-n", str(n_ranks), sys.executable, *words,
         ]  # fmt: skip
         return Job(command, self.folder, **extra)
 

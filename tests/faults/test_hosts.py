@@ -1,4 +1,4 @@
-"""Several hosts, with TCP between them: the same bits, and links that are cut."""
+"""Several hosts, with TCP between them: the same bits."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults.test_slurm import rounds
 from tests.hosts import Hosts, missing
-from tests.launching import distq, is_open_mpi, run
+from tests.launching import is_open_mpi, run
 
 pytestmark = [
     pytest.mark.skipif(bool(missing()), reason=f"virtual hosts need {', '.join(missing())}"),
@@ -19,11 +18,9 @@ pytestmark = [
 ]
 
 GARNET = ("--env.id", "garnet", "--env.kwargs.states", "20000", "--env.kwargs.actions", "4",
-          "--parallel.agents", "6", "--evaluate.exact", "false")  # fmt: skip
+          "--env.kwargs.branching", "2", "--parallel.agents", "6", "--evaluate.exact", "false",
+          "--parallel.fusion", "mean")  # fmt: skip
 SHARDED = ("--parallel.architecture", "sharded", "--parallel.lanes", "64")
-PACED = ("--env.id", "tests.worlds:PacedLake-v0", "--parallel.agents", "3", "--parallel.lanes", "3",
-         "--parallel.steps_per_round", "10", "--evaluate.episodes", "0",
-         "--run.report_every_s", "0.1", "--checkpoint.every_rounds", "5")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +40,7 @@ def test_three_hosts_give_the_bits_of_one(
     options: tuple[str, ...], hosts: Hosts, tmp_path: Path
 ) -> None:
     words = ("-m", "distq_mpi", "train", *options, "--stop.rounds", "40")
-    ended = hosts.start(6, *words, "--run.dir", str(tmp_path / "three")).wait(120)
+    ended = hosts.start(6, *words, "--run.dir", str(tmp_path / "three")).wait(60)
     assert ended.code == 0, ended.err
     ended = run(1, [*words, "--run.dir", "one"], tmp_path)
     assert ended.code == 0, ended.err
@@ -52,27 +49,3 @@ def test_three_hosts_give_the_bits_of_one(
     assert set(hosts.names) <= set(json.dumps(provenance).replace('"', " ").split())
     for key in ("table_sha256", "steps", "episodes"):
         assert one[key] == three[key], key
-
-
-def test_a_host_that_is_cut_off_ends_in_one_group_or_none(hosts: Hosts, tmp_path: Path) -> None:
-    whole = distq(2, "train", "--run.dir", "whole", *PACED, "--stop.rounds", "150", cwd=tmp_path)
-    assert whole.code == 0, whole.err
-    path = tmp_path / "cut"
-    job = hosts.start(
-        3, "-m", "distq_mpi", "train", *PACED, "--stop.rounds", "150", "--run.dir", str(path),
-        options=("--with-ft", "ulfm", "--map-by", "node"), PACE_S="0.005",
-    )  # fmt: skip
-    try:
-        while rounds(path) < 20 and job.process.poll() is None:
-            pass
-        hosts.link(hosts.names[2], up=False)
-        ended = job.wait(90)
-    finally:
-        hosts.link(hosts.names[2], up=True)
-        job.end()
-    finished = (path / "summary.json").exists() and summary(path)["status"] == "finished"
-    if not finished:  # a clean stop: what is there goes on
-        assert ended.code != 0
-        resumed = distq(2, "resume", str(path), cwd=tmp_path)
-        assert resumed.code == 0, resumed.err
-    assert summary(path)["table_sha256"] == summary(tmp_path / "whole")["table_sha256"]
