@@ -1,7 +1,8 @@
 """The program with deaths built in.
 
 DIE : JSON, number of a rank -> [phase, round, delay in seconds]: there the rank kills itself with
-SIGKILL, so long after it has come to the phase; or, with a fourth word `stop`, it only stops.
+SIGKILL, so long after it has come to the phase; or, with a fourth word, it only stops (`stop`) or
+works on something else for six seconds (`busy`).
 Phases: learn, move, fuse, share, agree, commit, certificate, checkpoint, write (on the rank that
 writes the file), end, recover. HOSTS : names of the ranks' hosts, separated by commas, in place of
 the real ones. NO_HOST_MEMORY : ranks of a host have none in common.
@@ -15,6 +16,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import Any
 
 from distq_mpi.launcher import give_up_hanging_ranks
@@ -38,6 +40,9 @@ def die(phase: str, number: int) -> None:
     if wanted is None or wanted[0] != phase or number < wanted[1]:
         return
     del DEATHS[str(NUMBER["mine"])]
+    if wanted[3:] == ["busy"]:
+        time.sleep(6)
+        return
     kind = signal.SIGSTOP if wanted[3:] == ["stop"] else signal.SIGKILL
     if wanted[2] == 0:
         os.kill(os.getpid(), kind)

@@ -88,6 +88,14 @@ def test_a_rank_that_hangs_is_given_up(wanted: dict[str, str], tmp_path: Path) -
     assert not mistakes(one, ended, tmp_path / "run", wanted["small"])
 
 
+def test_a_rank_that_only_computes_is_waited_for(wanted: dict[str, str], tmp_path: Path) -> None:
+    one = Draw("small", {"2": ["learn", 33, 0, "busy"]})
+    quick = {"OMPI_MCA_mpi_ft_detector_period": "0.3", "OMPI_MCA_mpi_ft_detector_timeout": "2"}
+    ended, _ = perform(one, tmp_path / "run", **quick)
+    assert not losses(tmp_path / "run")
+    assert ended.code == 0, ended.err
+
+
 def test_on_loss_abort_ends_the_job(tmp_path: Path) -> None:
     job = start(
         N_RANKS, [DYING, "train", "--run.dir", "run", "--parallel.on_loss", "abort", *ROUNDS],
