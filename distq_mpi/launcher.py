@@ -53,8 +53,8 @@ def survives_deaths() -> bool:
 def give_up_hanging_ranks() -> None:
     """Let a rank that hangs be given up after ten seconds, where deaths are survived. Local.
 
-    By itself only a dead one would be. Heartbeats come from a thread: a rank that computes, or waits
-    for a disk, sends none on its own. MPI reads this when it begins.
+    By itself only a dead one would be. Heartbeats come from a thread: a rank that computes, or
+    waits for a disk, sends none on its own. MPI reads this when it begins.
     """
     if survives_deaths():
         for name, value in (("", "1"), ("_thread", "1"), ("_period", "1"), ("_timeout", "10")):
