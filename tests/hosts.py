@@ -71,6 +71,19 @@ class Hosts:
             etc.mkdir(parents=True)
             (etc / "hosts").write_text(f"127.0.0.1 localhost\n{known}")
 
+    def link(self, name: str, up: bool) -> None:
+        """Take a host off the LAN, or put it back."""
+        port = f"p{self.names.index(name) + 1}"
+        _ip("-n", self._switch, "link", "set", port, "up" if up else "down")
+
+    def clear(self) -> None:
+        """End what runs on the hosts."""
+        for name in self.names:
+            told = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True)
+            for pid in told.stdout.split():
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid), 9)
+
     def start(
         self, n_ranks: int, *words: str, options: tuple[str, ...] = (), map_by: str = "slot",
         **extra: str,
@@ -92,11 +105,8 @@ class Hosts:
 
     def close(self) -> None:
         """Remove hosts, and what runs on them."""
+        self.clear()
         for name in (*self.names, self._switch):
-            told = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True)
-            for pid in told.stdout.split():
-                with suppress(ProcessLookupError):
-                    os.kill(int(pid), 9)
             _ip("netns", "del", name, check=False)
             shutil.rmtree(f"/etc/netns/{name}", ignore_errors=True)
         with suppress(OSError):
