@@ -151,8 +151,17 @@ def start(
 def run(
     n_ranks: int, arguments: list[str], cwd: Path | str, limit_s: float = 120, **extra: str
 ) -> Ended:
-    """Start and wait."""
+    """Start and wait; a launcher that stopped before it had started a rank is asked again."""
+    for _ in range(2):
+        ended = start(n_ranks, arguments, cwd, **extra).wait(limit_s)
+        if not _never_started(ended):
+            return ended
     return start(n_ranks, arguments, cwd, **extra).wait(limit_s)
+
+
+def _never_started(ended: Ended) -> bool:
+    """PRRTE's own server sometimes fails to listen (its exit code 213): no rank has run yet."""
+    return ended.code == 213 and "PMIx server" in ended.err and "failed to start" in ended.err
 
 
 def distq(
