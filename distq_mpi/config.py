@@ -120,6 +120,8 @@ class ParallelConfig:
     """Allow a fusion that does not converge: max where it overestimates, delta beyond its limit."""
     memory_bytes: Count = 0
     """What one rank may use; 0 = all of its host's memory."""
+    protect: Literal["off", "partner"] = "off"
+    """sharded: keep a copy of every block on another rank, so that none is lost; fixes borders."""
     on_loss: Literal["shrink", "abort"] = "shrink"
     """When ranks are lost, under an MPI that survives it: shrink goes on with those left."""
 
@@ -291,6 +293,11 @@ def check(config: Config) -> list[str]:
             f"{parallel.architecture}, {OTHERWISE_REPRODUCIBLE[parallel.architecture]}"
         )
     plain = ParallelConfig()
+    if parallel.protect != "off" and parallel.architecture in OTHERWISE_REPRODUCIBLE:
+        mistakes.append(
+            f"parallel.protect: {parallel.protect} has a meaning with parallel.architecture "
+            "sharded only; it must be off"
+        )
     if parallel.architecture != "server":
         mistakes += [
             f"parallel.{key}: {getattr(parallel, key)} has a meaning with parallel.architecture "

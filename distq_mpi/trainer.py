@@ -100,8 +100,13 @@ class Run:
     def settle_agreement(self) -> None:
         """Forget the last agreement where not all have come to it; COLLECTIVE.
 
-        Where one rank has, all have done what followed the one before.
+        Where one rank has, all have done what followed the one before. An architecture that goes
+        back further knows what was agreed on there.
         """
+        if self.architecture.goes_back and self.architecture.agreement is not None:
+            self._agreement = self.architecture.agreement
+            self._n_agreed = max(1, self._n_agreed)
+            return
         told = np.array([-self._n_agreed, self._n_agreed, self._agreement is None], np.int64)
         self.transport.max_int(told)
         if -told[0] != told[1] or told[2]:

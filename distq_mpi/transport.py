@@ -462,10 +462,10 @@ class Transport:
         """Return every rank's object on every rank (pickled)."""
         return self._comm.allgather(value)
 
-    def shift(self, array: np.ndarray, received: np.ndarray) -> None:
-        """Send a contiguous array to the next rank; fill `received` with what the one before sends.
-        """
-        above, below = (self.rank + 1) % self.size, (self.rank - 1) % self.size
+    def shift(self, array: np.ndarray, received: np.ndarray, distance: int = 1) -> None:
+        """Send a contiguous array to the rank so far on; fill `received` with what comes from the
+        one as far back."""
+        above, below = (self.rank + distance) % self.size, (self.rank - distance) % self.size
         request = self._comm.Irecv([received.view(np.uint8), MPI.BYTE], below, SHIFT_TAG)
         self._comm.Send([array.view(np.uint8), MPI.BYTE], above, SHIFT_TAG)
         request.Wait()

@@ -90,6 +90,7 @@ class Allreduce(Host):
         self.copies: Copies | None = None
         self._coming: Copies | None = None
         self._rescued: Rescued | None = None
+        self._n_recoveries = 0
         self._left_behind: list[HostMemory | None] = []
         self.place(environment)
         self._initialise(environment)
@@ -410,8 +411,11 @@ class Allreduce(Host):
         where something is gone on all.
         """
         transport = self.transport
-        rounds = np.array([-self.progress.round, self.copies is None], np.int64)
+        told = [-self.progress.round, self.copies is None, self._n_recoveries]
+        rounds = np.array(told, np.int64)
         transport.max_int(rounds)
+        if self._n_recoveries < rounds[2]:  # others have come out of the last recovery
+            self._rescued, self._n_recoveries = None, int(rounds[2])
         if rounds[1]:
             return False
         if self.progress.round > -rounds[0]:
@@ -444,6 +448,7 @@ class Allreduce(Host):
             )
         transport.agree()
         self._rescued = None
+        self._n_recoveries += 1
         return True
 
     def _kept_words(self) -> int:

@@ -44,24 +44,36 @@ class ShardedStepped(Sharded):
         kernels: dict[str, LoadedKernel],
         transport: Transport,
     ) -> None:
-        self.homes = Partition.balanced(config.parallel.lanes, transport.size)
-        first, stop = self.homes.block(transport.rank)
-        self.hosted: Hosted | None = None
-        if first < stop:
-            self.hosted = Hosted(transport.rank, self.homes, config, environment)
         self._mistake: ModelError | None = None
+        self.hosted: Hosted | None = None
         super().__init__(config, environment, kernels, transport)
+
+    def _lay_out(self, environment: Any) -> None:
+        """As `Sharded`; each rank is the home of as many lanes. COLLECTIVE."""
+        rank, self._mistake = self.transport.rank, None
+        self.homes = Partition.balanced(self.n_lanes, self.transport.size)
+        first, stop = self.homes.block(rank)
+        self.hosted = None
+        if first < stop:
+            self.hosted = Hosted(rank, self.homes, self.config, environment)
+        super()._lay_out(environment)
+
+    def abandon(self) -> None:
+        """Close the environments. Local."""
+        if self.hosted is not None:
+            self.hosted.close()
 
     @staticmethod
     def requests(config: Any, environment: Any) -> dict[str, Kernel]:
         """Return the kernels this architecture needs under a resolved `Config`. Local."""
         record = record_in(config.learn, environment.n_actions)
-        return answering.answering_kernels(config.learn, environment.n_actions, record)
+        protects = config.parallel.protect == "partner"
+        return answering.answering_kernels(config.learn, environment.n_actions, record, protects)
 
     @property
     def sent_bytes(self) -> int:
         """Bytes this rank has sent to others while learning. Local."""
-        return self.mail.sent_bytes + self.answers.sent_bytes
+        return super().sent_bytes + self.answers.sent_bytes
 
     def learn(self) -> None:
         """LEARN and MOVE: step all lanes at home. COLLECTIVE.
@@ -99,6 +111,14 @@ class ShardedStepped(Sharded):
         all_rows = self.transport.gather_rows(rows, self.homes)
         all_actions = self.transport.gather_rows(actions, Partition(np.cumsum(lengths)))
         return None if all_rows is None or all_actions is None else (all_rows, all_actions)
+
+    def _lanes_of_all(self) -> tuple[np.ndarray, Any]:
+        hosted, found = self.hosted, None
+        if hosted is not None and hosted.worlds is not None:
+            found = hosted.lanes.pack(), *hosted.worlds.pack(committed=False)
+        parts = [part for part in self.transport.gather_everywhere(found) if part is not None]
+        lanes, rows, actions = (np.concatenate(piece) for piece in zip(*parts, strict=True))
+        return lanes, (rows, actions)
 
     def restore(self, progress: Progress, lanes: np.ndarray, worlds: Any = None) -> None:
         """Take counters, lanes and environments of a checkpoint. Local."""

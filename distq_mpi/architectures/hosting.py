@@ -118,8 +118,10 @@ class Host:
     """What an architecture with agents does for those on this rank.
 
     Attributes that whoever derives from it sets: `config`, `transport`, `progress`, `pending`,
-    `stepped`, `followed`.
+    `stepped`, `followed`. `goes_back`, whether `recover` may return to rounds before the last two.
     """
+
+    goes_back = False
 
     config: Any
     transport: Any

@@ -29,6 +29,15 @@ from distq_mpi.architectures.balance import (
     most_rows,
 )
 from distq_mpi.architectures.hosting import NO_LIMIT
+from distq_mpi.architectures.partner import (
+    COMMIT_STEPS,
+    Kept,
+    Protection,
+    Rescued,
+    room_for,
+    slots_with_log,
+)
+from distq_mpi.architectures.partner import memory_bytes as protection_bytes
 from distq_mpi.architectures.progress import (
     HEADER,
     RETURNS,
@@ -65,6 +74,12 @@ def record_in(learn: Any, n_actions: int) -> Record:
     return replace(record_of(learn, n_actions), counts_visits=False)
 
 
+def _moves(config: Any, size: int) -> bool:
+    """Whether borders move; copies of rows stay where they are, and so do borders."""
+    parallel = config.parallel
+    return bool(parallel.rebalance and size > 1 and parallel.protect != "partner")
+
+
 def _unit_scale(td_rms: float | None) -> float:
     """Units in 1, a power of two, such that a typical square is 2^16 units."""
     if not td_rms or not math.isfinite(td_rms):
@@ -86,13 +101,14 @@ class Sharded:
 
     Attributes: `followed`, whether what was taken up from a checkpoint followed from the
     configuration alone; `sent_bytes`, to other ranks so far; `exchange_time_s`, spent in messages
-    within `learn`.
+    within `learn`; `protection`, where `parallel.protect` has an effect; `agreement`, of the round
+    that `recover` went back to.
 
     Rows are changed in place: `rollback` cannot bring them back, so a round that went wrong ends
     the run.
     """
 
-    exchanges, rolls_back = "crossing between blocks", False
+    exchanges, rolls_back, goes_back = "crossing between blocks", False, True
 
     def __init__(
         self,
@@ -109,17 +125,29 @@ class Sharded:
         self.width = self.record.width
         self.exchange_time_s = 0.0
         self.progress = self.pending = Progress(period=self._period(0))
+        self.rates = np.ones(6)
+        self.rates[:2] = config.learn.discount, step_parameter(config.learn)
+        self.totals = np.zeros(6, np.int64)
+        self.header, self.learned, self._learned_now = np.zeros(HEADER, np.int64), 0, 0
+        self.agreement: Agreement | None = None
+        self._sent_before = 0
+        self._rescued: Rescued | None = None
+        self._n_recoveries = 0
+        self._lay_out(environment)
+        learn = config.learn
+        initialise(self.rows, self.first, learn.initial, environment.return_bound, config.run.seed)
+        self._begin()
+
+    def _lay_out(self, environment: Any) -> None:
+        """Cut the table, and make room for what this rank has of it. COLLECTIVE."""
+        config, transport = self.config, self.transport
         size = transport.size
-        self.slots = np.zeros(crossing.SLOT * self.n_lanes + -(-self.n_lanes // 64), np.uint64)
         self.control = np.zeros(crossing.BORDERS + size + 1, np.uint64)
         self.control[crossing.SEED] = config.run.seed
         self.control[crossing.LIMIT] = environment.max_episode_steps or NO_LIMIT
         self.control[crossing.RANK], self.control[crossing.SIZE] = transport.rank, size
         self.control[crossing.N_LANES] = self.n_lanes
-        self.rates = np.ones(6)
-        self.rates[:2] = config.learn.discount, step_parameter(config.learn)
-        self.totals = np.zeros(6, np.int64)
-        self.header, self.learned, self._learned_now = np.zeros(HEADER, np.int64), 0, 0
+        self._members = [member.number for member in transport.members]
         self.blocks = self._wanted = Partition.balanced(self.n_states, size)
         self.loads = np.zeros(N_BUCKETS, np.int64)
         self._within: np.ndarray | None = None
@@ -131,9 +159,20 @@ class Sharded:
         # Only what is written to takes memory.
         self._raw = Rows(self.record, self._room).raw
         self._take_borders()
-        learn = config.learn
-        initialise(self.rows, self.first, learn.initial, environment.return_bound, config.run.seed)
-        self._begin()
+        self.protection: Protection | None = None
+        self._kept: Kept | None = None
+        self._coming: Kept | None = None
+        n_slots = crossing.SLOT * self.n_lanes + -(-self.n_lanes // 64)
+        if config.parallel.protect != "partner":
+            self.slots = np.zeros(n_slots, np.uint64)
+            return
+        protects = transport.survives and size > 1
+        room = room_for(self.rows.n_rows, self.record.row_bytes) if protects else 0
+        self.slots = slots_with_log(n_slots, self.rows, room)
+        if protects:
+            self.protection = Protection(
+                self.rows, self.slots[n_slots:], self.blocks, transport
+            )
 
     @staticmethod
     def memory_bytes(config: Any, n_states: int, n_actions: int, size: int) -> dict[str, int]:
@@ -141,13 +180,15 @@ class Sharded:
         lanes = config.parallel.lanes
         here = min(lanes, 4 * -(-lanes // size))
         words = crossing.RECORD + crossing.TARGET
-        moves = config.parallel.rebalance and size > 1
+        moves = _moves(config, size)
         rows = most_rows(n_states, size) if moves else -(-n_states // size)
         # What comes over both borders is held twice while they move.
         moved = int(2 * MOST_MOVED * n_states / size) if moves else 0
         row_bytes = record_in(config.learn, n_actions).row_bytes
+        protects = config.parallel.protect == "partner" and size > 1
         return {
             "block": rows * row_bytes,
+            **(protection_bytes(rows, row_bytes) if protects else {}),
             "rows that move": moved * row_bytes,
             "lanes": lanes * 8 * (words + crossing.SLOT),
             "messages": 8 * 3 * words * here + 3 * size * PEER_BYTES if size > 1 else 0,
@@ -182,13 +223,15 @@ class Sharded:
         """Return the kernels this architecture needs under a resolved `Config`. Local."""
         record = record_in(config.learn, environment.n_actions)
         return crossing.crossing_kernels(
-            config.learn, environment, record, config.parallel.reproducible
-        )
+            config.learn, environment, record, config.parallel.reproducible,
+            config.parallel.protect == "partner",
+        )  # fmt: skip
 
     @property
     def sent_bytes(self) -> int:
         """Bytes this rank has sent to others while learning. Local."""
-        return self.mail.sent_bytes
+        guarded = 0 if self.protection is None else self.protection.sent_bytes
+        return self._sent_before + self.mail.sent_bytes + guarded
 
     @property
     def exploration(self) -> tuple[str, float]:
@@ -259,11 +302,38 @@ class Sharded:
         self._learned_now = learned
         if self._moves:
             self._look_at_borders()
+        if self.protection is not None and not agreement.non_finite:
+            self._protect(self.protection, agreement)
         return agreement
+
+    def _protect(self, protection: Protection, agreement: Agreement) -> None:
+        """Bring what changed to the partners, where it is due; it counts from `commit` on.
+        COLLECTIVE."""
+        kept = self._kept
+        made = self.pending.lane_steps - (kept.progress.lane_steps if kept else 0)
+        if protection.is_due(made * self.n_lanes >= COMMIT_STEPS * self.n_states):
+            protection.stage()
+            self._coming = Kept(self.pending, *self._lanes_of_all(), agreement)
+            self.transport.agree()
+
+    def _lanes_of_all(self) -> tuple[np.ndarray, Any]:
+        """Lanes and environments after this round, as `restore` takes them. COLLECTIVE."""
+        counts = np.zeros(self.transport.size + 1, np.int64)
+        counts[self.transport.rank + 1] = len(self.lanes)
+        self.transport.sum_int(counts)
+        borders = Partition(np.cumsum(counts))
+        records = np.zeros((self.n_lanes, crossing.RECORD), np.uint64)
+        records[slice(*borders.block(self.transport.rank))] = self.lanes
+        self.transport.allgather_rows(records, borders)
+        lanes = records.reshape(-1).view(LANE_DTYPE)
+        return lanes[np.argsort(lanes["lane"])], None
 
     def commit(self) -> None:
         """Count the round; move the borders where that pays. COLLECTIVE."""
         self.progress = self.pending
+        if self.protection is not None and self._coming is not None:
+            self.protection.commit()
+            self._kept, self._coming = self._coming, None
         self.learned += self._learned_now
         if self._wanted is not self.blocks:
             self.place(self._wanted)
@@ -308,7 +378,7 @@ class Sharded:
 
     @property
     def _moves(self) -> bool:
-        return self.config.parallel.rebalance and self.transport.size > 1
+        return _moves(self.config, self.transport.size)
 
     def _look_at_borders(self) -> None:
         """Note where the lanes are; now and then decide on other borders. COLLECTIVE."""
@@ -398,16 +468,80 @@ class Sharded:
         """Nothing to close that others have no part in. Local."""
 
     def recover(self, environment: Any) -> bool:
-        """Whether the state of the last commit can be had from those left. Local; it cannot."""
-        return False
+        """Take rows and lanes back to what the partners have last, on the ranks left. COLLECTIVE.
+
+        False where nothing is protected, a block and its copy are both gone, or a log was too
+        small; rows are in no order then, and must be taken from a checkpoint.
+        """
+        transport = self.transport
+        newest = np.array([self._n_recoveries], np.int64)
+        transport.max_int(newest)
+        if self._n_recoveries < newest[0]:  # others have come out of the last recovery
+            self._settle()
+        newest[0] = 0 if self.protection is None else self.protection.number
+        if self._rescued is not None:
+            newest[0] = self._rescued.number
+        transport.max_int(newest)
+        rescued = self._rescued = self._rescued or self._rescue(int(newest[0]))
+        gone = rescued is None or not rescued.complete(transport) or environment.rows is not None
+        newest[0] = gone
+        transport.max_int(newest)
+        if newest[0] or rescued is None:
+            return False
+        self._sent_before = self.sent_bytes
+        self.abandon()
+        self._lay_out(environment)
+        rescued.bring(transport, self.rows, self.blocks)
+        self._begin()
+        kept = rescued.kept
+        self.restore(kept.progress, kept.lanes, kept.worlds)
+        if self.protection is not None:
+            self.protection.is_due(True)
+            self.protection.stage()
+        transport.agree()
+        self._settle()
+        return True
+
+    def _rescue(self, newest: int) -> Rescued | None:
+        """Take this rank's rows back to the newest commit that any rank has come to. Local."""
+        protection = self.protection
+        if protection is None:
+            return None
+        if protection.number < newest and protection.staged and self._coming is not None:
+            protection.commit()
+            self._kept = self._coming
+        if protection.number < newest or not protection.can_undo or self._kept is None:
+            return None
+        protection.undo()
+        return Rescued(
+            newest, self._members, self.blocks, protection.distance, self.rows, protection.copy,
+            self._kept,
+        )  # fmt: skip
+
+    def _settle(self) -> None:
+        """End a recovery: all ranks have all that they need to live through the next. Local."""
+        assert self._rescued is not None
+        self._kept, self._rescued = self._rescued.kept, None
+        self.agreement = self._kept.agreement
+        if self.protection is not None:
+            self.protection.commit()
+        self._n_recoveries += 1
 
     def report(self) -> dict[str, Any]:
         """What else a row of the metrics holds: nothing. Local."""
         return {}
 
     def notices(self) -> list[tuple[str, str]]:
-        """What the user should be told once, as (kind, message): nothing. Local."""
-        return []
+        """What the user should be told once, as (kind, message). Local."""
+        if self.config.parallel.protect != "partner":
+            return []
+        if self.protection is None:
+            alone = "one rank has no partner" if self.transport.size == 1 else (
+                "this job ends with any of its ranks; start it with Open MPI's `mpirun --with-ft "
+                "ulfm`, or under `python -m distq_mpi supervise`"
+            )  # fmt: skip
+            return [("unprotected", f"parallel.protect: partner protects nothing: {alone}")]
+        return [("log_full", told) for told in self.protection.warnings]
 
     def keep_table(self) -> None:
         """Nothing to do: no other rank's memory is used. Local."""

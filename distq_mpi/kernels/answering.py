@@ -133,9 +133,14 @@ def learn(q, clock, told, slots, draws, control, rates, totals):
     totals[NON_FINITE] += bad
 
 
-def answering_kernels(learn_config: Any, n_actions: int, record: Any) -> dict[str, Kernel]:
-    """Return the requests for `answer` and `learn` under a `[learn]` configuration. Local."""
-    parts = crossing_parts(learn_config, n_actions, record, lockstep=True)
+def answering_kernels(
+    learn_config: Any, n_actions: int, record: Any, undoes: bool = False
+) -> dict[str, Kernel]:
+    """Return the requests for `answer` and `learn` under a `[learn]` configuration. Local.
+
+    undoes : as in `crossing.crossing_parts`.
+    """
+    parts = crossing_parts(learn_config, n_actions, record, lockstep=True, undoes=undoes)
     q, clock, words = np.zeros(1, record.dtype), np.zeros(1, u4), np.zeros(1, u8)
     rates, totals, draws = np.zeros(6), np.zeros(6, i8), np.zeros(SCRATCH, u8)
     return {

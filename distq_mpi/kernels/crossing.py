@@ -44,6 +44,7 @@ from distq_mpi.kernels.storing import (
     prefetch,
     single_of,
 )
+from distq_mpi.kernels.undoing import keep_nothing, keep_row
 
 u8, u4, i8, f4, f8 = np.uint64, np.uint32, np.int64, np.float32, np.float64
 
@@ -73,6 +74,11 @@ def words_of(n_lanes: int) -> tuple[int, int]:
     """Return words of a region, and of its first lane, that hold all lanes and their targets."""
     middle = -(-(HEAD + TARGET * n_lanes) // 8) * 8
     return -(-(middle + RECORD * (n_lanes + BATCH)) // 8) * 8, middle
+
+
+def log_of(n_lanes):
+    """Return where the log of changed rows begins in the slots, behind those of the lanes."""
+    return u8(SLOT) * n_lanes + ((n_lanes + u8(63)) >> u8(6))
 
 
 def owner_of(state, control):
@@ -126,10 +132,11 @@ def deliver_kept(stride):
     return deliver
 
 
-def deliver_at_once(update):
+def deliver_at_once(update, keep):
     """Return deliver(...) of free running: apply the target now."""
 
     def deliver(q, clock, slots, n_lanes, lane, row, entry, target, bits, rates):
+        keep(clock, slots, log_of(n_lanes), row)
         td_error = update(
             q, clock, row, entry, target, bits, rates[DISCOUNT], rates[ALPHA]
         )
@@ -162,11 +169,12 @@ def collect_kept(deliver, stride):
     return collect
 
 
-def apply_kept(stride, update):
+def apply_kept(stride, update, keep):
     """Return apply(...) of lockstep: all targets kept, in the order of their lanes."""
 
     def apply(q, clock, slots, n_lanes, rates):
         squares, non_finite, marks = i8(0), i8(0), u8(SLOT) * n_lanes
+        log = log_of(n_lanes)
         for block in range((n_lanes + u8(63)) >> u8(6)):
             marked = slots[marks + u8(block)]
             slots[marks + u8(block)] = u8(0)
@@ -174,6 +182,7 @@ def apply_kept(stride, update):
                 slot = u8(SLOT) * ((u8(block) << u8(6)) + lowest_bit(marked))
                 marked &= marked - ONE
                 row = slots[slot] // stride
+                keep(clock, slots, log, row)
                 td_error = update(
                     q, clock, row, slots[slot] - row * stride, float_of(slots[slot + ONE]),
                     slots[slot + u8(2)], rates[DISCOUNT], rates[ALPHA],
@@ -222,7 +231,8 @@ def travel(q, clock, mail, counts, slots, draws, params, control, rates, totals)
     mail : uint64, P regions to peers, that of this rank for what stays, then twice P regions from
         peers. Written by peers; written here.
     counts : uint64 (2 P,), written: lanes to each peer, targets to each; lanes here is the own one.
-    slots : uint64 (SLOT * L + ceil(L / 64),), zero at first; belongs to `travel`.
+    slots : uint64 (SLOT * L + ceil(L / 64),), zero at first; belongs to `travel`. The log of
+        `kernels.undoing` follows where there is one.
     draws : uint64 (SCRATCH,), scratch.
     control : uint64 (BORDERS + P + 1,): number of the first tick, ticks to make, the tick in which
         targets were sent, seed, `explore`, time limit in steps, rank, ranks, L, words of a region
@@ -414,21 +424,24 @@ def begin(mail, counts, params, control):
     counts[me] = n_here
 
 
-def crossing_parts(learn_config: Any, n_actions: int, record: Any, lockstep: bool) -> Any:
+def crossing_parts(
+    learn_config: Any, n_actions: int, record: Any, lockstep: bool, undoes: bool = False
+) -> Any:
     """Return the parts of loops in which targets cross between owners. Local.
 
     record : `table.Record`; lockstep : whether targets wait until all lanes were looked at, and are
-    applied in lane order.
+    applied in lane order; undoes : whether rows are kept in the log before they change.
     """
     parts = learning_parts(learn_config, n_actions, record)
     stride, update = parts["STRIDE"], parts["update"]
+    keep = keep_row(record.row_bytes // 8) if undoes else keep_nothing
     if lockstep:
         deliver = deliver_kept(stride)
         return parts | {
             "tag": lane_tag, "deliver": deliver, "collect": collect_kept(deliver, stride),
-            "apply": apply_kept(stride, update),
+            "apply": apply_kept(stride, update, keep),
         }  # fmt: skip
-    deliver = deliver_at_once(update)
+    deliver = deliver_at_once(update, keep)
     return parts | {
         "tag": rounding_tag, "deliver": deliver, "collect": collect_at_once(deliver, stride),
         "apply": nothing_kept,
@@ -436,13 +449,13 @@ def crossing_parts(learn_config: Any, n_actions: int, record: Any, lockstep: boo
 
 
 def crossing_kernels(
-    learn_config: Any, environment: Any, record: Any, lockstep: bool
+    learn_config: Any, environment: Any, record: Any, lockstep: bool, undoes: bool = False
 ) -> dict[str, Kernel]:
     """Return the requests for `begin` and `travel` under a `[learn]` configuration. Local.
 
-    environment : `environments.base.Environment`; record, lockstep : as in `crossing_parts`.
+    environment : `environments.base.Environment`; others : as in `crossing_parts`.
     """
-    parts = crossing_parts(learn_config, environment.n_actions, record, lockstep)
+    parts = crossing_parts(learn_config, environment.n_actions, record, lockstep, undoes)
     parts |= {"law_step": environment.law_step, "law_start": environment.law_start}
     q, clock, words = np.zeros(1, record.dtype), np.zeros(1, u4), np.zeros(1, u8)
     params = environment.params

@@ -17,6 +17,10 @@ ROUNDS = ("--parallel.agents", "4", "--stop.rounds", str(N_ROUNDS),
           "--checkpoint.every_rounds", "5")  # fmt: skip
 GARNET = ("--env.id", "garnet", "--env.kwargs.states", "20000", "--env.kwargs.actions", "4",
           "--env.kwargs.branching", "2", "--evaluate.exact", "false")  # fmt: skip
+SHARDED = ("--parallel.architecture", "sharded", "--parallel.protect", "partner",
+           "--parallel.lanes", "64", "--parallel.steps_per_round", "100", "--env.id", "grid",
+           "--env.kwargs.rows", "50", "--env.kwargs.columns", "50", "--stop.rounds", str(N_ROUNDS),
+           "--checkpoint.every_rounds", "5")  # fmt: skip
 CELLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "small": (ROUNDS, ("learn", "move", "fuse", "agree", "commit", "certificate", "checkpoint")),
     "owners": (
@@ -31,6 +35,10 @@ CELLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (*ROUNDS, "--env.id", "CartPole-v1", "--env.bins", "4", "--env.clip", "3",
          "--parallel.lanes", "32", "--parallel.steps_per_round", "20"),
         ("learn", "move", "agree", "commit", "checkpoint"),
+    ),
+    "sharded": (
+        (*SHARDED, "--parallel.reproducible", "true"),
+        ("learn", "move", "stage", "agree", "commit", "certificate", "checkpoint"),
     ),
     "in step": (
         (*ROUNDS, "--parallel.architecture", "server", "--parallel.servers", "2"),

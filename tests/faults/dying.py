@@ -3,8 +3,8 @@
 DIE : JSON, number of a rank -> [phase, round, delay in seconds]: there the rank kills itself with
 SIGKILL, so long after it has come to the phase; or, with a fourth word, it only stops (`stop`) or
 works on something else for six seconds (`busy`).
-Phases: learn, move, fuse, share, agree, commit, certificate, checkpoint, write (on the rank that
-writes the file), end, recover. HOSTS : names of the ranks' hosts, separated by commas, in place of
+Phases: learn, move, fuse, share, stage, agree, commit, certificate, checkpoint, write (on the rank
+that writes the file), end, recover. HOSTS : names of the ranks' hosts, separated by commas, in place of
 the real ones. NO_HOST_MEMORY : ranks of a host have none in common.
 """
 
@@ -25,7 +25,8 @@ give_up_hanging_ranks()  # before MPI begins, which it does when it is imported
 
 from distq_mpi import checkpoint, recovery  # noqa: E402
 from distq_mpi.__main__ import main  # noqa: E402
-from distq_mpi.architectures import Allreduce, Served  # noqa: E402
+from distq_mpi.architectures import Allreduce, Served, Sharded  # noqa: E402
+from distq_mpi.architectures.partner import Protection  # noqa: E402
 from distq_mpi.architectures.worker import Worker  # noqa: E402
 from distq_mpi.trainer import Run  # noqa: E402
 from distq_mpi.transport import Transport  # noqa: E402
@@ -105,6 +106,19 @@ def push(self: Any, *arguments: Any) -> Any:
 
 
 Worker.push = push  # type: ignore[method-assign]
+real_stage = Protection.stage
+
+
+def stage(self: Any) -> None:
+    """A death before what changed goes to the partners, or with a delay while it does."""
+    die("stage", NUMBER["round"])
+    real_stage(self)
+
+
+Protection.stage = stage  # type: ignore[method-assign]
+before(Sharded, "exchange", "move")
+before(Sharded, "_lanes_of_all", "agree")
+before(Sharded, "commit", "commit")
 before(Served, "exchange", "move")
 before(Served, "commit", "commit")
 before(Allreduce, "exchange", "move")
