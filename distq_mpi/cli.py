@@ -179,7 +179,8 @@ def _refuse_what_changes_bits(options: dict[str, str], merged: _Merged) -> None:
             why = (
                 "cannot change on resume, it would change the bits; "
                 "free are stop.*, checkpoint.*, run.report_every_s, evaluate.episodes, "
-                "parallel.on_loss, parallel.protect, parallel.servers and parallel.cache_rows"
+                "parallel.on_loss, parallel.protect, parallel.hang_s, parallel.servers and "
+                "parallel.cache_rows"
             )
         else:
             continue

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 FREE_ON_RESUME = (
     "stop.", "checkpoint.", "run.report_every_s", "evaluate.episodes", "parallel.rebalance",
-    "parallel.on_loss", "parallel.protect", "parallel.servers", "parallel.cache_rows",
+    "parallel.on_loss", "parallel.protect", "parallel.hang_s", "parallel.servers",
+    "parallel.cache_rows",
 )  # fmt: skip
 
 

@@ -122,6 +122,8 @@ class ParallelConfig:
     """What one rank may use; 0 = all of its host's memory."""
     protect: Literal["off", "partner"] = "off"
     """sharded: keep a copy of every block on another rank, so that none is lost; fixes borders."""
+    hang_s: Annotated[float, Ge(0)] = 300.0
+    """Seconds without a step after which a rank is given up, and its stack shown; 0 = never."""
     on_loss: Literal["shrink", "abort"] = "shrink"
     """When ranks are lost, under an MPI that survives it: shrink goes on with those left."""
 

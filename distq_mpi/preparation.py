@@ -316,7 +316,10 @@ def _refuse_other_bits(
     where : begins each message. given : the environment is an object, whatever it is called.
     """
     wanted, held = to_dict(config), tomllib.loads(stored)
-    free = {"memory_bytes", "force", "rebalance", "on_loss", "protect", "servers", "cache_rows"}
+    free = {
+        "memory_bytes", "force", "rebalance", "on_loss", "protect", "hang_s", "servers",
+        "cache_rows",
+    }  # fmt: skip
     sections = ("learn", "parallel") if given else ("env", "learn", "parallel")
     mistakes = [
         f"{where}{section}.{key} is {wanted[section].get(key)!r}, but {path.name} was "

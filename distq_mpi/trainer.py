@@ -22,6 +22,7 @@ from distq_mpi.saving import Saver
 from distq_mpi.signals import Signals, uninterrupted
 from distq_mpi.stopping import EXACT_TARGETS, Verdict, is_check_round, verdict
 from distq_mpi.summary import finish
+from distq_mpi.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from distq_mpi.monitor import Monitor
@@ -51,7 +52,7 @@ class Run:
         self.prepared, self.transport, self.signals = prepared, transport, signals
         self.config, self.environment = prepared.config, prepared.environment
         self.monitor: Monitor | None = None
-        self.phase = "start"
+        self.phase, self.phase_since = "start", 0.0
         self.recoveries = 0
         self.times = Times()
         self.times.started = prepared.started
@@ -253,7 +254,7 @@ class Run:
 
     def enter(self, phase: str) -> None:
         """Say what this rank does from now on. Local."""
-        self.phase = phase
+        self.phase, self.phase_since = phase, time.perf_counter()
         if self.monitor is not None:
             self.monitor.enter(phase)
 
@@ -323,8 +324,9 @@ def run(command: Any, transport: Transport) -> int:
             if prepared.config.parallel.on_loss != "abort" and transport.size > 1:
                 transport.survive()
             this = Run(prepared, transport, signals)
-            this.monitor = monitor
+            this.monitor, dog = monitor, Watchdog(this)
             code = live(this)
+            dog.end()
             if not transport.survives:
                 this.architecture.close()
         except BaseException as error:

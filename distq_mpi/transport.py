@@ -226,13 +226,13 @@ class Post:
     waits looks again at once for a while, and lets others have the core in between; then ever less
     often.
 
-    Attributes: `inbox`; `sent_bytes`; `idle_s`, seconds spent waiting.
+    Attributes: `inbox`; `sent_bytes`; `idle_s`, seconds spent waiting; `waits`, whether it does.
     """
 
     def __init__(self, comm: MPI.Intracomm, most: int) -> None:
         self._comm, self.inbox, self.sent_bytes = comm, _sparse(most), 0
         self._status, self._whole = MPI.Status(), (self.inbox, MPI.UINT64_T)
-        self.idle_s = 0.0
+        self.idle_s, self.waits = 0.0, False
 
     def send(self, words: np.ndarray, peer: int) -> None:
         """Send uint64 words; they may be changed when it returns. Local, and to the peer."""
@@ -244,7 +244,7 @@ class Post:
         came = self.poll(peer)
         if came is not None:
             return came
-        begin, turn = time.perf_counter(), 0
+        begin, turn, self.waits = time.perf_counter(), 0, True
         while came is None:
             turn += 1
             if turn < EAGER_TURNS:
@@ -253,6 +253,7 @@ class Post:
                 time.sleep(min(LONGEST_NAP_S, SHORTEST_NAP_S * (1 + turn // EAGER_TURNS)))
             came = self.poll(peer)
         self.idle_s += time.perf_counter() - begin
+        self.waits = False
         return came
 
     def poll(self, peer: int = -1) -> int | None:

@@ -9,7 +9,6 @@ and for actions taken in the very state that was just learned in.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -261,10 +260,8 @@ class ShardedStepped(Sharded):
             action[lane[wanted]] = (found & LOW31)[wanted]
 
     def _swap(self, mail: Mail) -> None:
-        begin = time.perf_counter()
         mail.expect()
-        mail.exchange()
-        self.exchange_time_s += time.perf_counter() - begin
+        self._exchange(mail)
 
     def _guarded(self, work: Any) -> None:
         """Keep an environment's mistake for the end of the round: peers wait for messages."""

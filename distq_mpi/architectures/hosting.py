@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,8 @@ NO_LIMIT = 2**32 - 1
 class Hosted:
     """Working and committed lanes of agent `number`, and its kernels' arguments.
 
-    Where the environment is stepped in Python, `worlds` hold one environment per lane, else None.
+    Where the environment is stepped in Python, `worlds` hold one environment per lane, else None;
+    `stepped_at` : when their last step began.
     """
 
     def __init__(self, number: int, lanes: Partition, config: Any, environment: Any) -> None:
@@ -35,7 +37,7 @@ class Hosted:
         self.control[loop.FIRST_LANE], self.control[loop.N_LANES] = first, n
         self.control[loop.SEED] = seed
         self.control[loop.LIMIT] = environment.max_episode_steps or NO_LIMIT
-        self.totals, self.found = np.zeros(3), np.zeros(5)
+        self.totals, self.found, self.stepped_at = np.zeros(3), np.zeros(5), 0.0
         stepped = environment.kind == "stepped"
         self.worlds: Worlds | VectorWorlds | None = None
         if stepped:
@@ -63,6 +65,7 @@ class Hosted:
         with silence():
             for now in range(first_step, first_step + n_steps):
                 self.control[loop.FIRST_STEP] = now
+                self.stepped_at = time.perf_counter()
                 call()
                 self.worlds.step(self.lanes, now)
 
@@ -129,6 +132,11 @@ class Host:
     pending: Any
     stepped: bool
     followed: bool
+
+    @property
+    def busy_since(self) -> float:
+        """When this rank last came to something new in LEARN; infinite while it waits. Local."""
+        return max((agent.stepped_at for agent in self.agents), default=0.0)
 
     def take_agents(self, environment: Any, hosting: Partition) -> None:
         """Make this rank's agents, `hosting` of all ranks. Local."""

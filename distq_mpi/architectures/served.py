@@ -12,6 +12,7 @@ holds every push. Nobody waits longer than for the push that the slowest has beg
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -87,7 +88,7 @@ class Served(Host):
         self.progress = self.pending = Progress(period=self.period or 1)
         self.rates = np.array([config.learn.discount, step_parameter(config.learn)])
         self.header = np.zeros(HEADER, np.int64)
-        self._told_at = time.perf_counter(), 0, 0
+        self._told_at, self._turned_at = (time.perf_counter(), 0, 0), 0.0
         self.desk: Desk | None = None
         self.worker: Worker | None = None
         learn = config.learn
@@ -198,6 +199,12 @@ class Served(Host):
             **pushing.pushing_kernels(config.learn, record, cached),
         }
 
+    @property
+    def busy_since(self) -> float:
+        """As `Host.busy_since`; a server waits. Local."""
+        waits = self.desk is not None or self.post.waits
+        return math.inf if waits else max(super().busy_since, self._turned_at)
+
     def learn(self) -> None:
         """LEARN and MOVE: work, or serve, until server 0 calls a pause. COLLECTIVE."""
         if self.desk is not None:
@@ -214,7 +221,8 @@ class Served(Host):
         most = max(1, -(-left // self.n_lanes))
         while True:
             k = self._turn % len(self.agents)
-            agent, begin = self.agents[k], time.perf_counter()
+            agent = self.agents[k]
+            begin = self._turned_at = time.perf_counter()
             if not worker.pull(agent.number, self.pushed[k]):
                 break
             self.exchange_time_s += time.perf_counter() - begin

@@ -57,7 +57,7 @@ from distq_mpi.partition import Partition
 from distq_mpi.table import Record, Rows, initialise, record_of
 
 if TYPE_CHECKING:
-    from distq_mpi.transport import Transport
+    from distq_mpi.transport import Mail, Transport
 
 LOCAL_TICKS = 64
 """Steps of a lane between two exchanges when running free, as far as it stays in its block."""
@@ -101,8 +101,8 @@ class Sharded:
 
     Attributes: `followed`, whether what was taken up from a checkpoint followed from the
     configuration alone; `sent_bytes`, to other ranks so far; `exchange_time_s`, spent in messages
-    within `learn`; `protection`, where `parallel.protect` has an effect; `agreement`, of the round
-    that `recover` went back to.
+    within `learn`; `busy_since`, as `Host.busy_since`; `protection`, where `parallel.protect` has
+    an effect; `agreement`, of the round that `recover` went back to.
 
     Rows are changed in place: `rollback` cannot bring them back, so a round that went wrong ends
     the run.
@@ -123,7 +123,7 @@ class Sharded:
         self.params, self.n_lanes = environment.params, config.parallel.lanes
         self.record = record_in(config.learn, self.n_actions)
         self.width = self.record.width
-        self.exchange_time_s = 0.0
+        self.exchange_time_s = self.busy_since = 0.0
         self.progress = self.pending = Progress(period=self._period(0))
         self.rates = np.ones(6)
         self.rates[:2] = config.learn.discount, step_parameter(config.learn)
@@ -257,12 +257,16 @@ class Sharded:
         while now < stop:
             self.mail.expect()
             self._travel(now, min(at_once, stop - now))
-            begin = time.perf_counter()
-            self.mail.exchange()
-            self.exchange_time_s += time.perf_counter() - begin
+            self._exchange(self.mail)
             self.control[crossing.SENT_TICK] = now
             now += at_once
         self._travel(stop, 0)
+
+    def _exchange(self, mail: Mail) -> None:
+        begin, self.busy_since = time.perf_counter(), math.inf
+        mail.exchange()
+        self.busy_since = time.perf_counter()
+        self.exchange_time_s += self.busy_since - begin
 
     def _prepare_round(self) -> int:
         """Set what is the same for a round; return its ticks. Local."""

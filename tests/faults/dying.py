@@ -4,8 +4,8 @@ DIE : JSON, number of a rank -> [phase, round, delay in seconds]: there the rank
 SIGKILL, so long after it has come to the phase; or, with a fourth word, it only stops (`stop`) or
 works on something else for six seconds (`busy`).
 Phases: learn, move, fuse, share, stage, agree, commit, certificate, checkpoint, write (on the rank
-that writes the file), end, recover. HOSTS : names of the ranks' hosts, separated by commas, in place of
-the real ones. NO_HOST_MEMORY : ranks of a host have none in common.
+that writes the file), end, recover. HOSTS : names of the ranks' hosts, separated by commas, in
+place of the real ones. NO_HOST_MEMORY : ranks of a host have none in common.
 """
 
 from __future__ import annotations

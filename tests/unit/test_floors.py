@@ -24,6 +24,7 @@ FLOORS = [
     {"probe"},
     {"signals", "saving", "prediction", "preparation", "recovery", "summary"},
     {"comparison", "operands"},
+    {"watchdog"},
     {"description", "doctor", "dry_run", "judging", "supervision", "trainer", "upgrading",
      "verification"},
     {"keys"},
