@@ -66,6 +66,10 @@ def missing() -> list[str]:
     return [tool for tool in TOOLS if shutil.which(tool) is None] + ["root"] * (os.getuid() != 0)
 
 
+REVOKED_S = 3.0
+"""Nodes refuse a job in the second in which its last start was revoked, and count whole ones."""
+
+
 class Slurm:
     """A running cluster of `n_nodes` nodes, n1, n2, ..., of `cpus` each; end it with `close`."""
 
@@ -141,6 +145,7 @@ class Slurm:
     def start_again(self, number: str) -> None:
         """Wait until a job was queued again, and begin it at once: SLURM would wait two minutes."""
         self.wait_for(lambda: self.job(number)["JobState"] == "PENDING")
+        time.sleep(REVOKED_S)
         self.call("scontrol", "update", f"JobId={number}", "StartTime=now")
         self.wait_for(lambda: self.job(number)["JobState"] != "PENDING")
 

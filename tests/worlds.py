@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -39,7 +40,8 @@ class PacedLake(HiddenLake):
 class Walk(gymnasium.Env):
     """Eleven cells in a row, seen as (cell // 4, cell % 4); two actions; the last cell ends it.
 
-    trouble : `raises`, `outside`, `hollow` in cell 3; `forgets`, noise that no seed decides.
+    trouble : `raises`, `outside`, `hollow` in cell 3; `forgets`, noise that no seed decides;
+    `hangs` there, the first time that any comes there, which the file `hung` tells.
     """
 
     observation_space = spaces.MultiDiscrete([3, 4])
@@ -64,6 +66,9 @@ class Walk(gymnasium.Env):
         seen, reward = self._seen(), -1.0
         if self.cell == 3 and self.trouble == "raises":
             raise RuntimeError("the wheel came off")
+        if self.cell == 3 and self.trouble == "hangs" and not Path("hung").exists():
+            Path("hung").touch()
+            time.sleep(3600)
         if self.cell == 3 and self.trouble == "outside":
             seen = np.array([0, 4])
         if self.cell == 3 and self.trouble == "hollow":
