@@ -51,11 +51,12 @@ def survives_deaths() -> bool:
 
 
 def give_up_hanging_ranks() -> None:
-    """Let a rank that hangs be given up after ten seconds, where deaths are survived. Local.
+    """Let a rank that hangs be given up after twenty seconds, where deaths are survived. Local.
 
-    By itself only a dead one would be. Heartbeats come from a thread: a rank that computes, or
-    waits for a disk, sends none on its own. MPI reads this when it begins.
+    By itself only a dead one would be. Heartbeats are sent whenever MPI is called, which
+    `Transport` sees to while a rank computes, or waits for a disk; Open MPI's own thread for it
+    (`_thread`) lets some jobs in a hundred crash when they begin. MPI reads this when it begins.
     """
     if survives_deaths():
-        for name, value in (("", "1"), ("_thread", "1"), ("_period", "1"), ("_timeout", "10")):
+        for name, value in (("", "1"), ("_period", "1"), ("_timeout", "20")):
             os.environ.setdefault(f"OMPI_MCA_mpi_ft_detector{name}", value)

@@ -109,10 +109,12 @@ class Supervisor:
             time.sleep(LOOK_S)
             hangs = self._hangs(begun) or self._has_ended(begun)
         self._end(job)
-        verdict = self._verdict(begun)
+        verdict, code = self._verdict(begun), int(job.returncode)
+        if verdict == CODE_INTERRUPTED and code != verdict and not self._asked:
+            # A launcher that loses a host asks the ranks to stop before it kills them.
+            return verdict, f"it was interrupted by what ended its launcher with code {code}"
         if verdict is not None:
             return verdict, ""
-        code = int(job.returncode)
         if code == CODE_USAGE and k == 1 and self._state(begun) == {}:
             return code, ""  # a mistake in the command; it has been told
         return code, hangs or f"the job ended with code {code} and no verdict"

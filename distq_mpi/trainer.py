@@ -216,9 +216,9 @@ class Run:
             begin, within = time.perf_counter(), self.architecture.exchange_time_s
             with self._agreed():
                 self.architecture.learn()
+                self.enter("exchange")  # others may still be at work
             self._refuse_mistakes()
             middle, within = time.perf_counter(), self.architecture.exchange_time_s - within
-            self.enter("exchange")
             agreement = self.architecture.exchange(wishes)
             self.times.learn_s += middle - begin - within
             self.times.exchange_s += time.perf_counter() - middle + within

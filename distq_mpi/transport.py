@@ -12,6 +12,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ EAGER_TURNS, SHORTEST_NAP_S, LONGEST_NAP_S = 200, 5e-5, 1e-3
 """How often whoever waits for a message looks again at once, and how long it sleeps after that."""
 BROKEN = (MPI.Exception, pickle.UnpicklingError, EOFError)
 """What a message raises that a dying rank has part in."""
+BEAT_S, BEAT_CALLS = 0.25, 16
 FALSE_ALARMS = 2
 """Failures in a row in which nobody is lost before they are taken for mistakes."""
 
@@ -417,7 +419,10 @@ class Transport:
             )
             mistake.agreed = True
             raise mistake
-        return cls(MPI.COMM_WORLD)
+        transport = cls(MPI.COMM_WORLD)
+        if survives_deaths():
+            threading.Thread(target=_stay_alive, daemon=True).start()
+        return transport
 
     @property
     def library(self) -> str:
@@ -664,6 +669,14 @@ class Transport:
         for comm in (self._leaders, self._node, self._comm):
             if comm != MPI.COMM_NULL:
                 comm.Free()
+
+
+def _stay_alive() -> None:
+    """Have MPI send heartbeats while the rank does something else (`give_up_hanging_ranks`)."""
+    while True:
+        time.sleep(BEAT_S)
+        for _ in range(BEAT_CALLS):  # it looks after its own affairs in some calls only
+            MPI.COMM_SELF.Iprobe()
 
 
 def _sparse(n_words: int) -> np.ndarray:

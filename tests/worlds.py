@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Walk(gymnasium.Env):
     """Eleven cells in a row, seen as (cell // 4, cell % 4); two actions; the last cell ends it.
 
     trouble : `raises`, `outside`, `hollow` in cell 3; `forgets`, noise that no seed decides;
-    `hangs` there, the first time that any comes there, which the file `hung` tells.
+    `hangs` in cell 9, when the first comes there, which the file `hung` tells.
     """
 
     observation_space = spaces.MultiDiscrete([3, 4])
@@ -66,9 +67,10 @@ class Walk(gymnasium.Env):
         seen, reward = self._seen(), -1.0
         if self.cell == 3 and self.trouble == "raises":
             raise RuntimeError("the wheel came off")
-        if self.cell == 3 and self.trouble == "hangs" and not Path("hung").exists():
-            Path("hung").touch()
-            time.sleep(3600)
+        if self.cell == 9 and self.trouble == "hangs":
+            with suppress(FileExistsError):
+                Path("hung").touch(exist_ok=False)
+                time.sleep(3600)
         if self.cell == 3 and self.trouble == "outside":
             seen = np.array([0, 4])
         if self.cell == 3 and self.trouble == "hollow":

@@ -124,7 +124,7 @@ def losses(path: Path) -> list[dict[str, Any]]:
 def mistakes(one: Draw, ended: Ended, path: Path, wanted: str) -> list[str]:
     """What is not as it must be after a job, in words."""
     if ended.code != 0 or not (path / "summary.json").exists():
-        return [f"exit code {ended.code}", ended.out[-2000:], ended.err[-2000:]]
+        return [f"exit code {ended.code}", ended.out[-4000:], ended.err[-8000:]]
     found: list[str] = []
     summary = json.loads((path / "summary.json").read_text())
     if wanted and summary["table_sha256"] != wanted:

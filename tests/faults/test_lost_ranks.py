@@ -29,8 +29,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 SEED = int(os.environ.get("DISTQ_KILL_SEED", random.randrange(10**6)))
-JOBS = {"small": 5, "owners": 5, "median": 2, "stepped": 2, "in step": 3, "stale": 6}
-"""About two kills each: more than 40."""
+JOBS = {"small": 5, "owners": 5, "median": 2, "stepped": 2, "sharded": 5, "in step": 3, "stale": 6}
+"""Two or more kills each."""
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +104,64 @@ def test_on_loss_abort_ends_the_job(tmp_path: Path) -> None:
     ended = job.wait(60)
     assert ended.code != 0
     assert json.loads((tmp_path / "run" / "run.json").read_text())["state"] == "failed"
+
+
+def test_forty_kills_are_drawn() -> None:
+    for seed in range(100):
+        n_kills = 0
+        for cell, n_jobs in JOBS.items():
+            random_ = random.Random(f"{seed} {cell}")
+            n_kills += sum(len(draw(random_, cell).deaths) for _ in range(n_jobs))
+        assert n_kills >= 40
+
+
+def test_sharded_without_both_copies_goes_on_from_the_newest_checkpoint(
+    wanted: dict[str, str], tmp_path: Path
+) -> None:
+    one = Draw("sharded", {"1": ["learn", 33, 0], "2": ["learn", 33, 0]})
+    ended, _ = perform(one, tmp_path / "run")
+    assert not mistakes(one, ended, tmp_path / "run", wanted["sharded"])
+    assert "state taken from" in losses(tmp_path / "run")[0]["message"]
+
+
+def test_sharded_with_partners_on_other_hosts_loses_nothing_with_a_host(
+    wanted: dict[str, str], tmp_path: Path
+) -> None:
+    """Two ranks of a host at once, in rows of two more that are left on each of two others."""
+    options = ["train", *CELLS["sharded"][0], "--run.dir", "run"]
+    ended = surviving(
+        6, [DYING, *options], tmp_path, 90, HOSTS="a,a,b,b,c,c",
+        DIE='{"2": ["learn", 33, 0], "3": ["learn", 33, 0]}',
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    told = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert told["table_sha256"] == wanted["sharded"]
+    (event,) = losses(tmp_path / "run")
+    assert event["ranks"] == [2, 3] and "nothing is lost" in event["message"]
+
+
+@pytest.mark.parametrize("survives", [True, False])
+def test_a_rank_that_hangs_in_an_environment_shows_where(survives: bool, tmp_path: Path) -> None:
+    options = ["train", "--env.id", "tests.worlds:Walk-v0", "--parallel.agents", "3",
+               "--parallel.lanes", "6", "--parallel.steps_per_round", "5", "--stop.rounds", "60",
+               "--evaluate.episodes", "0"]  # fmt: skip
+    whole = distq(1, *options, "--run.dir", "whole", cwd=tmp_path)
+    assert whole.code == 0, whole.err
+    options += ["--run.dir", "run", "--env.kwargs.trouble", "hangs", "--parallel.hang_s", "2"]
+    launcher = ("--with-ft", "ulfm") if survives else ()
+    ended = start(3, ["-m", "distq_mpi", *options], tmp_path, launcher).wait(60)
+    (told,) = (tmp_path / "run").glob("hung-rank-*.txt")
+    assert " hangs in learn of round " in ended.err and "tests/worlds.py" in ended.err
+    assert "tests/worlds.py" in told.read_text()
+    if not survives:
+        assert ended.code != 0
+        return
+    assert ended.code == 0, ended.err
+    hashes = [json.loads((tmp_path / d / "summary.json").read_text())["table_sha256"]
+              for d in ("whole", "run")]  # fmt: skip
+    assert hashes[0] == hashes[1]
+    number = int(told.stem.removeprefix("hung-rank-"))
+    assert losses(tmp_path / "run")[0]["ranks"] == [number]
 
 
 def test_sharded_goes_on_from_the_newest_checkpoint(tmp_path: Path) -> None:

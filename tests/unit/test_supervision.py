@@ -95,6 +95,17 @@ def test_a_job_without_a_verdict_is_started_again(
     assert [json.loads(line)["kind"] for line in told] == ["failed", "start", "failed", "start"]
 
 
+def test_an_interruption_that_nobody_asked_for_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = """
+        begin().finish({"status": "interrupted", "exit_code": 75})
+        sys.exit(75 if number else 143)  # what asked the ranks to stop has ended the launcher, too
+    """
+    assert supervised(job(tmp_path, body), monkeypatch) == 75
+    assert len(starts(tmp_path)) == 2
+
+
 def test_tries_are_bounded_and_stop_where_nothing_comes_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
