@@ -65,14 +65,31 @@ class Job:
     def __init__(self, command: list[str], cwd: Path | str, **extra: str) -> None:
         self.mark = f"DISTQ_TEST_JOB={uuid.uuid4().hex}"
         name, value = self.mark.split("=")
+        self._command, self._cwd = command, cwd
+        self._environment = environment(**extra, **{name: value})
+        self._begin()
+
+    def _begin(self) -> None:
         self.process = subprocess.Popen(
-            command, cwd=cwd, env=environment(**extra, **{name: value}), stdout=subprocess.PIPE,
+            self._command, cwd=self._cwd, env=self._environment, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, start_new_session=True,
         )  # fmt: skip
         self._segments = set(glob.glob("/dev/shm/*"))
 
     def wait(self, limit_s: float) -> Ended:
-        """Wait for the end; fail the test when the time limit is passed."""
+        """Wait for the end; fail the test when the time limit is passed.
+
+        A launcher that stopped before it had started a rank is asked again.
+        """
+        ended = self._wait(limit_s)
+        for _ in range(2):
+            if not _never_started(ended):
+                break
+            self._begin()
+            ended = self._wait(limit_s)
+        return ended
+
+    def _wait(self, limit_s: float) -> Ended:
         try:
             out, err = self.process.communicate(timeout=limit_s)
         except subprocess.TimeoutExpired:
@@ -98,6 +115,8 @@ class Job:
             time.sleep(0.02)
             if not self._processes():
                 break
+        for name in ("ompi", "prted"):  # what a killed launcher leaves, and breaks its namesakes
+            shutil.rmtree(f"/tmp/{name}.{self.process.pid}", ignore_errors=True)
         mapped = _mapped_files()
         for path in set(glob.glob("/dev/shm/*")) - self._segments - mapped:
             if os.path.basename(path).startswith(("sm_segment", "mpich", "vader")):
@@ -151,11 +170,7 @@ def start(
 def run(
     n_ranks: int, arguments: list[str], cwd: Path | str, limit_s: float = 120, **extra: str
 ) -> Ended:
-    """Start and wait; a launcher that stopped before it had started a rank is asked again."""
-    for _ in range(2):
-        ended = start(n_ranks, arguments, cwd, **extra).wait(limit_s)
-        if not _never_started(ended):
-            return ended
+    """Start and wait."""
     return start(n_ranks, arguments, cwd, **extra).wait(limit_s)
 
 
