@@ -161,10 +161,21 @@ class Alone:
     lost: tuple[Any, ...] = ()
     hosts: tuple[str, ...] = ("here",)
 
+    numbers: list[int] | None = None
+    """Of the ranks when all were there; None: all are."""
+
     @property
     def members(self) -> list[Any]:
         """As many as there are ranks."""
-        return [types.SimpleNamespace(number=k, host="here") for k in range(self.size)]
+        numbers = self.numbers or range(self.size)
+        return [types.SimpleNamespace(number=k, host="here") for k in numbers]
+
+    def agree(self) -> None:
+        """All agree."""
+
+    def shift(self, array: np.ndarray, received: np.ndarray, distance: int = 1) -> None:
+        """What the rank so far back gives."""
+        received[...] = self._exchange(array.copy())[(self.rank - distance) % self.size]
 
     def host_memory(self, common_bytes: int, own_bytes: int) -> HostMemory | None:
         """None, as on hosts of one rank."""
@@ -230,6 +241,7 @@ class Thread(Alone):
         hosts: list[int] | None, queues: list[queue.Queue[Any]],
     ) -> None:  # fmt: skip
         self.rank, self.size, self._queues = rank, size, queues
+        self.hosts = tuple(f"host {host}" for host in hosts or [0] * size)
         self._barrier, self._board, self._hosts = barrier, board, hosts
         if hosts is not None:
             mine = [k for k, host in enumerate(hosts) if host == hosts[rank]]
@@ -338,6 +350,7 @@ def config(**changes: Any) -> types.SimpleNamespace:
         "parallel": dict(
             agents=1, lanes=1, fusion="pooled", steps_per_round=1, kappa=1.0, force=False, trim=0,
             reproducible=True, rebalance=True, servers=1, staleness=1, cache_rows=0,
+            protect="off", hang_s=300.0,
         ),
         "stop": dict(steps=None),
         "run": dict(seed=1),
