@@ -18,6 +18,8 @@ LANES_PER_AGENT = 64
 LANES_SHARDED = 8192
 DEFAULT_GAP = 1e-3
 DEFAULT_STEPS = 10_000_000
+N_STEP_RULES = ("q_learning", "sarsa", "expected_sarsa")
+LONGEST_DECAY = 0.999
 EXPONENTS = {"polynomial": 0.8, "sign_change": 0.6}
 
 Value = bool | int | float | str
@@ -47,8 +49,14 @@ class EnvConfig:
 class LearnConfig:
     """How one transition is learned from."""
 
-    rule: Literal["q_learning", "sarsa", "expected_sarsa", "double_q"] = "q_learning"
+    rule: Literal["q_learning", "sarsa", "expected_sarsa", "double_q", "watkins_q_lambda"] = (
+        "q_learning"
+    )
     """What a transition bootstraps from."""
+    n_steps: Annotated[int, Ge(1), Le(1000)] = 1
+    """Rewards in a target before it bootstraps; q_learning: up to the first exploring action."""
+    trace_decay: Probability = 0.9
+    """Lambda of watkins_q_lambda."""
     discount: Probability = 0.99
     """Gamma, the weight of the future."""
     step_size: Literal["rescaled_linear", "constant", "polynomial", "linear", "sign_change"] = (
@@ -254,6 +262,7 @@ def check(config: Config) -> list[str]:
             f"{learn.step_size}, or the steps' squares have no finite sum; 0 stands for "
             f"{EXPONENTS[learn.step_size]:g}"
         )
+    mistakes += _check_traces(config)
     for key in ("epsilon", "temperature"):
         schedule = getattr(learn, f"{key}_schedule")
         if schedule != "constant" and getattr(learn, f"{key}_steps") == 0:
@@ -286,6 +295,34 @@ def check(config: Config) -> list[str]:
                 f"parallel.fusion: {parallel.fusion} has no meaning with parallel.architecture "
                 "sharded, where every row has one owner and nothing is fused"
             )
+    return mistakes
+
+
+def _check_traces(config: Config) -> list[str]:
+    """Mistakes about what lanes remember."""
+    learn, mistakes = config.learn, []
+    if learn.n_steps > 1 and learn.rule not in N_STEP_RULES:
+        why = {
+            "double_q": "an action is greedy for both parts together, not for the one that is "
+            "updated, so no part knows where its target must end",
+            "watkins_q_lambda": "which mixes targets of all lengths; learn.trace_decay weighs them",
+        }[learn.rule]
+        mistakes.append(
+            f"learn.n_steps: {learn.n_steps} must be 1 with learn.rule {learn.rule}: {why}"
+        )
+    decay = learn.discount * learn.trace_decay
+    traced = learn.rule == "watkins_q_lambda"
+    if traced and decay > LONGEST_DECAY:
+        mistakes.append(
+            f"learn.trace_decay: learn.discount x learn.trace_decay = {decay:g} must be <= "
+            f"{LONGEST_DECAY:g} with learn.rule {learn.rule}, or a trace never fades"
+        )
+    if config.parallel.architecture == "sharded" and (traced or learn.n_steps > 1):
+        key, value = ("rule", learn.rule) if traced else ("n_steps", learn.n_steps)
+        mistakes.append(
+            f"learn.{key}: {value} needs parallel.architecture allreduce: in sharded the pairs of "
+            "a lane's past belong to other ranks than the row that tells their targets"
+        )
     return mistakes
 
 

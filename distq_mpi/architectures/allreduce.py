@@ -36,7 +36,8 @@ from distq_mpi.kernels.exploration import EXPLORATIONS
 from distq_mpi.kernels.objects import LoadedKernel
 from distq_mpi.kernels.step_sizes import STEP_SIZES, step_parameter
 from distq_mpi.kernels.stepping import stepping_kernels
-from distq_mpi.lanes import LANE_DTYPE, Lanes
+from distq_mpi.kernels.traces import depth_of, forgets
+from distq_mpi.lanes import Lanes, lane_dtype
 from distq_mpi.partition import Partition
 from distq_mpi.table import Rows, initialise, record_of
 
@@ -76,6 +77,7 @@ class Allreduce:
         self.params, self.stepped = environment.params, environment.kind == "stepped"
         self.n_agents, self.n_lanes = config.parallel.agents, config.parallel.lanes
         self.fusion = FUSIONS[config.parallel.fusion]
+        self._forgets = forgets(config.learn) and not self._lone
         record = record_of(config.learn, self.n_actions)
         self.width, self.signed = record.width, STEP_SIZES[config.learn.step_size].signed
         self.tables = [Rows(record, self.n_states), Rows(record, self.n_states)]
@@ -108,7 +110,8 @@ class Allreduce:
         if fusion.merge is not None and n_agents > 1:
             # An owner holds its pairs of every agent.
             sent += n_agents * sent // -(-n_agents // size) // size + n_pairs * 8 // size
-        lanes = -(-config.parallel.lanes // min(n_agents, size)) * LANE_DTYPE.itemsize * 2
+        lane_bytes = lane_dtype(depth_of(config.learn)).itemsize
+        lanes = -(-config.parallel.lanes // min(n_agents, size)) * lane_bytes * 2
         return {"replica": table, "base": 2 * table, "contributions": sent,
                 "visits": n_pairs * 8, "lanes": lanes}  # fmt: skip
 
@@ -119,7 +122,7 @@ class Allreduce:
         stepped = environment.kind == "stepped"
         learning = stepping_kernels if stepped else loop.learning_kernels
         return {
-            **learning(config.learn, environment, record, Lanes(0, 1)),
+            **learning(config.learn, environment, record, Lanes(0, 1, depth_of(config.learn))),
             **fusion_kernels(config, record),
         }
 
@@ -225,6 +228,8 @@ class Allreduce:
             agent.lanes.copy_from(agent.committed)
             agent.control[loop.EXPLORE] = explore
             agent.learn(self._bind("learn", k), self.progress.lane_steps + 1, n_steps)
+            if self._forgets:
+                agent.lanes.forget()
             self._call("adopt" if self._lone else "contribute", k)
             add_agent(self.header, agent.found, agent.totals, LENGTH_UNIT, self.n_agents)
         self._n_steps = n_steps
@@ -312,7 +317,8 @@ class Allreduce:
     def gather_lanes(self) -> np.ndarray | None:
         """Return all committed lanes, packed in order, on rank 0; None elsewhere. COLLECTIVE."""
         mine = [agent.committed.pack() for agent in self.agents]
-        block = np.concatenate(mine) if mine else np.zeros(0, LANE_DTYPE)
+        none = np.zeros(0, lane_dtype(depth_of(self.config.learn)))
+        block = np.concatenate([none, *mine])
         return self.transport.gather_rows(block, self.lane_blocks)
 
     def gather_worlds(self) -> tuple[np.ndarray, np.ndarray] | None:

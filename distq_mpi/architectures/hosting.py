@@ -12,6 +12,7 @@ from distq_mpi.environments.stepped import open_worlds
 from distq_mpi.environments.vector import VectorWorlds
 from distq_mpi.environments.worlds import Worlds
 from distq_mpi.kernels import loop
+from distq_mpi.kernels.traces import depth_of
 from distq_mpi.lanes import Lanes
 from distq_mpi.partition import Partition
 
@@ -27,7 +28,8 @@ class Hosted:
     def __init__(self, number: int, lanes: Partition, config: Any, environment: Any) -> None:
         first, stop = lanes.block(number)
         n, seed = stop - first, config.run.seed
-        self.lanes, self.committed = Lanes(first, n), Lanes(first, n)
+        depth = depth_of(config.learn)
+        self.lanes, self.committed = Lanes(first, n, depth), Lanes(first, n, depth)
         self.control = np.zeros(7, np.uint64)
         self.control[loop.FIRST_LANE], self.control[loop.N_LANES] = first, n
         self.control[loop.SEED] = seed
@@ -66,9 +68,9 @@ class Hosted:
     def learning_arrays(self, draws: np.ndarray, params: Any) -> tuple[Any, ...]:
         """What the kernel `learn` takes between the table and `control`."""
         if self.worlds is None:
-            return (*self.lanes.arrays(), draws, params)
-        worlds = self.worlds
-        return (*self.lanes.arrays(), worlds.truncated, worlds.start, worlds.idle)
+            return (*self.lanes.arrays(), self.lanes.trace(), draws, params)
+        worlds, mine = self.worlds, (*self.lanes.arrays(), self.lanes.trace())
+        return (*mine, worlds.truncated, worlds.start, worlds.idle)
 
     def commit(self) -> None:
         """Take the working lanes for good."""

@@ -12,6 +12,14 @@ from distq_mpi.kernels.exploration import EXPLORATIONS, best_of, entry, epsilon_
 from distq_mpi.kernels.rules import RULES, coin, only_part
 from distq_mpi.kernels.step_sizes import STEP_SIZES
 from distq_mpi.kernels.storing import exact, prefetch, stochastic
+from distq_mpi.kernels.traces import (
+    TRACES,
+    depth_of,
+    drop,
+    nothing_to_drop,
+    nudging_law,
+    trace_of,
+)
 
 u8, u4, f8 = np.uint64, np.uint32, np.float64
 
@@ -41,7 +49,7 @@ def begin(q, state, action, next_state, reward, terminated, age, gain, params, c
         next_state[lane], reward[lane], terminated[lane] = law_step(s, a, bits, params)
 
 
-def learn(q, clock, state, action, next_state, reward, terminated, age, gain, draws, params,
+def learn(q, clock, state, action, next_state, reward, terminated, age, gain, trace, draws, params,
           control, rates, totals):  # fmt: skip
     """Step every lane of one agent `control[N_STEPS]` times, learning from each transition once.
 
@@ -52,6 +60,7 @@ def learn(q, clock, state, action, next_state, reward, terminated, age, gain, dr
     clock : the same buffer as uint32.
     state, action, next_state : uint64 (L,); reward, gain : float64 (L,); terminated : bool (L,);
         age : uint32 (L,); changed in place.
+    trace : the lanes' (lengths, pairs, values), see `traces`; changed in place.
     draws : uint64 (2 * BATCH,), scratch.
     control : uint64 (7,): steps, number of the first step (>= 1), number of the first lane, lanes,
         seed, `explore` (see `exploration`), time limit in steps (2^32 - 1 = none).
@@ -78,12 +87,12 @@ def learn(q, clock, state, action, next_state, reward, terminated, age, gain, dr
                     lane = u8(batch + i)  # unsigned: no test for negative indices
                     word, bits = draws[u8(i)], draws[u8(BATCH + i)]
                     s, ended = next_state[lane], terminated[lane]
-                    a, td_error = learn_one(
-                        q, clock, state[lane], action[lane], reward[lane], s, ended, word, bits,
-                        explore, discount, alpha,
-                    )  # fmt: skip
-                    square_sum += td_error * td_error
                     total, length = gain[lane] + reward[lane], age[lane] + u4(1)
+                    a, square = learn_one(
+                        q, clock, state[lane], action[lane], reward[lane], s, ended, word, bits,
+                        explore, discount, alpha, lane, length >= limit, trace,
+                    )  # fmt: skip
+                    square_sum += square
                     if ended or length >= limit:
                         n_episodes += 1.0
                         return_sum += total
@@ -145,19 +154,22 @@ def writing_law(record, step_size, store):
 
 
 def transition_law(record, look, update):
-    """Return learn_one(...) -> (next action uint64, td_error float64): learning from a transition.
+    """Return learn_one(...) -> (next action uint64, sum of squared TD errors float64): what is
+    learned from a transition.
 
     look, update : `looking_law`, `writing_law`. The action at next_state is chosen with the table
-    as it was before the update.
+    as it was before the update. `cut` says that the episode is truncated here; `trace` is that of
+    all lanes, see `traces`.
     """
     stride = u8(record.stride)
 
     def learn_one(q, clock, state, action, reward, next_state, terminated, word, bits, explore,
-                  discount, alpha):  # fmt: skip
+                  discount, alpha, lane, cut, trace):  # fmt: skip
         a_next, target, part = look(
             q, next_state * stride, reward, terminated, word, bits, explore, discount
         )
-        return a_next, update(q, clock, state, part + action, target, bits, discount, alpha)
+        td_error = update(q, clock, state, part + action, target, bits, discount, alpha)
+        return a_next, td_error * td_error
 
     return learn_one
 
@@ -182,7 +194,7 @@ def learning_parts(learn_config: Any, n_actions: int, record: Any) -> dict[str, 
     """Return the parts that make a loop learn under a `[learn]` configuration. Local.
 
     `best`, `choose` and `choose_first` of the behaviour; `learn_one`, the law of one transition,
-    and its halves `look` and `update`.
+    and its halves `look` and `update`; `drop`, which empties a lane's trace.
     """
     rule = RULES[learn_config.rule]
     exploration = EXPLORATIONS[learn_config.exploration]
@@ -192,7 +204,14 @@ def learning_parts(learn_config: Any, n_actions: int, record: Any) -> dict[str, 
     toss = (only_part if rule.n_parts == 1 else coin)(n_actions)
     store = exact if record.dtype == np.float64 else stochastic
     look = looking_law(record, best, choose, bootstrap, toss)
-    update = writing_law(record, STEP_SIZES[learn_config.step_size], store)
+    step_size = STEP_SIZES[learn_config.step_size]
+    update = writing_law(record, step_size, store)
+    learn_one = transition_law(record, look, update)
+    if depth_of(learn_config):
+        remember = TRACES[trace_of(learn_config)]
+        learn_one = remember(
+            learn_config, record, best, look, update, nudging_law(record, step_size, store)
+        )
     return {
         "STRIDE": u8(record.stride),
         "best": best,
@@ -200,7 +219,8 @@ def learning_parts(learn_config: Any, n_actions: int, record: Any) -> dict[str, 
         "choose_first": first_action(best, choose, n_actions, learn_config.exploring_starts),
         "look": look,
         "update": update,
-        "learn_one": transition_law(record, look, update),
+        "learn_one": learn_one,
+        "drop": drop if depth_of(learn_config) else nothing_to_drop,
     }
 
 
@@ -220,7 +240,7 @@ def learning_kernels(
     return {
         "begin": Kernel(begin, parts, (q, *arrays, params, control)),
         "learn": Kernel(
-            learn, parts, (q, clock, *arrays, np.zeros(2 * BATCH, u8), params, control, rates,
-                           np.zeros(3))
+            learn, parts, (q, clock, *arrays, lanes.trace(), np.zeros(2 * BATCH, u8), params,
+                           control, rates, np.zeros(3))
         ),
     }  # fmt: skip

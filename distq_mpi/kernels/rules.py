@@ -97,4 +97,5 @@ RULES = {
     "sarsa": Rule(sarsa),
     "expected_sarsa": Rule(expected_sarsa),
     "double_q": Rule(double_q, n_parts=2),
+    "watkins_q_lambda": Rule(q_learning),
 }
