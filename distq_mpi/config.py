@@ -19,6 +19,8 @@ LANES_SHARDED = 8192
 DEFAULT_GAP = 1e-3
 DEFAULT_STEPS = 10_000_000
 N_STEP_RULES = ("q_learning", "sarsa", "expected_sarsa")
+SWEEPING_RULES = ("speedy_q", "variance_reduced_q")
+OWN_STEP_SIZES = {"speedy_q": "linear", "variance_reduced_q": "rescaled_linear"}
 LONGEST_DECAY = 0.999
 EXPONENTS = {"polynomial": 0.8, "sign_change": 0.6}
 
@@ -49,14 +51,21 @@ class EnvConfig:
 class LearnConfig:
     """How one transition is learned from."""
 
-    rule: Literal["q_learning", "sarsa", "expected_sarsa", "double_q", "watkins_q_lambda"] = (
-        "q_learning"
-    )
+    rule: Literal[
+        "q_learning", "sarsa", "expected_sarsa", "double_q", "watkins_q_lambda", "speedy_q",
+        "variance_reduced_q",
+    ] = "q_learning"  # fmt: skip
     """What a transition bootstraps from."""
     n_steps: Annotated[int, Ge(1), Le(1000)] = 1
     """Rewards in a target before it bootstraps; q_learning: up to the first exploring action."""
     trace_decay: Probability = 0.9
     """Lambda of watkins_q_lambda."""
+    sampling: Literal["auto", "trajectories", "generative"] = "auto"
+    """generative: every pair draws a transition in every step; auto: trajectories if rule can."""
+    epoch_samples: Positive = 200
+    """Of variance_reduced_q: samples of a pair for the first reference, then 4 x more each."""
+    epoch_steps: Count = 0
+    """Of variance_reduced_q: sweeps with one reference; 0 = 10 / (1 - discount)."""
     discount: Probability = 0.99
     """Gamma, the weight of the future."""
     step_size: Literal["rescaled_linear", "constant", "polynomial", "linear", "sign_change"] = (
@@ -262,7 +271,7 @@ def check(config: Config) -> list[str]:
             f"{learn.step_size}, or the steps' squares have no finite sum; 0 stands for "
             f"{EXPONENTS[learn.step_size]:g}"
         )
-    mistakes += _check_traces(config)
+    mistakes += _check_traces(config) + _check_generative(config)
     for key in ("epsilon", "temperature"):
         schedule = getattr(learn, f"{key}_schedule")
         if schedule != "constant" and getattr(learn, f"{key}_steps") == 0:
@@ -306,7 +315,7 @@ def _check_traces(config: Config) -> list[str]:
             "double_q": "an action is greedy for both parts together, not for the one that is "
             "updated, so no part knows where its target must end",
             "watkins_q_lambda": "which mixes targets of all lengths; learn.trace_decay weighs them",
-        }[learn.rule]
+        }.get(learn.rule, "whose theory knows one step only")
         mistakes.append(
             f"learn.n_steps: {learn.n_steps} must be 1 with learn.rule {learn.rule}: {why}"
         )
@@ -324,6 +333,58 @@ def _check_traces(config: Config) -> list[str]:
             "a lane's past belong to other ranks than the row that tells their targets"
         )
     return mistakes
+
+
+def _check_generative(config: Config) -> list[str]:
+    """Mistakes about sweeps over all pairs, and about rules with a step size of their own."""
+    learn, parallel, mistakes = config.learn, config.parallel, []
+    own = OWN_STEP_SIZES.get(learn.rule)
+    if own and learn.step_size not in (own, LearnConfig.step_size):
+        mistakes.append(
+            f"learn.step_size: {learn.step_size} must be {own} with learn.rule {learn.rule}, "
+            "which is proven with that one"
+        )
+    if learn.rule in SWEEPING_RULES and learn.sampling == "trajectories":
+        mistakes.append(
+            f"learn.sampling: trajectories must be generative with learn.rule {learn.rule}, whose "
+            "targets read the whole table as it was before a sweep"
+        )
+    if not sweeps(learn):
+        return mistakes
+    if learn.rule not in ("q_learning", *SWEEPING_RULES):
+        mistakes.append(
+            f"learn.sampling: generative has no behaviour that learn.rule {learn.rule} could "
+            "follow; take q_learning"
+        )
+    if learn.n_steps > 1 and learn.rule not in SWEEPING_RULES:
+        mistakes.append(
+            f"learn.n_steps: {learn.n_steps} must be 1 with learn.sampling generative, where no "
+            "step follows another"
+        )
+    if parallel.architecture == "sharded":
+        mistakes.append(
+            "parallel.architecture: sharded must be allreduce with learn.sampling generative: it "
+            "learns where lanes go"
+        )
+    if parallel.lanes and parallel.lanes != parallel.agents:
+        mistakes.append(
+            f"parallel.lanes: {parallel.lanes} must be 0 with learn.sampling generative, where an "
+            "agent sweeps all pairs at once"
+        )
+    averages, several = parallel.fusion in ("mean", "count"), parallel.agents > 1
+    if learn.rule in SWEEPING_RULES and several and not averages:
+        mistakes.append(
+            f"parallel.fusion: {parallel.fusion} must be mean or count with learn.rule "
+            f"{learn.rule} and several agents: the rule is linear in its samples, so averages are "
+            "what more samples give"
+        )
+    return mistakes
+
+
+def sweeps(learn: LearnConfig) -> bool:
+    """Whether every pair draws a transition in every step. Local."""
+    chosen = learn.sampling == "auto" and learn.rule in SWEEPING_RULES
+    return chosen or learn.sampling == "generative"
 
 
 def resolve(
@@ -349,7 +410,8 @@ def resolve(
     sharded = config.parallel.architecture == "sharded"
     agents = 0 if sharded else config.parallel.agents or size
     many = LANES_SHARDED if sharded and not stepped else LANES_PER_AGENT * (agents or 1)
-    lanes = config.parallel.lanes or many
+    generative = sweeps(config.learn)
+    lanes = config.parallel.lanes or (agents if generative else many)
     if lanes < agents:
         raise ConfigError(
             f"parallel.lanes: {lanes} lanes for {agents} agents (one per rank); "
@@ -359,12 +421,19 @@ def resolve(
     if dtype == "auto":
         dtype = "float64" if n_states * n_actions <= FLOAT64_PAIRS else "float32"
     exponent = config.learn.exponent or EXPONENTS.get(config.learn.step_size, 0.0)
+    step_size: Any = OWN_STEP_SIZES.get(config.learn.rule, config.learn.step_size)
+    epoch = config.learn.epoch_steps
+    if not epoch and config.learn.discount < 1:
+        epoch = round(10 / (1 - config.learn.discount))
     stop = config.stop
     if all(value is None for value in asdict(stop).values()):
         stop = StopConfig(policy_gap=DEFAULT_GAP) if solvable else StopConfig(steps=DEFAULT_STEPS)
     return replace(
         config,
-        learn=replace(config.learn, dtype=dtype, exponent=exponent),
+        learn=replace(
+            config.learn, dtype=dtype, exponent=exponent, step_size=step_size, epoch_steps=epoch,
+            sampling="generative" if generative else "trajectories",
+        ),
         parallel=replace(config.parallel, agents=agents, lanes=lanes),
         stop=stop,
     )

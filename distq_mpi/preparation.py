@@ -17,7 +17,16 @@ from distq_mpi.architectures import Sharded, architecture_of
 from distq_mpi.architectures.schedules import MAX_PERIOD
 from distq_mpi.certificate import requests as certificate_requests
 from distq_mpi.certificate import solvable
-from distq_mpi.config import Config, EnvConfig, check, resolve, to_dict, to_toml
+from distq_mpi.config import (
+    OWN_STEP_SIZES,
+    Config,
+    EnvConfig,
+    check,
+    resolve,
+    sweeps,
+    to_dict,
+    to_toml,
+)
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.checking import check_all
 from distq_mpi.environments.sharing import share
@@ -134,6 +143,11 @@ def settle(
     reason = solvable(environment, discount)
     if not config.evaluate.exact:
         reason = "evaluate.exact is false"
+    if sweeps(config.learn) and environment.kind == "stepped":
+        raise ConfigError(
+            f"learn.sampling: {environment.id} is stepped in Python and cannot be put into any "
+            "state; it must be trajectories"
+        )
     exact = reason is None
     config = with_architecture(config, environment, exact, size, per_host)
     shape = environment.n_states, environment.n_actions
@@ -191,7 +205,8 @@ def warnings(config: Config) -> list[str]:
     learn, found = config.learn, []
     if config.parallel.architecture == "allreduce":
         found += FUSIONS[config.parallel.fusion].warnings(config)
-    if learn.step_size == "linear" and learn.discount > LINEAR_DISCOUNT:
+    chosen = learn.step_size == "linear" and learn.rule not in OWN_STEP_SIZES
+    if chosen and learn.discount > LINEAR_DISCOUNT:
         left = 1e6 ** (learn.discount - 1)
         found.append(
             f"learn.step_size: linear at learn.discount {learn.discount:g} leaves about "

@@ -26,6 +26,7 @@ from distq_mpi.architectures.schedules import (
     exploration_at,
     lone_period,
     next_period,
+    sweep_period,
 )
 from distq_mpi.environments.worlds import WORLD_DTYPE
 from distq_mpi.files import SLICE_ROWS
@@ -33,6 +34,7 @@ from distq_mpi.fusion import FUSIONS, FixedPoint, fusion_kernels
 from distq_mpi.holding import Holding
 from distq_mpi.kernels import Kernel, fusing, loop
 from distq_mpi.kernels.exploration import EXPLORATIONS
+from distq_mpi.kernels.generative import generative_kernels, scratch_of, sweeps_left
 from distq_mpi.kernels.objects import LoadedKernel
 from distq_mpi.kernels.step_sizes import STEP_SIZES, step_parameter
 from distq_mpi.kernels.stepping import stepping_kernels
@@ -76,6 +78,10 @@ class Allreduce:
         self.followed = True
         self.params, self.stepped = environment.params, environment.kind == "stepped"
         self.n_agents, self.n_lanes = config.parallel.agents, config.parallel.lanes
+        self.generative = config.learn.sampling == "generative"
+        self.per_step = self.n_lanes
+        if self.generative:
+            self.per_step *= self.n_states * self.n_actions
         self.fusion = FUSIONS[config.parallel.fusion]
         self._forgets = forgets(config.learn) and not self._lone
         record = record_of(config.learn, self.n_actions)
@@ -92,13 +98,15 @@ class Allreduce:
         first = 1
         if self._lone:
             first = lone_period(self.n_states * self.width, self.n_lanes, self.stepped)
+            if self.generative:
+                first = sweep_period(self.per_step)
         self.progress = Progress(
             period=self.period or first, exponent=scale.exponent, peak=scale.peak
         )
         self.pending = self.progress
         for agent in self.agents:
             agent.control[loop.EXPLORE] = self._explore()
-            agent.begin(kernels["begin"], self.base.q, self.params)
+            agent.begin(kernels.get("begin"), self.base.q, self.params)
 
     @staticmethod
     def memory_bytes(config: Any, n_states: int, n_actions: int, size: int) -> dict[str, int]:
@@ -119,11 +127,14 @@ class Allreduce:
     def requests(config: Any, environment: Any) -> dict[str, Kernel]:
         """Return the kernels this architecture needs under a resolved `Config`. Local."""
         record = record_of(config.learn, environment.n_actions)
+        fusing_kernels = fusion_kernels(config, record)
+        if config.learn.sampling == "generative":
+            return {**generative_kernels(config, environment, record), **fusing_kernels}
         stepped = environment.kind == "stepped"
         learning = stepping_kernels if stepped else loop.learning_kernels
         return {
             **learning(config.learn, environment, record, Lanes(0, 1, depth_of(config.learn))),
-            **fusion_kernels(config, record),
+            **fusing_kernels,
         }
 
     @property
@@ -158,6 +169,8 @@ class Allreduce:
         self.rates[:2] = learn.discount, step_parameter(learn)
         self.control = np.zeros(5, np.uint64)
         self.draws = np.zeros(2 * loop.BATCH, np.uint64)
+        if self.generative:
+            self.draws = scratch_of(learn, self.n_states)
         self.unstable = np.zeros(1, np.int64)
         self._bound: dict[tuple[str, int, int], Any] = {}
 
@@ -209,11 +222,13 @@ class Allreduce:
 
     def steps_of_round(self) -> int:
         """Steps every lane makes in the next round; the last one before `stop.steps` is shorter."""
-        limit = self.config.stop.steps
-        if limit is None:
-            return self.progress.period
-        left = -(-(limit - self.progress.steps) // self.n_lanes)
-        return max(1, min(self.progress.period, left))
+        limit, wanted = self.config.stop.steps, self.progress.period
+        if limit is not None:
+            wanted = min(wanted, -(-(limit - self.progress.steps) // self.per_step))
+        if self.generative and not self._lone:
+            # What begins a phase is the same for all agents only where they were fused before it.
+            wanted = min(wanted, sweeps_left(self.config, self.progress.lane_steps) or wanted)
+        return max(1, wanted)
 
     def learn(self) -> None:
         """LEARN and CONTRIBUTE: run every hosted agent from the base; add up what they found."""
@@ -389,7 +404,7 @@ class Allreduce:
                 self._n_steps, agreement.visits, agreement.length, self.n_agents,
                 self.config.parallel.kappa,
             )  # fmt: skip
-        learned = self._n_steps * self.n_lanes
+        learned = self._n_steps * self.per_step
         self.pending = progress.after(self._n_steps, learned, agreement, period, scale)
         return agreement
 

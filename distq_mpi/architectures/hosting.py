@@ -35,6 +35,7 @@ class Hosted:
         self.control[loop.SEED] = seed
         self.control[loop.LIMIT] = environment.max_episode_steps or NO_LIMIT
         self.totals, self.found = np.zeros(3), np.zeros(5)
+        self.generative = config.learn.sampling == "generative"
         stepped = environment.kind == "stepped"
         self.worlds: Worlds | VectorWorlds | None = None
         if stepped:
@@ -43,6 +44,8 @@ class Hosted:
 
     def begin(self, kernel: Any, q: np.ndarray, params: Any) -> None:
         """Put all lanes at their starts, with their first transition made, and commit them."""
+        if self.generative:
+            return
         if self.worlds is None:
             kernel(q, *self.committed.arrays(), params, self.control)
             return
@@ -66,7 +69,9 @@ class Hosted:
                 self.worlds.step(self.lanes, now)
 
     def learning_arrays(self, draws: np.ndarray, params: Any) -> tuple[Any, ...]:
-        """What the kernel `learn` takes between the table and `control`."""
+        """What the kernel `learn` takes between the table and `control`; draws : its scratch."""
+        if self.generative:
+            return draws, params
         if self.worlds is None:
             return (*self.lanes.arrays(), self.lanes.trace(), draws, params)
         worlds, mine = self.worlds, (*self.lanes.arrays(), self.lanes.trace())

@@ -198,10 +198,10 @@ def learning_parts(learn_config: Any, n_actions: int, record: Any) -> dict[str, 
     """
     rule = RULES[learn_config.rule]
     exploration = EXPLORATIONS[learn_config.exploration]
-    at = entry if rule.n_parts == 1 else sum_of_parts(n_actions)
+    at = sum_of_parts(n_actions) if rule.averages else entry
     best, choose = best_of(n_actions, at), exploration.choose(n_actions, at)
     bootstrap = rule.bootstrap(n_actions, exploration.expected(n_actions, at))
-    toss = (only_part if rule.n_parts == 1 else coin)(n_actions)
+    toss = (coin if rule.averages else only_part)(n_actions)
     store = exact if record.dtype == np.float64 else stochastic
     look = looking_law(record, best, choose, bootstrap, toss)
     step_size = STEP_SIZES[learn_config.step_size]
