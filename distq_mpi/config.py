@@ -20,7 +20,10 @@ DEFAULT_GAP = 1e-3
 DEFAULT_STEPS = 10_000_000
 N_STEP_RULES = ("q_learning", "sarsa", "expected_sarsa")
 SWEEPING_RULES = ("speedy_q", "variance_reduced_q")
-OWN_STEP_SIZES = {"speedy_q": "linear", "variance_reduced_q": "rescaled_linear"}
+OWN_STEP_SIZES = {
+    "speedy_q": "linear", "variance_reduced_q": "rescaled_linear", "ucb_hoeffding": "horizon",
+    "ucb_discounted": "horizon",
+}  # fmt: skip
 LONGEST_DECAY = 0.999
 EXPONENTS = {"polynomial": 0.8, "sign_change": 0.6}
 
@@ -41,6 +44,8 @@ class EnvConfig:
     """Arguments of the environment: --env.kwargs.NAME VALUE."""
     max_episode_steps: Count = 0
     """Time limit in steps; 0 = the environment's own."""
+    time_aware: bool = False
+    """The step of the episode is part of the state, and the time limit a true end."""
     bins: Count | list[Positive] = 0
     """Equal bins of each continuous dimension, observations then actions; 0 = none."""
     clip: Limit | list[Limit] = 0.0
@@ -53,7 +58,7 @@ class LearnConfig:
 
     rule: Literal[
         "q_learning", "sarsa", "expected_sarsa", "double_q", "watkins_q_lambda", "speedy_q",
-        "variance_reduced_q",
+        "variance_reduced_q", "ucb_hoeffding", "ucb_discounted",
     ] = "q_learning"  # fmt: skip
     """What a transition bootstraps from."""
     n_steps: Annotated[int, Ge(1), Le(1000)] = 1
@@ -66,11 +71,19 @@ class LearnConfig:
     """Of variance_reduced_q: samples of a pair for the first reference, then 4 x more each."""
     epoch_steps: Count = 0
     """Of variance_reduced_q: sweeps with one reference; 0 = 10 / (1 - discount)."""
+    bonus: Limit = 0.1
+    """Of ucb_hoeffding and ucb_discounted: c sqrt(iota); theory says 1 and more, practice less."""
+    horizon: Limit = 0.0
+    """H of their step and bonus; 0 = the time limit, below discount 1 as the theorem has it."""
+    value_low: float = 0.0
+    """Of theirs: no return is below this."""
+    value_high: float = 0.0
+    """Of theirs: no return is above this; both 0 = as the environment declares."""
     discount: Probability = 0.99
     """Gamma, the weight of the future."""
-    step_size: Literal["rescaled_linear", "constant", "polynomial", "linear", "sign_change"] = (
-        "rescaled_linear"
-    )
+    step_size: Literal[
+        "rescaled_linear", "constant", "polynomial", "linear", "sign_change", "horizon",
+    ] = "rescaled_linear"  # fmt: skip
     """By visits k of a pair: 1 / (1 + (1 - discount) k), alpha, k^-exponent, 1 / k; or by signs."""
     alpha: Annotated[float, Gt(0), Le(1)] = 0.1
     """Step size of constant."""
@@ -260,7 +273,8 @@ def to_toml(config: Config) -> str:
 def check(config: Config) -> list[str]:
     """Mistakes between keys, each naming the key, the value and the limit. Local."""
     learn, parallel, mistakes = config.learn, config.parallel, []
-    if learn.discount == 1 and learn.step_size == "rescaled_linear":
+    own = OWN_STEP_SIZES.get(learn.rule, learn.step_size)
+    if learn.discount == 1 and learn.step_size == own == "rescaled_linear":
         mistakes.append(
             "learn.discount: 1 must be < 1 with learn.step_size rescaled_linear, which never falls "
             "at 1; take learn.step_size polynomial"
@@ -271,7 +285,7 @@ def check(config: Config) -> list[str]:
             f"{learn.step_size}, or the steps' squares have no finite sum; 0 stands for "
             f"{EXPONENTS[learn.step_size]:g}"
         )
-    mistakes += _check_traces(config) + _check_generative(config)
+    mistakes += _check_traces(config) + _check_generative(config) + _check_optimism(config)
     for key in ("epsilon", "temperature"):
         schedule = getattr(learn, f"{key}_schedule")
         if schedule != "constant" and getattr(learn, f"{key}_steps") == 0:
@@ -381,6 +395,49 @@ def _check_generative(config: Config) -> list[str]:
     return mistakes
 
 
+def _check_optimism(config: Config) -> list[str]:
+    """Mistakes about rules that explore by optimism."""
+    env, learn, parallel = config.env, config.learn, config.parallel
+    mistakes: list[str] = []
+    if learn.rule not in ("ucb_hoeffding", "ucb_discounted"):
+        return mistakes
+    if (learn.rule == "ucb_hoeffding") != (learn.discount == 1):
+        other = "ucb_discounted" if learn.discount < 1 else "ucb_hoeffding"
+        mistakes.append(
+            f"learn.discount: {learn.discount:g} is for learn.rule {other}: ucb_hoeffding learns "
+            "episodes without discount, ucb_discounted with"
+        )
+    elif learn.discount == 1 and not env.time_aware:
+        mistakes.append(
+            "env.time_aware: false must be true with learn.rule ucb_hoeffding, which has a table "
+            "for every step of an episode"
+        )
+    elif learn.discount == 0:
+        mistakes.append("learn.discount: 0 must be > 0 with learn.rule ucb_discounted")
+    if learn.initial != "optimistic":
+        mistakes.append(
+            f"learn.initial: {learn.initial} must be optimistic with learn.rule {learn.rule}, "
+            "which explores by it"
+        )
+    if learn.exploration != "epsilon_greedy":
+        mistakes.append(
+            f"learn.exploration: {learn.exploration} must be epsilon_greedy with learn.rule "
+            f"{learn.rule}, whose behaviour is greedy (learn.epsilon is then 0 unless set)"
+        )
+    if learn.value_low > learn.value_high:
+        mistakes.append(
+            f"learn.value_low: {learn.value_low:g} must be <= learn.value_high "
+            f"{learn.value_high:g}"
+        )
+    averages, several = parallel.fusion in ("mean", "count"), parallel.agents > 1
+    if learn.rule == "ucb_discounted" and several and not averages:
+        mistakes.append(
+            f"parallel.fusion: {parallel.fusion} must be mean or count with learn.rule "
+            "ucb_discounted and several agents: of upper bounds only averages are sure to be some"
+        )
+    return mistakes
+
+
 def sweeps(learn: LearnConfig) -> bool:
     """Whether every pair draws a transition in every step. Local."""
     chosen = learn.sampling == "auto" and learn.rule in SWEEPING_RULES
@@ -410,7 +467,9 @@ def resolve(
     sharded = config.parallel.architecture == "sharded"
     agents = 0 if sharded else config.parallel.agents or size
     many = LANES_SHARDED if sharded and not stepped else LANES_PER_AGENT * (agents or 1)
-    generative = sweeps(config.learn)
+    generative, epsilon = sweeps(config.learn), config.learn.epsilon
+    if config.learn.rule in ("ucb_hoeffding", "ucb_discounted") and epsilon == LearnConfig.epsilon:
+        epsilon = 0.0
     lanes = config.parallel.lanes or (agents if generative else many)
     if lanes < agents:
         raise ConfigError(
@@ -432,7 +491,7 @@ def resolve(
         config,
         learn=replace(
             config.learn, dtype=dtype, exponent=exponent, step_size=step_size, epoch_steps=epoch,
-            sampling="generative" if generative else "trajectories",
+            sampling="generative" if generative else "trajectories", epsilon=epsilon,
         ),
         parallel=replace(config.parallel, agents=agents, lanes=lanes),
         stop=stop,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import time
 import tomllib
 from collections import Counter
@@ -21,6 +22,7 @@ from distq_mpi.config import (
     OWN_STEP_SIZES,
     Config,
     EnvConfig,
+    LearnConfig,
     check,
     resolve,
     sweeps,
@@ -37,6 +39,7 @@ from distq_mpi.kernels.checking import checking_kernel
 from distq_mpi.kernels.evaluation import evaluation_kernel
 from distq_mpi.kernels.fusing import ROUND_LIMIT
 from distq_mpi.kernels.objects import LoadedKernel, load
+from distq_mpi.kernels.optimism import OPTIMISTIC
 from distq_mpi.launcher import process_age_s
 from distq_mpi.memory import (
     CUT_TRANSITIONS,
@@ -123,7 +126,8 @@ def build(
             f"learn.exploring_starts: {environment.id} is stepped in Python and decides its own "
             "starts; it must be false"
         )
-    return environments.exploring_starts(environment) if exploring else environment
+    environment = environments.exploring_starts(environment) if exploring else environment
+    return environments.time_aware(environment) if env.time_aware else environment
 
 
 def settle(
@@ -136,7 +140,7 @@ def settle(
     Local; reads no MPI. Raises ConfigError and ModelError for whatever cannot run as written.
     """
     held_below = None
-    if size > 1 and config.parallel.architecture != "allreduce":
+    if size > 1 and config.parallel.architecture != "allreduce" and not config.env.time_aware:
         held_below = CUT_TRANSITIONS
     environment = build(config.env, config.learn.exploring_starts, given, held_below)
     discount = config.learn.discount
@@ -153,6 +157,7 @@ def settle(
     shape = environment.n_states, environment.n_actions
     stepped = environment.kind == "stepped"
     config = resolve(config, *shape, size, solvable=exact, stepped=stepped)
+    config = replace(config, learn=with_horizon(config.learn, environment))
     mistakes = check(config) + [
         f"stop.{name}: needs exact values, but {reason}; use stop.mean_return, stop.steps or "
         "stop.wall_time_s instead"
@@ -182,6 +187,31 @@ def settle(
     need = memory_bytes(config, environment, exact, size, per_host)
     check_memory(config, need, shape, per_host)
     return config, environment, reason
+
+
+def with_horizon(learn: LearnConfig, environment: Environment) -> LearnConfig:
+    """Return `[learn]` with the horizon and the limits of returns that it speaks of. Local.
+
+    Below discount 1 the horizon is ln(2 / ((1 - g) accuracy)) / ln(1 / g), accuracy .1 (Dong et al.
+    2019). Raises ConfigError where an optimistic rule knows no limits.
+    """
+    if learn.step_size != "horizon":
+        return learn
+    discount, length = learn.discount, learn.horizon
+    if not length and discount == 1:
+        length = float(environment.max_episode_steps)
+    elif not length:
+        length = math.log(20 / (1 - discount)) / -math.log(discount) if discount else 1.0
+    if learn.rule not in OPTIMISTIC or learn.value_low != learn.value_high:
+        return replace(learn, horizon=length)
+    least, most = environment.least_reward, environment.return_bound
+    if least is None or most is None:
+        raise ConfigError(
+            f"learn.value_high: {environment.id} declares no limits of its returns, which "
+            f"{learn.rule} needs; set learn.value_low and learn.value_high"
+        )
+    low = min(0.0, least) * (length if discount == 1 else 1 / (1 - discount))
+    return replace(learn, horizon=length, value_low=low, value_high=float(most))
 
 
 def with_architecture(

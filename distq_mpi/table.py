@@ -17,6 +17,7 @@ import numpy as np
 
 from distq_mpi.files import SLICE_ROWS
 from distq_mpi.kernels.draws import INITIAL, threefry
+from distq_mpi.kernels.optimism import OPTIMISTIC
 from distq_mpi.kernels.rules import RULES
 from distq_mpi.kernels.step_sizes import STEP_SIZES
 
@@ -180,6 +181,14 @@ def initialise(rows: Rows, first_row: int, kind: str, bound: float | None, seed:
         word, _ = threefry(pairs.astype(np.uint64), zero, zero + np.uint64(seed), zero + INITIAL)
         uniform = (word >> np.uint64(11)).astype(np.float64) * 2.0**-53
         rows.values[start:stop] = (scale * uniform).reshape(-1, width)
+
+
+def first_bound(learn: Any, environment: Any) -> float | None:
+    """The bound that `initialise` takes under a resolved `[learn]` configuration. Local."""
+    if learn.rule in OPTIMISTIC:
+        return float(learn.value_high)
+    bound: float | None = environment.return_bound
+    return bound
 
 
 def table_sha256(slices: Iterable[np.ndarray]) -> str:

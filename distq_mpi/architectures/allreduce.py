@@ -41,7 +41,7 @@ from distq_mpi.kernels.stepping import stepping_kernels
 from distq_mpi.kernels.traces import depth_of, forgets
 from distq_mpi.lanes import Lanes, lane_dtype
 from distq_mpi.partition import Partition
-from distq_mpi.table import Rows, initialise, record_of
+from distq_mpi.table import Rows, first_bound, initialise, record_of
 
 if TYPE_CHECKING:
     from distq_mpi.transport import Transport
@@ -91,7 +91,8 @@ class Allreduce:
         self.current = 0
         self._again = False
         self.place(environment)
-        initialise(self.base, 0, config.learn.initial, environment.return_bound, config.run.seed)
+        bound = first_bound(config.learn, environment)
+        initialise(self.base, 0, config.learn.initial, bound, config.run.seed)
         auto = config.parallel.steps_per_round == "auto"
         self.period = 0 if auto else int(config.parallel.steps_per_round)
         scale = FixedPoint(self.n_agents)

@@ -33,7 +33,7 @@ from distq_mpi.kernels.exploration import EXPLORATIONS
 from distq_mpi.kernels.objects import LoadedKernel
 from distq_mpi.kernels.step_sizes import step_parameter
 from distq_mpi.partition import Partition
-from distq_mpi.table import Record, Rows, initialise, record_of
+from distq_mpi.table import Record, Rows, first_bound, initialise, record_of
 
 if TYPE_CHECKING:
     from distq_mpi.transport import Transport
@@ -115,7 +115,8 @@ class Sharded:
         self._raw = Rows(self.record, self._room).raw
         self._take_borders()
         learn = config.learn
-        initialise(self.rows, self.first, learn.initial, environment.return_bound, config.run.seed)
+        bound = first_bound(learn, environment)
+        initialise(self.rows, self.first, learn.initial, bound, config.run.seed)
         self._begin()
 
     @staticmethod

@@ -9,6 +9,7 @@ import numpy as np
 from distq_mpi.kernels import Kernel
 from distq_mpi.kernels.draws import RESET, TRANSITION, threefry
 from distq_mpi.kernels.exploration import EXPLORATIONS, best_of, entry, epsilon_greedy, sum_of_parts
+from distq_mpi.kernels.optimism import LAWS, capped
 from distq_mpi.kernels.rules import RULES, coin, only_part
 from distq_mpi.kernels.step_sizes import STEP_SIZES
 from distq_mpi.kernels.storing import exact, prefetch, stochastic
@@ -201,11 +202,15 @@ def learning_parts(learn_config: Any, n_actions: int, record: Any) -> dict[str, 
     at = sum_of_parts(n_actions) if rule.averages else entry
     best, choose = best_of(n_actions, at), exploration.choose(n_actions, at)
     bootstrap = rule.bootstrap(n_actions, exploration.expected(n_actions, at))
+    if learn_config.rule == "ucb_hoeffding":
+        bootstrap = capped(bootstrap, float(learn_config.value_high))
     toss = (coin if rule.averages else only_part)(n_actions)
     store = exact if record.dtype == np.float64 else stochastic
     look = looking_law(record, best, choose, bootstrap, toss)
     step_size = STEP_SIZES[learn_config.step_size]
     update = writing_law(record, step_size, store)
+    if learn_config.rule in LAWS:
+        update = LAWS[learn_config.rule](learn_config, record, step_size, store)
     learn_one = transition_law(record, look, update)
     if depth_of(learn_config):
         remember = TRACES[trace_of(learn_config)]

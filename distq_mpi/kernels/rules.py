@@ -106,6 +106,9 @@ RULES = {
     "expected_sarsa": Rule(expected_sarsa),
     "double_q": Rule(double_q, n_parts=2, averages=True),
     "watkins_q_lambda": Rule(q_learning),
+    # What their targets gain is `optimism`.
+    "ucb_hoeffding": Rule(q_learning),
+    "ucb_discounted": Rule(q_learning, n_parts=2),
     # Learned in sweeps (`generative`), which take of these the number of parts only.
     "speedy_q": Rule(q_learning, n_parts=2),
     "variance_reduced_q": Rule(q_learning, n_parts=3),
