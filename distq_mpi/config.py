@@ -67,6 +67,10 @@ class LearnConfig:
     """Lambda of watkins_q_lambda."""
     sampling: Literal["auto", "trajectories", "generative"] = "auto"
     """generative: every pair draws a transition in every step; auto: trajectories if rule can."""
+    target: Literal["live", "frozen"] = "live"
+    """frozen: targets and actions of a round from the table it begins with, fused by their mean."""
+    frozen_rounds: Literal["auto"] | Count = "auto"
+    """Rounds in which a pair takes its mean whole, before steps fall; auto: 6 / (1 - discount)."""
     epoch_samples: Positive = 200
     """Of variance_reduced_q: samples of a pair for the first reference, then 4 x more each."""
     epoch_steps: Count = 0
@@ -286,6 +290,7 @@ def check(config: Config) -> list[str]:
             f"{EXPONENTS[learn.step_size]:g}"
         )
     mistakes += _check_traces(config) + _check_generative(config) + _check_optimism(config)
+    mistakes += _check_frozen(config)
     for key in ("epsilon", "temperature"):
         schedule = getattr(learn, f"{key}_schedule")
         if schedule != "constant" and getattr(learn, f"{key}_steps") == 0:
@@ -438,6 +443,36 @@ def _check_optimism(config: Config) -> list[str]:
     return mistakes
 
 
+def _check_frozen(config: Config) -> list[str]:
+    """Mistakes about targets that are frozen for a round."""
+    learn, parallel = config.learn, config.parallel
+    if learn.target == "live":
+        return []
+    wanted = [
+        ("learn.rule", learn.rule, "q_learning", "the mean of its targets is a step of value "
+         "iteration; no other rule's is known to be"),
+        ("learn.n_steps", learn.n_steps, 1, "targets of several steps depend on the behaviour"),
+        ("parallel.fusion", parallel.fusion, "pooled", "all targets of a round weigh the same"),
+        ("parallel.architecture", parallel.architecture, "allreduce", "sharded keeps no table of "
+         "the round's beginning"),
+    ]  # fmt: skip
+    mistakes = [
+        f"{key}: {value} must be {only} with learn.target frozen: {why}"
+        for key, value, only, why in wanted
+        if value != only and value != "auto"
+    ]
+    if learn.step_size == "sign_change":
+        mistakes.append(
+            "learn.step_size: sign_change must be another one with learn.target frozen, where a "
+            "clock counts rounds"
+        )
+    if learn.discount == 1:
+        mistakes.append(
+            "learn.discount: 1 must be < 1 with learn.target frozen, which converges by contraction"
+        )
+    return mistakes
+
+
 def sweeps(learn: LearnConfig) -> bool:
     """Whether every pair draws a transition in every step. Local."""
     chosen = learn.sampling == "auto" and learn.rule in SWEEPING_RULES
@@ -467,6 +502,9 @@ def resolve(
     sharded = config.parallel.architecture == "sharded"
     agents = 0 if sharded else config.parallel.agents or size
     many = LANES_SHARDED if sharded and not stepped else LANES_PER_AGENT * (agents or 1)
+    whole = config.learn.frozen_rounds
+    if whole == "auto":
+        whole = round(6 / (1 - config.learn.discount)) if config.learn.discount < 1 else 0
     generative, epsilon = sweeps(config.learn), config.learn.epsilon
     if config.learn.rule in ("ucb_hoeffding", "ucb_discounted") and epsilon == LearnConfig.epsilon:
         epsilon = 0.0
@@ -492,6 +530,7 @@ def resolve(
         learn=replace(
             config.learn, dtype=dtype, exponent=exponent, step_size=step_size, epoch_steps=epoch,
             sampling="generative" if generative else "trajectories", epsilon=epsilon,
+            frozen_rounds=whole,
         ),
         parallel=replace(config.parallel, agents=agents, lanes=lanes),
         stop=stop,

@@ -59,8 +59,8 @@ class Learner:
     def learn(self, n_steps: int = 1) -> None:
         self.control[loop.N_STEPS] = n_steps
         self.kernels["learn"](
-            self.rows.q, self.rows.clock_words, *self.lanes.arrays(), self.lanes.trace(),
-            self.draws, self.params, self.control, self.rates, self.totals,
+            self.rows.q, self.rows.q, self.rows.clock_words, *self.lanes.arrays(),
+            self.lanes.trace(), self.draws, self.params, self.control, self.rates, self.totals,
         )  # fmt: skip
         self.control[loop.FIRST_STEP] += np.uint64(n_steps)
 

@@ -30,7 +30,7 @@ from distq_mpi.architectures.schedules import (
 )
 from distq_mpi.environments.worlds import WORLD_DTYPE
 from distq_mpi.files import SLICE_ROWS
-from distq_mpi.fusion import FUSIONS, FixedPoint, fusion_kernels
+from distq_mpi.fusion import FUSIONS, FixedPoint, adopts, fusion_kernels, fusion_of
 from distq_mpi.holding import Holding
 from distq_mpi.kernels import Kernel, fusing, loop
 from distq_mpi.kernels.exploration import EXPLORATIONS
@@ -82,7 +82,7 @@ class Allreduce:
         self.per_step = self.n_lanes
         if self.generative:
             self.per_step *= self.n_states * self.n_actions
-        self.fusion = FUSIONS[config.parallel.fusion]
+        self.fusion, self.frozen = fusion_of(config), config.learn.target == "frozen"
         self._forgets = forgets(config.learn) and not self._lone
         record = record_of(config.learn, self.n_actions)
         self.width, self.signed = record.width, STEP_SIZES[config.learn.step_size].signed
@@ -149,7 +149,7 @@ class Allreduce:
 
     @property
     def _lone(self) -> bool:
-        return self.n_agents == 1
+        return adopts(self.config)
 
     def place(self, environment: Any) -> None:
         """Give every rank its agents, their lanes and its block of rows. Local, same on all."""
@@ -173,6 +173,7 @@ class Allreduce:
         if self.generative:
             self.draws = scratch_of(learn, self.n_states)
         self.unstable = np.zeros(1, np.int64)
+        self.unticked = np.zeros(self.base.clock_words.size if self.frozen else 1, np.uint32)
         self._bound: dict[tuple[str, int, int], Any] = {}
 
     def _allocate_sums(self, block: tuple[int, int]) -> None:
@@ -241,6 +242,8 @@ class Allreduce:
         n_steps, explore = self.steps_of_round(), self._explore()
         for k, agent in enumerate(self.agents):
             self.replica.raw[:] = self.base.raw
+            if self.frozen:
+                self.replica.clock[...] = 0
             agent.lanes.copy_from(agent.committed)
             agent.control[loop.EXPLORE] = explore
             agent.learn(self._bind("learn", k), self.progress.lane_steps + 1, n_steps)
@@ -402,8 +405,8 @@ class Allreduce:
         period = self.period or progress.period
         if not self.period and not self._lone:
             period = next_period(
-                self._n_steps, agreement.visits, agreement.length, self.n_agents,
-                self.config.parallel.kappa,
+                self._n_steps, agreement.visits, 0 if self.frozen else agreement.length,
+                self.n_agents, self.config.parallel.kappa,
             )  # fmt: skip
         learned = self._n_steps * self.per_step
         self.pending = progress.after(self._n_steps, learned, agreement, period, scale)
@@ -483,7 +486,8 @@ class Allreduce:
                     self.unstable)  # fmt: skip
         agent = self.agents[k]
         if name == "learn":
-            return (replica.q, replica.clock_words,
+            seen = base.q if self.frozen else replica.q
+            return (seen, replica.q, replica.clock_words,
                     *agent.learning_arrays(self.draws, self.params), agent.control,
                     self.rates[:2].copy(), agent.totals)  # fmt: skip
         if name == "adopt":
@@ -492,7 +496,9 @@ class Allreduce:
         if self._merges:
             return (replica.q, replica.clock_words, base.clock_words,
                     *(array[k] for array in self.each), self.rates, agent.found)  # fmt: skip
-        learned = (replica.q, replica.clock_words, base.q, base.clock_words)
+        # In a frozen round clocks begin at 0: they count the targets of a mean.
+        begun = self.unticked if self.frozen else base.clock_words
+        learned = (replica.q, replica.clock_words, base.q, begun)
         if self.fusion.maximum:
             return (*learned, parts["values"], parts["visits"], parts["winner"], self.rates,
                     agent.found)  # fmt: skip

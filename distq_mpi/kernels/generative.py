@@ -33,18 +33,18 @@ u8, u4, i8, f8 = np.uint64, np.uint32, np.int64, np.float64
 MOST_SAMPLES = i8(1 << 40)
 
 # Stand-ins for the parts.
-STRIDE, N_ACTIONS, N_READ = 0, 0, 1
+STRIDE, N_ACTIONS, N_READ, FROZEN = 0, 0, 1, False
 plan, revise, law_step = exact, exact, exact
 
 
-def learn(q, clock, best, params, control, rates, totals):
+def learn(seen, q, clock, best, params, control, rates, totals):
     """Sweep all pairs `control[N_STEPS]` times.
 
-    q, clock, params, control, rates, totals : as in `loop.learn`; a step is a sweep, the first lane
-    the agent's number. best : float64 (N_READ * S,), scratch: the largest value of a state's row,
-    part after part.
+    seen, q, clock, params, control, rates, totals : as in `loop.learn`; a step is a sweep, the
+    first lane the agent's number. best : float64 (N_READ * S,), scratch: the largest value of a
+    state's row, part after part.
     """
-    n_states = best.size // N_READ
+    n_states, table = best.size // N_READ, seen if FROZEN else q
     discount, alpha, square_sum = rates[DISCOUNT], rates[ALPHA], 0.0
     first = control[FIRST_LANE] * u8(n_states * N_ACTIONS)
     for step in range(control[N_STEPS]):
@@ -52,9 +52,9 @@ def learn(q, clock, best, params, control, rates, totals):
         for part in range(N_READ):
             for s in range(n_states):
                 at = s * STRIDE + part * N_ACTIONS
-                value = f8(q[at])
+                value = f8(table[at])
                 for a in range(1, N_ACTIONS):
-                    value = max(value, f8(q[at + a]))
+                    value = max(value, f8(table[at + a]))
                 best[part * n_states + s] = value
         phase, k, n = plan(i8(now) - 1)
         for s in range(n_states):
@@ -205,13 +205,15 @@ def generative_kernels(config: Any, environment: Any, record: Any) -> dict[str, 
     """Return the request for `learn` under a resolved `Config`. Local."""
     rule = SWEEPS[config.learn.rule]
     store = exact if record.dtype == np.float64 else stochastic
+    frozen = config.learn.target == "frozen"
+    step_size = STEP_SIZES["linear" if frozen else config.learn.step_size]
     parts = {
         "STRIDE": record.stride, "N_ACTIONS": environment.n_actions, "N_READ": rule.n_read,
         "plan": rule.plan(config), "law_step": environment.law_step,
-        "revise": rule.revise(record, STEP_SIZES[config.learn.step_size], store),
+        "revise": rule.revise(record, step_size, store), "FROZEN": frozen,
     }  # fmt: skip
     q, clock = np.zeros(1, record.dtype), np.zeros(1, u4)
     example = (
-        q, clock, np.zeros(1), environment.params, np.zeros(7, u8), np.zeros(2), np.zeros(3),
+        q, q, clock, np.zeros(1), environment.params, np.zeros(7, u8), np.zeros(2), np.zeros(3),
     )  # fmt: skip
     return {"learn": Kernel(learn, parts, example)}

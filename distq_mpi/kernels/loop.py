@@ -30,7 +30,7 @@ GROUP = 16
 # Stand-ins for the parts, so that the loops below are ordinary functions to a reader and a linter.
 STRIDE = u8(0)
 best, choose, law_step, law_start = best_of(4), epsilon_greedy(4), exact, exact
-learn_one, choose_first = exact, exact
+learn_one, choose_first, FROZEN = exact, exact, False
 
 N_STEPS, FIRST_STEP, FIRST_LANE, N_LANES, SEED, EXPLORE, LIMIT = range(7)
 DISCOUNT, ALPHA = range(2)
@@ -50,13 +50,14 @@ def begin(q, state, action, next_state, reward, terminated, age, gain, params, c
         next_state[lane], reward[lane], terminated[lane] = law_step(s, a, bits, params)
 
 
-def learn(q, clock, state, action, next_state, reward, terminated, age, gain, trace, draws, params,
-          control, rates, totals):  # fmt: skip
+def learn(seen, q, clock, state, action, next_state, reward, terminated, age, gain, trace, draws,
+          params, control, rates, totals):  # fmt: skip
     """Step every lane of one agent `control[N_STEPS]` times, learning from each transition once.
 
     A lane holds the transition it has made but not yet learned from; a step learns from it,
     chooses the next action with the table as it was before that update, and makes the next one.
 
+    seen : the table that targets and actions are taken from where FROZEN; else `q` is.
     q : table (n,) float64 or float32, `STRIDE` values per state; changed in place.
     clock : the same buffer as uint32.
     state, action, next_state : uint64 (L,); reward, gain : float64 (L,); terminated : bool (L,);
@@ -74,6 +75,7 @@ def learn(q, clock, state, action, next_state, reward, terminated, age, gain, tr
     n_lanes, explore, seed = np.int64(control[N_LANES]), control[EXPLORE], control[SEED]
     first_step, first_lane, limit = control[FIRST_STEP], control[FIRST_LANE], u4(control[LIMIT])
     discount, alpha = rates[DISCOUNT], rates[ALPHA]
+    table = seen if FROZEN else q
     n_episodes, return_sum, square_sum = 0.0, 0.0, 0.0
     for step in range(control[N_STEPS]):
         now = first_step + u8(step)
@@ -90,8 +92,8 @@ def learn(q, clock, state, action, next_state, reward, terminated, age, gain, tr
                     s, ended = next_state[lane], terminated[lane]
                     total, length = gain[lane] + reward[lane], age[lane] + u4(1)
                     a, square = learn_one(
-                        q, clock, state[lane], action[lane], reward[lane], s, ended, word, bits,
-                        explore, discount, alpha, lane, length >= limit, trace,
+                        table, q, clock, state[lane], action[lane], reward[lane], s, ended, word,
+                        bits, explore, discount, alpha, lane, length >= limit, trace,
                     )  # fmt: skip
                     square_sum += square
                     if ended or length >= limit:
@@ -100,12 +102,12 @@ def learn(q, clock, state, action, next_state, reward, terminated, age, gain, tr
                         total, length = 0.0, u4(0)
                         where, first = threefry(now, first_lane + lane, seed, RESET)
                         s = law_start(where, params)
-                        a = choose_first(q, s * STRIDE, word, first, explore)
+                        a = choose_first(table, s * STRIDE, word, first, explore)
                     gain[lane], age[lane] = total, length
                     state[lane], action[lane] = s, a
                     next_state[lane], reward[lane], terminated[lane] = law_step(s, a, bits, params)
                 for i in range(group, stop):  # close together, so that the waits overlap
-                    prefetch(q, next_state[u8(batch + i)] * STRIDE)
+                    prefetch(table, next_state[u8(batch + i)] * STRIDE)
     totals[RETURN_SUM] += return_sum
     totals[SQUARE_SUM] += square_sum
     totals[EPISODES] += n_episodes
@@ -159,15 +161,15 @@ def transition_law(record, look, update):
     learned from a transition.
 
     look, update : `looking_law`, `writing_law`. The action at next_state is chosen with the table
-    as it was before the update. `cut` says that the episode is truncated here; `trace` is that of
-    all lanes, see `traces`.
+    as it was before the update. `table` is looked at, `q` changed. `cut` says that the episode is
+    truncated here; `trace` is that of all lanes, see `traces`.
     """
     stride = u8(record.stride)
 
-    def learn_one(q, clock, state, action, reward, next_state, terminated, word, bits, explore,
-                  discount, alpha, lane, cut, trace):  # fmt: skip
+    def learn_one(table, q, clock, state, action, reward, next_state, terminated, word, bits,
+                  explore, discount, alpha, lane, cut, trace):  # fmt: skip
         a_next, target, part = look(
-            q, next_state * stride, reward, terminated, word, bits, explore, discount
+            table, next_state * stride, reward, terminated, word, bits, explore, discount
         )
         td_error = update(q, clock, state, part + action, target, bits, discount, alpha)
         return a_next, td_error * td_error
@@ -207,7 +209,9 @@ def learning_parts(learn_config: Any, n_actions: int, record: Any) -> dict[str, 
     toss = (coin if rule.averages else only_part)(n_actions)
     store = exact if record.dtype == np.float64 else stochastic
     look = looking_law(record, best, choose, bootstrap, toss)
-    step_size = STEP_SIZES[learn_config.step_size]
+    frozen = learn_config.target == "frozen"
+    # Where targets are frozen an agent's value is the mean of those of the round.
+    step_size = STEP_SIZES["linear" if frozen else learn_config.step_size]
     update = writing_law(record, step_size, store)
     if learn_config.rule in LAWS:
         update = LAWS[learn_config.rule](learn_config, record, step_size, store)
@@ -219,6 +223,7 @@ def learning_parts(learn_config: Any, n_actions: int, record: Any) -> dict[str, 
         )
     return {
         "STRIDE": u8(record.stride),
+        "FROZEN": frozen,
         "best": best,
         "choose": choose,
         "choose_first": first_action(best, choose, n_actions, learn_config.exploring_starts),
@@ -245,7 +250,7 @@ def learning_kernels(
     return {
         "begin": Kernel(begin, parts, (q, *arrays, params, control)),
         "learn": Kernel(
-            learn, parts, (q, clock, *arrays, lanes.trace(), np.zeros(2 * BATCH, u8), params,
+            learn, parts, (q, q, clock, *arrays, lanes.trace(), np.zeros(2 * BATCH, u8), params,
                            control, rates, np.zeros(3))
         ),
     }  # fmt: skip

@@ -7,7 +7,7 @@ the step size asks for it (0 never visited, 1 plus, 2 minus, 3 visited without a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -103,6 +103,18 @@ STEP_SIZES = {
         sign_change, tick_sign, next_same_sign, signed=True, parameter="exponent"
     ),
 }
+
+
+def by_rounds(step_size: StepSize, n_whole: int) -> StepSize:
+    """The step of targets that are frozen for a round, where a clock counts a pair's rounds: 1 in
+    the first `n_whole`, then the step size as if from its beginning (as FedQ's second case, Zheng
+    et al. 2024, takes all samples of a round at once)."""
+    inner, whole = step_size.size, u4(n_whole)
+
+    def size(clock, discount, alpha):
+        return 1.0 if clock <= whole else inner(clock - whole, discount, alpha)
+
+    return replace(step_size, size=size)
 
 
 def step_parameter(learn: Any) -> float:

@@ -32,7 +32,7 @@ u8, u4 = np.uint64, np.uint32
 # Stand-ins for the parts.
 STRIDE = u8(0)
 best, choose = best_of(4), epsilon_greedy(4)
-learn_one, choose_first, drop = exact, exact, exact
+learn_one, choose_first, drop, FROZEN = exact, exact, exact, False
 
 
 def begin(q, state, action, next_state, reward, terminated, age, gain, start, control):
@@ -45,8 +45,8 @@ def begin(q, state, action, next_state, reward, terminated, age, gain, start, co
         action[lane] = choose_first(q, start[lane] * STRIDE, word, first, control[EXPLORE])
 
 
-def learn(q, clock, state, action, next_state, reward, terminated, age, gain, trace, truncated,
-          start, idle, control, rates, totals):  # fmt: skip
+def learn(seen, q, clock, state, action, next_state, reward, terminated, age, gain, trace,
+          truncated, start, idle, control, rates, totals):  # fmt: skip
     """Learn from the transition that every lane has made, and choose its next action.
 
     Arguments as in `loop.learn`, for the one step control[FIRST_STEP], and, per lane: truncated
@@ -54,6 +54,7 @@ def learn(q, clock, state, action, next_state, reward, terminated, age, gain, tr
     episode begins; idle bool, there is nothing to learn from, the episode begins now.
     """
     explore, seed, now = control[EXPLORE], control[SEED], control[FIRST_STEP]
+    table = seen if FROZEN else q
     for i in range(control[N_LANES]):
         lane = u8(i)
         number = control[FIRST_LANE] + lane
@@ -62,8 +63,8 @@ def learn(q, clock, state, action, next_state, reward, terminated, age, gain, tr
         total, length = 0.0, u4(0)
         if not idle[lane]:
             a, square = learn_one(
-                q, clock, state[lane], action[lane], reward[lane], s, terminated[lane], word, bits,
-                explore, rates[DISCOUNT], rates[ALPHA], lane, truncated[lane], trace,
+                table, q, clock, state[lane], action[lane], reward[lane], s, terminated[lane], word,
+                bits, explore, rates[DISCOUNT], rates[ALPHA], lane, truncated[lane], trace,
             )  # fmt: skip
             totals[SQUARE_SUM] += square
             total, length = gain[lane] + reward[lane], age[lane] + u4(1)
@@ -76,7 +77,7 @@ def learn(q, clock, state, action, next_state, reward, terminated, age, gain, tr
         if ended:
             total, length, s = 0.0, u4(0), start[lane]
             first = threefry(now, number, seed, RESET)[1]
-            a = choose_first(q, s * STRIDE, word, first, explore)
+            a = choose_first(table, s * STRIDE, word, first, explore)
         gain[lane], age[lane] = total, length
         state[lane], action[lane] = s, a
 
@@ -92,7 +93,7 @@ def stepping_kernels(
         "begin": Kernel(begin, parts, (q, *arrays, states, control)),
         "learn": Kernel(
             learn, parts,
-            (q, clock, *arrays, lanes.trace(), flags, states, flags, control, np.zeros(2),
+            (q, q, clock, *arrays, lanes.trace(), flags, states, flags, control, np.zeros(2),
              np.zeros(3)),
         ),
     }  # fmt: skip

@@ -81,15 +81,15 @@ def n_step_law(learn: Any, record: Any, best: Any, look: Any, update: Any, nudge
     depth, width, stride = u8(learn.n_steps), u8(record.n_actions), u8(record.stride)
     off_policy, one = learn.rule == "q_learning", u8(1)
 
-    def learn_one(q, clock, state, action, reward, next_state, terminated, word, bits, explore,
-                  discount, alpha, lane, cut, trace):  # fmt: skip
+    def learn_one(table, q, clock, state, action, reward, next_state, terminated, word, bits,
+                  explore, discount, alpha, lane, cut, trace):  # fmt: skip
         lengths, pairs, values = trace
         row, first, n = next_state * stride, lane * depth, lengths[lane]
-        a_next, target, part = look(q, row, reward, terminated, word, bits, explore, discount)
+        a_next, target, part = look(table, row, reward, terminated, word, bits, explore, discount)
         pairs[first + n], values[first + n] = state * width + action, target
         ends = terminated or cut
         if off_policy:
-            ends = ends or q[row + a_next] < best(q, row)[1]
+            ends = ends or table[row + a_next] < best(table, row)[1]
         # Rewards become targets from the newest on.
         future, square = target, 0.0
         if ends or n + one == depth:
@@ -140,12 +140,12 @@ def watkins_law(learn: Any, record: Any, best: Any, look: Any, update: Any, nudg
     depth, width, stride = u8(depth_of(learn)), u8(record.n_actions), u8(record.stride)
     decay, one = f8(learn.discount * learn.trace_decay), u8(1)
 
-    def learn_one(q, clock, state, action, reward, next_state, terminated, word, bits, explore,
-                  discount, alpha, lane, cut, trace):  # fmt: skip
+    def learn_one(table, q, clock, state, action, reward, next_state, terminated, word, bits,
+                  explore, discount, alpha, lane, cut, trace):  # fmt: skip
         lengths, pairs, values = trace
         row, first, n = next_state * stride, lane * depth, lengths[lane]
-        a_next, target, part = look(q, row, reward, terminated, word, bits, explore, discount)
-        ends = terminated or cut or q[row + a_next] < best(q, row)[1]
+        a_next, target, part = look(table, row, reward, terminated, word, bits, explore, discount)
+        ends = terminated or cut or table[row + a_next] < best(table, row)[1]
         td_error = update(q, clock, state, action, target, bits, discount, alpha)
         visited, kept = state * width + action, u8(0)
         for i in range(n):
