@@ -24,6 +24,7 @@ OWN_STEP_SIZES = {
     "speedy_q": "linear", "variance_reduced_q": "rescaled_linear", "ucb_hoeffding": "horizon",
     "ucb_discounted": "horizon",
 }  # fmt: skip
+MODEL_RULES = ("dyna_q",)
 LONGEST_DECAY = 0.999
 EXPONENTS = {"polynomial": 0.8, "sign_change": 0.6}
 
@@ -58,7 +59,7 @@ class LearnConfig:
 
     rule: Literal[
         "q_learning", "sarsa", "expected_sarsa", "double_q", "watkins_q_lambda", "speedy_q",
-        "variance_reduced_q", "ucb_hoeffding", "ucb_discounted",
+        "variance_reduced_q", "ucb_hoeffding", "ucb_discounted", "dyna_q",
     ] = "q_learning"  # fmt: skip
     """What a transition bootstraps from."""
     n_steps: Annotated[int, Ge(1), Le(1000)] = 1
@@ -67,6 +68,8 @@ class LearnConfig:
     """Lambda of watkins_q_lambda."""
     sampling: Literal["auto", "trajectories", "generative"] = "auto"
     """generative: every pair draws a transition in every step; auto: trajectories if rule can."""
+    planning_steps: Count = 5
+    """Of dyna_q: remembered transitions learned from again after each step."""
     target: Literal["live", "frozen"] = "live"
     """frozen: targets and actions of a round from the table it begins with, fused by their mean."""
     frozen_rounds: Literal["auto"] | Count = "auto"
@@ -333,6 +336,7 @@ def _check_traces(config: Config) -> list[str]:
         why = {
             "double_q": "an action is greedy for both parts together, not for the one that is "
             "updated, so no part knows where its target must end",
+            "dyna_q": "a model tells single steps",
             "watkins_q_lambda": "which mixes targets of all lengths; learn.trace_decay weighs them",
         }.get(learn.rule, "whose theory knows one step only")
         mistakes.append(
@@ -344,6 +348,11 @@ def _check_traces(config: Config) -> list[str]:
         mistakes.append(
             f"learn.trace_decay: learn.discount x learn.trace_decay = {decay:g} must be <= "
             f"{LONGEST_DECAY:g} with learn.rule {learn.rule}, or a trace never fades"
+        )
+    if config.parallel.architecture == "sharded" and learn.rule in MODEL_RULES:
+        mistakes.append(
+            f"learn.rule: {learn.rule} needs parallel.architecture allreduce: in sharded a rank "
+            "plans with no other's rows, and most of a model leads there"
         )
     if config.parallel.architecture == "sharded" and (traced or learn.n_steps > 1):
         key, value = ("rule", learn.rule) if traced else ("n_steps", learn.n_steps)

@@ -19,6 +19,7 @@ from distq_mpi.architectures.schedules import MAX_PERIOD
 from distq_mpi.certificate import requests as certificate_requests
 from distq_mpi.certificate import solvable
 from distq_mpi.config import (
+    MODEL_RULES,
     OWN_STEP_SIZES,
     Config,
     EnvConfig,
@@ -166,6 +167,8 @@ def settle(
     ]
     sharded = config.parallel.architecture == "sharded"
     per_agent = -(-config.parallel.lanes // (config.parallel.agents or 1))
+    if config.learn.rule in MODEL_RULES:
+        per_agent *= 1 + config.learn.planning_steps
     period = config.parallel.steps_per_round
     longest = MAX_PERIOD if period == "auto" else int(period)
     if longest * per_agent > ROUND_LIMIT and not sharded:

@@ -37,7 +37,8 @@ class Learner:
     ) -> None:
         record = record_of(learn, environment.n_actions)
         self.rows = Rows(record, environment.n_states)
-        self.lanes = Lanes(first, n_lanes, depth_of(learn))
+        n_pairs = environment.n_states * environment.n_actions
+        self.lanes = Lanes(first, n_lanes, depth_of(learn, n_pairs, n_lanes))
         self.params, self.n_lanes = environment.params, n_lanes
         self.control = np.array(
             [0, 1, first, n_lanes, seed, EXPLORATIONS[learn.exploration].encode(epsilon),

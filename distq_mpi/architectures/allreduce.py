@@ -38,7 +38,7 @@ from distq_mpi.kernels.generative import generative_kernels, scratch_of, sweeps_
 from distq_mpi.kernels.objects import LoadedKernel
 from distq_mpi.kernels.step_sizes import STEP_SIZES, step_parameter
 from distq_mpi.kernels.stepping import stepping_kernels
-from distq_mpi.kernels.traces import depth_of, forgets
+from distq_mpi.kernels.traces import depth_in, forgets
 from distq_mpi.lanes import Lanes, lane_dtype
 from distq_mpi.partition import Partition
 from distq_mpi.table import Rows, first_bound, initialise, record_of
@@ -119,7 +119,7 @@ class Allreduce:
         if fusion.merge is not None and n_agents > 1:
             # An owner holds its pairs of every agent.
             sent += n_agents * sent // -(-n_agents // size) // size + n_pairs * 8 // size
-        lane_bytes = lane_dtype(depth_of(config.learn)).itemsize
+        lane_bytes = lane_dtype(depth_in(config, n_states, n_actions)).itemsize
         lanes = -(-config.parallel.lanes // min(n_agents, size)) * lane_bytes * 2
         return {"replica": table, "base": 2 * table, "contributions": sent,
                 "visits": n_pairs * 8, "lanes": lanes}  # fmt: skip
@@ -134,7 +134,7 @@ class Allreduce:
         stepped = environment.kind == "stepped"
         learning = stepping_kernels if stepped else loop.learning_kernels
         return {
-            **learning(config.learn, environment, record, Lanes(0, 1, depth_of(config.learn))),
+            **learning(config.learn, environment, record, Lanes(0, 1)),
             **fusing_kernels,
         }
 
@@ -336,7 +336,8 @@ class Allreduce:
     def gather_lanes(self) -> np.ndarray | None:
         """Return all committed lanes, packed in order, on rank 0; None elsewhere. COLLECTIVE."""
         mine = [agent.committed.pack() for agent in self.agents]
-        none = np.zeros(0, lane_dtype(depth_of(self.config.learn)))
+        depth = depth_in(self.config, self.n_states, self.n_actions)
+        none = np.zeros(0, lane_dtype(depth))
         block = np.concatenate([none, *mine])
         return self.transport.gather_rows(block, self.lane_blocks)
 

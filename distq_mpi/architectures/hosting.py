@@ -12,7 +12,7 @@ from distq_mpi.environments.stepped import open_worlds
 from distq_mpi.environments.vector import VectorWorlds
 from distq_mpi.environments.worlds import Worlds
 from distq_mpi.kernels import loop
-from distq_mpi.kernels.traces import depth_of
+from distq_mpi.kernels.traces import depth_in
 from distq_mpi.lanes import Lanes
 from distq_mpi.partition import Partition
 
@@ -28,7 +28,7 @@ class Hosted:
     def __init__(self, number: int, lanes: Partition, config: Any, environment: Any) -> None:
         first, stop = lanes.block(number)
         n, seed = stop - first, config.run.seed
-        depth = depth_of(config.learn)
+        depth = depth_in(config, environment.n_states, environment.n_actions)
         self.lanes, self.committed = Lanes(first, n, depth), Lanes(first, n, depth)
         self.control = np.zeros(7, np.uint64)
         self.control[loop.FIRST_LANE], self.control[loop.N_LANES] = first, n

@@ -10,12 +10,12 @@ from distq_mpi.kernels import Kernel
 from distq_mpi.kernels.draws import RESET, TRANSITION, threefry
 from distq_mpi.kernels.exploration import EXPLORATIONS, best_of, entry, epsilon_greedy, sum_of_parts
 from distq_mpi.kernels.optimism import LAWS, capped
+from distq_mpi.kernels.planning import LAWS as PLANNING
 from distq_mpi.kernels.rules import RULES, coin, only_part
 from distq_mpi.kernels.step_sizes import STEP_SIZES
 from distq_mpi.kernels.storing import exact, prefetch, stochastic
 from distq_mpi.kernels.traces import (
     TRACES,
-    depth_of,
     drop,
     nothing_to_drop,
     nudging_law,
@@ -193,11 +193,14 @@ def first_action(best, choose, n_actions, explores):
     return at_random if explores else as_always
 
 
-def learning_parts(learn_config: Any, n_actions: int, record: Any) -> dict[str, Any]:
+def learning_parts(
+    learn_config: Any, n_actions: int, record: Any, n_states: int = 0
+) -> dict[str, Any]:
     """Return the parts that make a loop learn under a `[learn]` configuration. Local.
 
     `best`, `choose` and `choose_first` of the behaviour; `learn_one`, the law of one transition,
-    and its halves `look` and `update`; `drop`, which empties a lane's trace.
+    and its halves `look` and `update`; `drop`, which empties a lane's trace. n_states : only rules
+    that learn a model ask for it, where they learn.
     """
     rule = RULES[learn_config.rule]
     exploration = EXPLORATIONS[learn_config.exploration]
@@ -216,11 +219,14 @@ def learning_parts(learn_config: Any, n_actions: int, record: Any) -> dict[str, 
     if learn_config.rule in LAWS:
         update = LAWS[learn_config.rule](learn_config, record, step_size, store)
     learn_one = transition_law(record, look, update)
-    if depth_of(learn_config):
-        remember = TRACES[trace_of(learn_config)]
-        learn_one = remember(
-            learn_config, record, best, look, update, nudging_law(record, step_size, store)
-        )
+    kind = trace_of(learn_config)
+    if kind == "model":
+        law = PLANNING[learn_config.rule]
+        halves = {"best": best, "choose": choose, "look": look, "update": update}
+        learn_one = law(learn_config, record, halves, n_states)
+    elif kind:
+        nudge = nudging_law(record, step_size, store)
+        learn_one = TRACES[kind](learn_config, record, best, look, update, nudge)
     return {
         "STRIDE": u8(record.stride),
         "FROZEN": frozen,
@@ -230,7 +236,7 @@ def learning_parts(learn_config: Any, n_actions: int, record: Any) -> dict[str, 
         "look": look,
         "update": update,
         "learn_one": learn_one,
-        "drop": drop if depth_of(learn_config) else nothing_to_drop,
+        "drop": drop if kind in TRACES else nothing_to_drop,
     }
 
 
@@ -242,7 +248,7 @@ def learning_kernels(
     environment : `environments.base.Environment`; record : `table.Record`; lanes : example
     `lanes.Lanes`, for the types of its arrays.
     """
-    parts = learning_parts(learn_config, environment.n_actions, record)
+    parts = learning_parts(learn_config, environment.n_actions, record, environment.n_states)
     parts |= {"law_step": environment.law_step, "law_start": environment.law_start}
     q, clock = np.zeros(1, record.dtype), np.zeros(1, u4)
     control, rates = np.zeros(7, u8), np.zeros(2)

@@ -106,6 +106,8 @@ RULES = {
     "expected_sarsa": Rule(expected_sarsa),
     "double_q": Rule(double_q, n_parts=2, averages=True),
     "watkins_q_lambda": Rule(q_learning),
+    # Which transitions they learn from again is `planning`.
+    "dyna_q": Rule(q_learning),
     # What their targets gain is `optimism`.
     "ucb_hoeffding": Rule(q_learning),
     "ucb_discounted": Rule(q_learning, n_parts=2),

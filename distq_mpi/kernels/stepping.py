@@ -86,7 +86,7 @@ def stepping_kernels(
     learn_config: Any, environment: Any, record: Any, lanes: Any
 ) -> dict[str, Kernel]:
     """Return the requests for `begin` and `learn` under a `[learn]` configuration. Local."""
-    parts = learning_parts(learn_config, environment.n_actions, record)
+    parts = learning_parts(learn_config, environment.n_actions, record, environment.n_states)
     q, clock, control = np.zeros(1, record.dtype), np.zeros(1, u4), np.zeros(7, u8)
     flags, states, arrays = np.zeros(1, np.bool_), np.zeros(1, u8), lanes.arrays()
     return {

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from distq_mpi.kernels.planning import SEGMENTS, depth_for
+
 u8, f8 = np.uint64, np.float64
 
 LEAST_ELIGIBILITY = 1e-4
@@ -20,14 +22,27 @@ LEAST_ELIGIBILITY = 1e-4
 
 def trace_of(learn: Any) -> str:
     """The kind of trace under a `[learn]` configuration; "" = none. Local."""
+    if learn.rule in SEGMENTS:
+        return "model"
     if learn.rule == "watkins_q_lambda":
         return "eligibility"
     return "n_step" if learn.n_steps > 1 else ""
 
 
-def depth_of(learn: Any) -> int:
-    """Pairs that a lane remembers at most under a `[learn]` configuration; 0 = none. Local."""
+def depth_in(config: Any, n_states: int, n_actions: int) -> int:
+    """As `depth_of`, under a resolved `Config` and for so many states. Local."""
+    parallel = config.parallel
+    return depth_of(config.learn, n_states * n_actions, parallel.lanes // max(1, parallel.agents))
+
+
+def depth_of(learn: Any, n_pairs: int = 0, n_lanes: int = 1) -> int:
+    """Pairs that a lane remembers at most under a `[learn]` configuration; 0 = none. Local.
+
+    n_pairs, n_lanes : of the table and, at least, of an agent; where it learns a model.
+    """
     kind = trace_of(learn)
+    if kind == "model":
+        return depth_for(learn.rule, n_pairs, n_lanes)
     if kind != "eligibility":
         return int(learn.n_steps) if kind else 0
     decay = learn.discount * learn.trace_decay
