@@ -264,7 +264,7 @@ class QLearning:
                 chances /= chances.sum(axis=1, keepdims=True)
                 chances = (1 - level) * chances + level / n_actions
             else:
-                seen = holding.rows.record.n_parts * (values - best).astype(np.float64)
+                seen = holding.rows.record.n_seen * (values - best).astype(np.float64)
                 chances = np.exp(seen / level)
             passed = chances.cumsum(axis=1)
             wanted = self._random.random(len(values)) * passed[:, -1]

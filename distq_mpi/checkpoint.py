@@ -24,7 +24,7 @@ from distq_mpi.files import SLICE_ROWS, Stored, create_hdf5, explain, open_hdf5,
 FORMAT = "distq_mpi/checkpoint"
 FORMAT_VERSION = 1
 TABLES = {"q": None, "clock": np.dtype("<u4"), "visits": np.dtype("<u8")}
-SUFFIXES = ("", "2")
+SUFFIXES = ("", "2", "3")
 """Of the datasets of a table's parts: under Double Q there are /q2, /clock2 and /visits2, too."""
 
 Rows = Iterable[tuple[int, np.ndarray, np.ndarray, np.ndarray | None]]
@@ -56,7 +56,7 @@ class Header:
     @property
     def n_parts(self) -> int:
         """Values per pair: two under Double Q."""
-        return 1 + ("q2" in self.stored.arrays)
+        return sum(f"q{suffix}" in self.stored.arrays for suffix in SUFFIXES)
 
 
 def file_name(round: int) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from distq_mpi.checkpoint import Header
+from distq_mpi.checkpoint import SUFFIXES, Header
 from distq_mpi.files import read_slices
+from distq_mpi.kernels.rules import RULES
 
 
 @dataclass
@@ -64,7 +65,7 @@ def compare(a: Header, b: Header) -> Comparison:
     found = Comparison(a.n_states * a.n_actions * len(names))
     sums: list[float] = []
     for (start, left), (_, right) in zip(_tables(a), _tables(b), strict=True):
-        means = [np.add.reduce(parts) / len(parts) for parts in (left, right)]
+        means = [_seen(header, parts) for header, parts in ((a, left), (b, right))]
         compared = zip(left, right, strict=True) if alike else [(means[0], means[1])]
         for name, (values, others) in zip(names, compared, strict=True):
             sums.append(_compare_values(found, name, start, values, others))
@@ -80,7 +81,14 @@ def compare(a: Header, b: Header) -> Comparison:
 
 def parts_of(header: Header) -> list[str]:
     """The parts of the table, q first."""
-    return ["q", "q2"][: header.n_parts]
+    return [f"q{suffix}" for suffix in SUFFIXES[: header.n_parts]]
+
+
+def _seen(header: Header, parts: list[np.ndarray]) -> np.ndarray:
+    """What the policy sees: the mean of Double Q's parts, else the first."""
+    rule = RULES[tomllib.loads(header.config_toml)["learn"]["rule"]]
+    seen: np.ndarray = np.add.reduce(parts) / len(parts) if rule.averages else parts[0]
+    return seen
 
 
 def _tables(header: Header) -> Iterator[tuple[int, list[np.ndarray]]]:

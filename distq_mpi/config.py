@@ -18,6 +18,15 @@ LANES_PER_AGENT = 64
 LANES_SHARDED = 8192
 DEFAULT_GAP = 1e-3
 DEFAULT_STEPS = 10_000_000
+ONE_STEP_RULES = ("q_learning", "sarsa", "expected_sarsa", "double_q")
+N_STEP_RULES = ("q_learning", "sarsa", "expected_sarsa")
+SWEEPING_RULES = ("speedy_q", "variance_reduced_q")
+OWN_STEP_SIZES = {
+    "speedy_q": "linear", "variance_reduced_q": "rescaled_linear", "ucb_hoeffding": "horizon",
+    "ucb_discounted": "horizon",
+}  # fmt: skip
+MODEL_RULES = ("dyna_q",)
+LONGEST_DECAY = 0.999
 EXPONENTS = {"polynomial": 0.8, "sign_change": 0.6}
 
 Value = bool | int | float | str
@@ -37,6 +46,8 @@ class EnvConfig:
     """Arguments of the environment: --env.kwargs.NAME VALUE."""
     max_episode_steps: Annotated[int, Ge(0), Le(2**32 - 1)] = 0
     """Time limit in steps; 0 = the environment's own."""
+    time_aware: bool = False
+    """The step of the episode is part of the state, and the time limit a true end."""
     bins: Count | list[Positive] = 0
     """Equal bins of each continuous dimension, observations then actions; 0 = none."""
     clip: Limit | list[Limit] = 0.0
@@ -47,13 +58,40 @@ class EnvConfig:
 class LearnConfig:
     """How one transition is learned from."""
 
-    rule: Literal["q_learning", "sarsa", "expected_sarsa", "double_q"] = "q_learning"
+    rule: Literal[
+        "q_learning", "sarsa", "expected_sarsa", "double_q", "watkins_q_lambda", "speedy_q",
+        "variance_reduced_q", "ucb_hoeffding", "ucb_discounted", "dyna_q",
+    ] = "q_learning"  # fmt: skip
     """What a transition bootstraps from."""
+    n_steps: Annotated[int, Ge(1), Le(1000)] = 1
+    """Rewards in a target before it bootstraps; q_learning: up to the first exploring action."""
+    trace_decay: Probability = 0.9
+    """Lambda of watkins_q_lambda."""
+    sampling: Literal["auto", "trajectories", "generative"] = "auto"
+    """generative: every pair draws a transition in every step; auto: trajectories if rule can."""
+    planning_steps: Count = 5
+    """Of dyna_q: remembered transitions learned from again after each step."""
+    target: Literal["live", "frozen"] = "live"
+    """frozen: targets and actions of a round from the table it begins with, fused by their mean."""
+    frozen_rounds: Literal["auto"] | Count = "auto"
+    """Rounds in which a pair takes its mean whole, before steps fall; auto: 6 / (1 - discount)."""
+    epoch_samples: Positive = 200
+    """Of variance_reduced_q: samples of a pair for the first reference, then 4 x more each."""
+    epoch_steps: Count = 0
+    """Of variance_reduced_q: sweeps with one reference; 0 = 10 / (1 - discount)."""
+    bonus: Limit = 0.1
+    """Of ucb_hoeffding and ucb_discounted: c sqrt(iota); theory says 1 and more, practice less."""
+    horizon: Limit = 0.0
+    """H of their step and bonus; 0 = the time limit, below discount 1 as the theorem has it."""
+    value_low: float = 0.0
+    """Of theirs: no return is below this."""
+    value_high: float = 0.0
+    """Of theirs: no return is above this; both 0 = as the environment declares."""
     discount: Probability = 0.99
     """Gamma, the weight of the future."""
-    step_size: Literal["rescaled_linear", "constant", "polynomial", "linear", "sign_change"] = (
-        "rescaled_linear"
-    )
+    step_size: Literal[
+        "rescaled_linear", "constant", "polynomial", "linear", "sign_change", "horizon",
+    ] = "rescaled_linear"  # fmt: skip
     """By visits k of a pair: 1 / (1 + (1 - discount) k), alpha, k^-exponent, 1 / k; or by signs."""
     alpha: Annotated[float, Gt(0), Le(1)] = 0.1
     """Step size of constant."""
@@ -262,7 +300,8 @@ OTHERWISE_REPRODUCIBLE = {
 def check(config: Config) -> list[str]:
     """Mistakes between keys, each naming the key, the value and the limit. Local."""
     learn, parallel, mistakes = config.learn, config.parallel, []
-    if learn.discount == 1 and learn.step_size == "rescaled_linear":
+    own = OWN_STEP_SIZES.get(learn.rule, learn.step_size)
+    if learn.discount == 1 and learn.step_size == own == "rescaled_linear":
         mistakes.append(
             "learn.discount: 1 must be < 1 with learn.step_size rescaled_linear, which never falls "
             "at 1; take learn.step_size polynomial"
@@ -273,6 +312,8 @@ def check(config: Config) -> list[str]:
             f"{learn.step_size}, or the steps' squares have no finite sum; 0 stands for "
             f"{EXPONENTS[learn.step_size]:g}"
         )
+    mistakes += _check_traces(config) + _check_generative(config) + _check_optimism(config)
+    mistakes += _check_frozen(config) + _check_out_of_step(config)
     for key in ("epsilon", "temperature"):
         schedule = getattr(learn, f"{key}_schedule")
         if schedule != "constant" and getattr(learn, f"{key}_steps") == 0:
@@ -341,6 +382,188 @@ def check(config: Config) -> list[str]:
     return mistakes
 
 
+def _check_traces(config: Config) -> list[str]:
+    """Mistakes about what lanes remember."""
+    learn, mistakes = config.learn, []
+    if learn.n_steps > 1 and learn.rule not in N_STEP_RULES:
+        why = {
+            "double_q": "an action is greedy for both parts together, not for the one that is "
+            "updated, so no part knows where its target must end",
+            "dyna_q": "a model tells single steps",
+            "watkins_q_lambda": "which mixes targets of all lengths; learn.trace_decay weighs them",
+        }.get(learn.rule, "whose theory knows one step only")
+        mistakes.append(
+            f"learn.n_steps: {learn.n_steps} must be 1 with learn.rule {learn.rule}: {why}"
+        )
+    decay = learn.discount * learn.trace_decay
+    traced = learn.rule == "watkins_q_lambda"
+    if traced and decay > LONGEST_DECAY:
+        mistakes.append(
+            f"learn.trace_decay: learn.discount x learn.trace_decay = {decay:g} must be <= "
+            f"{LONGEST_DECAY:g} with learn.rule {learn.rule}, or a trace never fades"
+        )
+    if config.parallel.architecture == "sharded" and learn.rule in MODEL_RULES:
+        mistakes.append(
+            f"learn.rule: {learn.rule} needs parallel.architecture allreduce: in sharded a rank "
+            "plans with no other's rows, and most of a model leads there"
+        )
+    if config.parallel.architecture == "sharded" and (traced or learn.n_steps > 1):
+        key, value = ("rule", learn.rule) if traced else ("n_steps", learn.n_steps)
+        mistakes.append(
+            f"learn.{key}: {value} needs parallel.architecture allreduce: in sharded the pairs of "
+            "a lane's past belong to other ranks than the row that tells their targets"
+        )
+    return mistakes
+
+
+def _check_generative(config: Config) -> list[str]:
+    """Mistakes about sweeps over all pairs, and about rules with a step size of their own."""
+    learn, parallel, mistakes = config.learn, config.parallel, []
+    own = OWN_STEP_SIZES.get(learn.rule)
+    if own and learn.step_size not in (own, LearnConfig.step_size):
+        mistakes.append(
+            f"learn.step_size: {learn.step_size} must be {own} with learn.rule {learn.rule}, "
+            "which is proven with that one"
+        )
+    if learn.rule in SWEEPING_RULES and learn.sampling == "trajectories":
+        mistakes.append(
+            f"learn.sampling: trajectories must be generative with learn.rule {learn.rule}, whose "
+            "targets read the whole table as it was before a sweep"
+        )
+    if not sweeps(learn):
+        return mistakes
+    if learn.rule not in ("q_learning", *SWEEPING_RULES):
+        mistakes.append(
+            f"learn.sampling: generative has no behaviour that learn.rule {learn.rule} could "
+            "follow; take q_learning"
+        )
+    if learn.n_steps > 1 and learn.rule not in SWEEPING_RULES:
+        mistakes.append(
+            f"learn.n_steps: {learn.n_steps} must be 1 with learn.sampling generative, where no "
+            "step follows another"
+        )
+    if parallel.architecture == "sharded":
+        mistakes.append(
+            "parallel.architecture: sharded must be allreduce with learn.sampling generative: it "
+            "learns where lanes go"
+        )
+    if parallel.lanes and parallel.lanes != parallel.agents:
+        mistakes.append(
+            f"parallel.lanes: {parallel.lanes} must be 0 with learn.sampling generative, where an "
+            "agent sweeps all pairs at once"
+        )
+    averages, several = parallel.fusion in ("mean", "count"), parallel.agents > 1
+    if learn.rule in SWEEPING_RULES and several and not averages:
+        mistakes.append(
+            f"parallel.fusion: {parallel.fusion} must be mean or count with learn.rule "
+            f"{learn.rule} and several agents: the rule is linear in its samples, so averages are "
+            "what more samples give"
+        )
+    return mistakes
+
+
+def _check_optimism(config: Config) -> list[str]:
+    """Mistakes about rules that explore by optimism."""
+    env, learn, parallel = config.env, config.learn, config.parallel
+    mistakes: list[str] = []
+    if learn.rule not in ("ucb_hoeffding", "ucb_discounted"):
+        return mistakes
+    if (learn.rule == "ucb_hoeffding") != (learn.discount == 1):
+        other = "ucb_discounted" if learn.discount < 1 else "ucb_hoeffding"
+        mistakes.append(
+            f"learn.discount: {learn.discount:g} is for learn.rule {other}: ucb_hoeffding learns "
+            "episodes without discount, ucb_discounted with"
+        )
+    elif learn.discount == 1 and not env.time_aware:
+        mistakes.append(
+            "env.time_aware: false must be true with learn.rule ucb_hoeffding, which has a table "
+            "for every step of an episode"
+        )
+    elif learn.discount == 0:
+        mistakes.append("learn.discount: 0 must be > 0 with learn.rule ucb_discounted")
+    if learn.initial != "optimistic":
+        mistakes.append(
+            f"learn.initial: {learn.initial} must be optimistic with learn.rule {learn.rule}, "
+            "which explores by it"
+        )
+    if learn.exploration != "epsilon_greedy":
+        mistakes.append(
+            f"learn.exploration: {learn.exploration} must be epsilon_greedy with learn.rule "
+            f"{learn.rule}, whose behaviour is greedy (learn.epsilon is then 0 unless set)"
+        )
+    if learn.value_low > learn.value_high:
+        mistakes.append(
+            f"learn.value_low: {learn.value_low:g} must be <= learn.value_high "
+            f"{learn.value_high:g}"
+        )
+    averages, several = parallel.fusion in ("mean", "count"), parallel.agents > 1
+    if learn.rule == "ucb_discounted" and several and not averages:
+        mistakes.append(
+            f"parallel.fusion: {parallel.fusion} must be mean or count with learn.rule "
+            "ucb_discounted and several agents: of upper bounds only averages are sure to be some"
+        )
+    return mistakes
+
+
+def _check_frozen(config: Config) -> list[str]:
+    """Mistakes about targets that are frozen for a round."""
+    learn, parallel = config.learn, config.parallel
+    if learn.target == "live":
+        return []
+    wanted = [
+        ("learn.rule", learn.rule, "q_learning", "the mean of its targets is a step of value "
+         "iteration; no other rule's is known to be"),
+        ("learn.n_steps", learn.n_steps, 1, "targets of several steps depend on the behaviour"),
+        ("parallel.fusion", parallel.fusion, "pooled", "all targets of a round weigh the same"),
+    ]  # fmt: skip
+    mistakes = [
+        f"{key}: {value} must be {only} with learn.target frozen: {why}"
+        for key, value, only, why in wanted
+        if value != only and value != "auto"
+    ]
+    if parallel.architecture == "sharded":
+        mistakes.append(
+            "parallel.architecture: sharded must be allreduce or server with learn.target frozen: "
+            "it keeps no table of the round's beginning"
+        )
+    if learn.step_size == "sign_change":
+        mistakes.append(
+            "learn.step_size: sign_change must be another one with learn.target frozen, where a "
+            "clock counts rounds"
+        )
+    if learn.discount == 1:
+        mistakes.append(
+            "learn.discount: 1 must be < 1 with learn.target frozen, which converges by contraction"
+        )
+    return mistakes
+
+
+def _check_out_of_step(config: Config) -> list[str]:
+    """Mistakes about what is pushed as it comes."""
+    learn, parallel = config.learn, config.parallel
+    if parallel.architecture != "server" or parallel.staleness == 0:
+        return []
+    why = (
+        f"with parallel.staleness {parallel.staleness}: what is pushed is a difference of one-step "
+        "targets, and nothing is known of others; take parallel.staleness 0"
+    )
+    wanted: list[tuple[str, Any, Any]] = [
+        ("n_steps", learn.n_steps, 1), ("target", learn.target, "live"),
+        ("sampling", "generative" if sweeps(learn) else "auto", "auto"),
+    ]  # fmt: skip
+    mistakes = [f"learn.{key}: {value} must be {only} {why}"
+                for key, value, only in wanted if value != only]  # fmt: skip
+    if learn.rule not in ONE_STEP_RULES:
+        mistakes.append(f"learn.rule: {learn.rule} must be one of {', '.join(ONE_STEP_RULES)} {why}")
+    return mistakes
+
+
+def sweeps(learn: LearnConfig) -> bool:
+    """Whether every pair draws a transition in every step. Local."""
+    chosen = learn.sampling == "auto" and learn.rule in SWEEPING_RULES
+    return chosen or learn.sampling == "generative"
+
+
 def resolve(
     config: Config,
     n_states: int,
@@ -367,7 +590,13 @@ def resolve(
         learners = max(1, size - config.parallel.servers)
     agents = 0 if sharded else config.parallel.agents or learners
     many = LANES_SHARDED if sharded and not stepped else LANES_PER_AGENT * (agents or 1)
-    lanes = config.parallel.lanes or many
+    whole = config.learn.frozen_rounds
+    if whole == "auto":
+        whole = round(6 / (1 - config.learn.discount)) if config.learn.discount < 1 else 0
+    generative, epsilon = sweeps(config.learn), config.learn.epsilon
+    if config.learn.rule in ("ucb_hoeffding", "ucb_discounted") and epsilon == LearnConfig.epsilon:
+        epsilon = 0.0
+    lanes = config.parallel.lanes or (agents if generative else many)
     if lanes < agents:
         raise ConfigError(
             f"parallel.lanes: {lanes} lanes for {agents} agents (one per rank); "
@@ -377,12 +606,20 @@ def resolve(
     if dtype == "auto":
         dtype = "float64" if n_states * n_actions <= FLOAT64_PAIRS else "float32"
     exponent = config.learn.exponent or EXPONENTS.get(config.learn.step_size, 0.0)
+    step_size: Any = OWN_STEP_SIZES.get(config.learn.rule, config.learn.step_size)
+    epoch = config.learn.epoch_steps
+    if not epoch and config.learn.discount < 1:
+        epoch = round(10 / (1 - config.learn.discount))
     stop = config.stop
     if all(value is None for value in asdict(stop).values()):
         stop = StopConfig(policy_gap=DEFAULT_GAP) if solvable else StopConfig(steps=DEFAULT_STEPS)
     return replace(
         config,
-        learn=replace(config.learn, dtype=dtype, exponent=exponent),
+        learn=replace(
+            config.learn, dtype=dtype, exponent=exponent, step_size=step_size, epoch_steps=epoch,
+            sampling="generative" if generative else "trajectories", epsilon=epsilon,
+            frozen_rounds=whole,
+        ),
         parallel=replace(config.parallel, agents=agents, lanes=lanes),
         stop=stop,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import time
 import tomllib
 from collections import Counter
@@ -18,7 +19,18 @@ from distq_mpi.architectures.schedules import MAX_PERIOD
 from distq_mpi.architectures.server import check_split
 from distq_mpi.certificate import requests as certificate_requests
 from distq_mpi.certificate import solvable
-from distq_mpi.config import Config, EnvConfig, check, resolve, to_dict, to_toml
+from distq_mpi.config import (
+    MODEL_RULES,
+    OWN_STEP_SIZES,
+    Config,
+    EnvConfig,
+    LearnConfig,
+    check,
+    resolve,
+    sweeps,
+    to_dict,
+    to_toml,
+)
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.checking import check_all
 from distq_mpi.environments.sharing import share
@@ -29,6 +41,7 @@ from distq_mpi.kernels.checking import checking_kernel
 from distq_mpi.kernels.evaluation import evaluation_kernel
 from distq_mpi.kernels.fusing import ROUND_LIMIT
 from distq_mpi.kernels.objects import LoadedKernel, load
+from distq_mpi.kernels.optimism import OPTIMISTIC
 from distq_mpi.launcher import process_age_s
 from distq_mpi.memory import (
     CUT_TRANSITIONS,
@@ -116,7 +129,8 @@ def build(
             f"learn.exploring_starts: {environment.id} is stepped in Python and decides its own "
             "starts; it must be false"
         )
-    return environments.exploring_starts(environment) if exploring else environment
+    environment = environments.exploring_starts(environment) if exploring else environment
+    return environments.time_aware(environment) if env.time_aware else environment
 
 
 def settle(
@@ -129,18 +143,25 @@ def settle(
     Local; reads no MPI. Raises ConfigError and ModelError for whatever cannot run as written.
     """
     held_below = None
-    if size > 1 and config.parallel.architecture in ("sharded", "auto"):
+    cuts = config.parallel.architecture in ("sharded", "auto") and not config.env.time_aware
+    if size > 1 and cuts:
         held_below = CUT_TRANSITIONS
     environment = build(config.env, config.learn.exploring_starts, given, held_below)
     discount = config.learn.discount
     reason = solvable(environment, discount)
     if not config.evaluate.exact:
         reason = "evaluate.exact is false"
+    if sweeps(config.learn) and environment.kind == "stepped":
+        raise ConfigError(
+            f"learn.sampling: {environment.id} is stepped in Python and cannot be put into any "
+            "state; it must be trajectories"
+        )
     exact = reason is None
     config = with_architecture(config, environment, exact, size, per_host)
     shape = environment.n_states, environment.n_actions
     stepped = environment.kind == "stepped"
     config = resolve(config, *shape, size, solvable=exact, stepped=stepped)
+    config = replace(config, learn=with_horizon(config.learn, environment))
     mistakes = check(config) + [
         f"stop.{name}: needs exact values, but {reason}; use stop.mean_return, stop.steps or "
         "stop.wall_time_s instead"
@@ -149,6 +170,8 @@ def settle(
     ]
     sharded = config.parallel.architecture == "sharded"
     per_agent = -(-config.parallel.lanes // (config.parallel.agents or 1))
+    if config.learn.rule in MODEL_RULES:
+        per_agent *= 1 + config.learn.planning_steps
     period = config.parallel.steps_per_round
     longest = MAX_PERIOD if period == "auto" else int(period)
     if longest * per_agent > ROUND_LIMIT and not sharded:
@@ -176,6 +199,31 @@ def settle(
     return config, environment, reason
 
 
+def with_horizon(learn: LearnConfig, environment: Environment) -> LearnConfig:
+    """Return `[learn]` with the horizon and the limits of returns that it speaks of. Local.
+
+    Below discount 1 the horizon is ln(2 / ((1 - g) accuracy)) / ln(1 / g), accuracy .1 (Dong et al.
+    2019). Raises ConfigError where an optimistic rule knows no limits.
+    """
+    if learn.step_size != "horizon":
+        return learn
+    discount, length = learn.discount, learn.horizon
+    if not length and discount == 1:
+        length = float(environment.max_episode_steps)
+    elif not length:
+        length = math.log(20 / (1 - discount)) / -math.log(discount) if discount else 1.0
+    if learn.rule not in OPTIMISTIC or learn.value_low != learn.value_high:
+        return replace(learn, horizon=length)
+    least, most = environment.least_reward, environment.return_bound
+    if least is None or most is None:
+        raise ConfigError(
+            f"learn.value_high: {environment.id} declares no limits of its returns, which "
+            f"{learn.rule} needs; set learn.value_low and learn.value_high"
+        )
+    low = min(0.0, least) * (length if discount == 1 else 1 / (1 - discount))
+    return replace(learn, horizon=length, value_low=low, value_high=float(most))
+
+
 def with_architecture(
     config: Config, environment: Environment, exact: bool, size: int, per_host: int
 ) -> Config:
@@ -198,7 +246,8 @@ def warnings(config: Config) -> list[str]:
     in_step = config.parallel.architecture == "server" and config.parallel.staleness == 0
     if config.parallel.architecture == "allreduce" or in_step:
         found += FUSIONS[config.parallel.fusion].warnings(config)
-    if learn.step_size == "linear" and learn.discount > LINEAR_DISCOUNT:
+    chosen = learn.step_size == "linear" and learn.rule not in OWN_STEP_SIZES
+    if chosen and learn.discount > LINEAR_DISCOUNT:
         left = 1e6 ** (learn.discount - 1)
         found.append(
             f"learn.step_size: linear at learn.discount {learn.discount:g} leaves about "

@@ -17,6 +17,7 @@ import numpy as np
 
 from distq_mpi.files import SLICE_ROWS
 from distq_mpi.kernels.draws import INITIAL, threefry
+from distq_mpi.kernels.optimism import OPTIMISTIC
 from distq_mpi.kernels.rules import RULES
 from distq_mpi.kernels.step_sizes import STEP_SIZES
 
@@ -31,14 +32,21 @@ class Record:
     ----------
     n_actions : A.
     dtype : float64 or float32, of q.
-    n_parts : values per action: two under Double Q, which stand side by side as q[2 A].
+    n_parts : values per action, which stand side by side as q[n_parts A]: two under Double Q.
     counts_visits : whether visits since the last commit are counted apart from the clock.
+    averages : whether the policy sees the mean of two parts, as under Double Q, or the first.
     """
 
     n_actions: int
     dtype: np.dtype[Any]
     n_parts: int = 1
     counts_visits: bool = False
+    averages: bool = True
+
+    @property
+    def n_seen(self) -> int:
+        """Parts that the policy sees."""
+        return self.n_parts if self.averages else 1
 
     @property
     def width(self) -> int:
@@ -81,6 +89,7 @@ def record_of(learn: Any, n_actions: int) -> Record:
         np.dtype(learn.dtype),
         RULES[learn.rule].n_parts,
         STEP_SIZES[learn.step_size].signed,
+        RULES[learn.rule].averages,
     )
 
 
@@ -109,26 +118,27 @@ class Rows:
         return self.values[:, number * n_actions : (number + 1) * n_actions]
 
     def policy_values(self, rows: Any = slice(None)) -> np.ndarray:
-        """Values (n, A) that the policy is greedy on and that estimate Q*: a view of the only part,
-        or the mean of both (their sum, as the behaviour sees it, but for a power of two).
+        """Values (n, A) that the policy is greedy on and that estimate Q*: a view of part 0; under
+        Double Q the mean of both (their sum, as the behaviour sees it, but for a power of
+        two).
 
         rows : an index of rows, where not all are wanted.
         """
-        if self.record.n_parts == 1:
-            return self.values[rows]
+        if self.record.n_seen == 1:
+            return self.part(0)[rows]
         return (self.part(0)[rows] + self.part(1)[rows]) * self.record.dtype.type(0.5)
 
     def policy_table(self) -> tuple[np.ndarray, int]:
         """What `policy_values` says as flat q, and values per state in it; a view if it can be."""
-        if self.record.n_parts == 1:
+        if self.record.n_seen == 1:
             return self.q, self.record.stride
         return self.policy_values().reshape(-1), self.record.n_actions
 
     def visited(self) -> np.ndarray:
         """Clocks, uint32 (n, A): 0 means never learned (in one of the parts under Double Q)."""
-        if self.record.n_parts == 1:
-            return self.clock
         n_actions = self.record.n_actions
+        if self.record.n_seen == 1:
+            return self.clock[:, :n_actions]
         return np.minimum(self.clock[:, :n_actions], self.clock[:, n_actions:])
 
     def part_slices(self) -> Iterator[np.ndarray]:
@@ -171,6 +181,14 @@ def initialise(rows: Rows, first_row: int, kind: str, bound: float | None, seed:
         word, _ = threefry(pairs.astype(np.uint64), zero, zero + np.uint64(seed), zero + INITIAL)
         uniform = (word >> np.uint64(11)).astype(np.float64) * 2.0**-53
         rows.values[start:stop] = (scale * uniform).reshape(-1, width)
+
+
+def first_bound(learn: Any, environment: Any) -> float | None:
+    """The bound that `initialise` takes under a resolved `[learn]` configuration. Local."""
+    if learn.rule in OPTIMISTIC:
+        return float(learn.value_high)
+    bound: float | None = environment.return_bound
+    return bound
 
 
 def table_sha256(slices: Iterable[np.ndarray]) -> str:

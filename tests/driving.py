@@ -13,6 +13,7 @@ from distq_mpi.fusion import FUSIONS, FixedPoint, fusion_kernels
 from distq_mpi.kernels import loop
 from distq_mpi.kernels.exploration import EXPLORATIONS
 from distq_mpi.kernels.step_sizes import step_parameter
+from distq_mpi.kernels.traces import depth_of
 from distq_mpi.lanes import Lanes
 from distq_mpi.table import Rows, record_of
 from tests.stand_in import compiled, plain
@@ -35,7 +36,9 @@ class Learner:
         kernels: dict[str, Any] | None = None,
     ) -> None:
         record = record_of(learn, environment.n_actions)
-        self.rows, self.lanes = Rows(record, environment.n_states), Lanes(first, n_lanes)
+        self.rows = Rows(record, environment.n_states)
+        n_pairs = environment.n_states * environment.n_actions
+        self.lanes = Lanes(first, n_lanes, depth_of(learn, n_pairs, n_lanes))
         self.params, self.n_lanes = environment.params, n_lanes
         self.control = np.array(
             [0, 1, first, n_lanes, seed, EXPLORATIONS[learn.exploration].encode(epsilon),
@@ -57,8 +60,8 @@ class Learner:
     def learn(self, n_steps: int = 1) -> None:
         self.control[loop.N_STEPS] = n_steps
         self.kernels["learn"](
-            self.rows.q, self.rows.clock_words, *self.lanes.arrays(), self.draws, self.params,
-            self.control, self.rates, self.totals,
+            self.rows.q, self.rows.q, self.rows.clock_words, *self.lanes.arrays(),
+            self.lanes.trace(), self.draws, self.params, self.control, self.rates, self.totals,
         )  # fmt: skip
         self.control[loop.FIRST_STEP] += np.uint64(n_steps)
 

@@ -345,7 +345,10 @@ def config(**changes: Any) -> types.SimpleNamespace:
             exploration="epsilon_greedy", exploring_starts=False, temperature=1.0,
             temperature_schedule="constant", temperature_steps=0, temperature_final=1.0,
             dtype="float64", initial="zeros", epsilon=0.3, epsilon_schedule="constant",
-            epsilon_steps=0, epsilon_final=0.3,
+            epsilon_steps=0, epsilon_final=0.3, n_steps=1, trace_decay=0.9,
+            sampling="trajectories", epoch_samples=4, epoch_steps=3,
+            planning_steps=5, target="live", frozen_rounds=0, horizon=0.0, bonus=0.1,
+            value_low=0.0, value_high=1.0,
         ),
         "parallel": dict(
             agents=1, lanes=1, fusion="pooled", steps_per_round=1, kappa=1.0, force=False, trim=0,

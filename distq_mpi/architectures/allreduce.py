@@ -28,17 +28,20 @@ from distq_mpi.architectures.schedules import (
     MAX_PERIOD,
     lone_period,
     next_period,
+    sweep_period,
 )
 from distq_mpi.files import SLICE_ROWS
-from distq_mpi.fusion import FUSIONS, FixedPoint, fusion_kernels
+from distq_mpi.fusion import FixedPoint, adopts, fusion_kernels, fusion_of
 from distq_mpi.holding import Holding
 from distq_mpi.kernels import Kernel, fusing, loop
+from distq_mpi.kernels.generative import generative_kernels, scratch_of, sweeps_left
 from distq_mpi.kernels.objects import LoadedKernel
 from distq_mpi.kernels.step_sizes import STEP_SIZES, step_parameter
 from distq_mpi.kernels.stepping import stepping_kernels
-from distq_mpi.lanes import LANE_DTYPE, Lanes
+from distq_mpi.kernels.traces import depth_in, forgets
+from distq_mpi.lanes import Lanes, lane_dtype
 from distq_mpi.partition import Partition
-from distq_mpi.table import Rows, initialise, record_of
+from distq_mpi.table import Rows, first_bound, initialise, record_of
 
 if TYPE_CHECKING:
     from distq_mpi.transport import HostMemory, Transport
@@ -79,7 +82,12 @@ class Allreduce(Host):
         self.followed = True
         self.params, self.stepped = environment.params, environment.kind == "stepped"
         self.n_agents, self.n_lanes = config.parallel.agents, config.parallel.lanes
-        self.fusion = FUSIONS[config.parallel.fusion]
+        self.generative = config.learn.sampling == "generative"
+        self.per_step = self.n_lanes
+        if self.generative:
+            self.per_step *= self.n_states * self.n_actions
+        self.fusion, self.frozen = fusion_of(config), config.learn.target == "frozen"
+        self._forgets = forgets(config.learn) and not self._lone
         record = record_of(config.learn, self.n_actions)
         self.width, self.signed = record.width, STEP_SIZES[config.learn.step_size].signed
         self.record, self.replica = record, Rows(record, self.n_states)
@@ -92,6 +100,7 @@ class Allreduce(Host):
         self._rescued: Rescued | None = None
         self._n_recoveries = 0
         self._left_behind: list[HostMemory | None] = []
+        self.depth = depth_in(config, self.n_states, self.n_actions)
         self.place(environment)
         self._initialise(environment)
         auto = config.parallel.steps_per_round == "auto"
@@ -100,13 +109,15 @@ class Allreduce(Host):
         first = 1
         if self._lone:
             first = lone_period(self.n_states * self.width, self.n_lanes, self.stepped)
+            if self.generative:
+                first = sweep_period(self.per_step)
         self.progress = Progress(
             period=self.period or first, exponent=scale.exponent, peak=scale.peak
         )
         self.pending = self.progress
         for agent in self.agents:
             agent.control[loop.EXPLORE] = self._explore()
-            agent.begin(kernels["begin"], self.base.q, self.params)
+            agent.begin(kernels.get("begin"), self.base.q, self.params)
         if self.protects:
             self.kept[:] = 0
             for agent in self.agents:
@@ -119,12 +130,13 @@ class Allreduce(Host):
         """Bytes one rank needs, part by part, under a resolved `Config` on `size` ranks. Local."""
         record, n_agents = record_of(config.learn, n_actions), config.parallel.agents
         n_pairs, table = n_states * record.width, n_states * record.row_bytes
-        fusion = FUSIONS[config.parallel.fusion]
+        fusion = fusion_of(config)
         sent = fusion.sent_bytes(config, n_pairs, size) if n_agents > 1 else n_pairs * 8
         if fusion.merge is not None and n_agents > 1:
             # An owner holds its pairs of every agent.
             sent += n_agents * sent // -(-n_agents // size) // size + n_pairs * 8 // size
-        lanes = -(-config.parallel.lanes // min(n_agents, size)) * LANE_DTYPE.itemsize * 2
+        lane_bytes = lane_dtype(depth_in(config, n_states, n_actions)).itemsize
+        lanes = -(-config.parallel.lanes // min(n_agents, size)) * lane_bytes * 2
         return {"replica": table, "base": 2 * table, "contributions": sent,
                 "visits": n_pairs * 8, "lanes": lanes}  # fmt: skip
 
@@ -132,11 +144,14 @@ class Allreduce(Host):
     def requests(config: Any, environment: Any) -> dict[str, Kernel]:
         """Return the kernels this architecture needs under a resolved `Config`. Local."""
         record = record_of(config.learn, environment.n_actions)
+        fusing_kernels = fusion_kernels(config, record)
+        if config.learn.sampling == "generative":
+            return {**generative_kernels(config, environment, record), **fusing_kernels}
         stepped = environment.kind == "stepped"
         learning = stepping_kernels if stepped else loop.learning_kernels
         return {
             **learning(config.learn, environment, record, Lanes(0, 1)),
-            **fusion_kernels(config, record),
+            **fusing_kernels,
         }
 
     @property
@@ -150,7 +165,7 @@ class Allreduce(Host):
 
     @property
     def _lone(self) -> bool:
-        return self.n_agents == 1
+        return adopts(self.config)
 
     def _initialise(self, environment: Any) -> None:
         """Write the first table: the ranks that have one in common each a part of it."""
@@ -160,7 +175,8 @@ class Allreduce(Host):
             first, stop = parts.block(self.transport.node_rank)
             row_bytes = self.record.row_bytes
             base = Rows(self.record, stop - first, base.raw[first * row_bytes : stop * row_bytes])
-        initialise(base, first, learn.initial, environment.return_bound, self.config.run.seed)
+        bound = first_bound(learn, environment)
+        initialise(base, first, learn.initial, bound, self.config.run.seed)
         if self.memory is not None:
             self.memory.barrier()
 
@@ -182,7 +198,10 @@ class Allreduce(Host):
         self.rates[:2] = learn.discount, step_parameter(learn)
         self.control = np.zeros(5, np.uint64)
         self.draws = np.zeros(2 * loop.BATCH, np.uint64)
+        if self.generative:
+            self.draws = scratch_of(learn, self.n_states)
         self.unstable = np.zeros(1, np.int64)
+        self.unticked = np.zeros(self.base.clock_words.size if self.frozen else 1, np.uint32)
         self._bound: dict[tuple[str, int, int], Any] = {}
         self._added: dict[int, np.ndarray] = {}
 
@@ -303,11 +322,13 @@ class Allreduce(Host):
 
     def steps_of_round(self) -> int:
         """Steps every lane makes in the next round; the last one before `stop.steps` is shorter."""
-        limit = self.config.stop.steps
-        if limit is None:
-            return self.progress.period
-        left = -(-(limit - self.progress.steps) // self.n_lanes)
-        return max(1, min(self.progress.period, left))
+        limit, wanted = self.config.stop.steps, self.progress.period
+        if limit is not None:
+            wanted = min(wanted, -(-(limit - self.progress.steps) // self.per_step))
+        if self.generative and not self._lone:
+            # What begins a phase is the same for all agents only where they were fused before it.
+            wanted = min(wanted, sweeps_left(self.config, self.progress.lane_steps) or wanted)
+        return max(1, wanted)
 
     def learn(self) -> None:
         """LEARN and CONTRIBUTE: run every hosted agent from the base; add up what they found."""
@@ -322,9 +343,13 @@ class Allreduce(Host):
         n_steps, explore = self.steps_of_round(), self._explore()
         for k, agent in enumerate(self.agents):
             self.replica.raw[:] = self.base.raw
+            if self.frozen:
+                self.replica.clock[...] = 0
             agent.lanes.copy_from(agent.committed)
             agent.control[loop.EXPLORE] = explore
             agent.learn(self._bind("learn", k), self.progress.lane_steps + 1, n_steps)
+            if self._forgets:
+                agent.lanes.forget()
             self._call("adopt" if self._lone else "contribute", k)
             add_agent(self.header, agent.found, agent.totals, LENGTH_UNIT, self.n_agents)
         self._n_steps = n_steps
@@ -454,9 +479,8 @@ class Allreduce(Host):
     def _kept_words(self) -> int:
         return sum(self._words(int(n)) for n in self.lanes_of_agents.counts)
 
-    @staticmethod
-    def _words(n_lanes: int) -> int:
-        return -(-n_lanes * LANE_DTYPE.itemsize // 8)
+    def _words(self, n_lanes: int) -> int:
+        return -(-n_lanes * lane_dtype(self.depth).itemsize // 8)
 
     def _kept_place(self, agent: Hosted) -> tuple[int, int]:
         first = sum(self._words(int(n)) for n in self.lanes_of_agents.counts[: agent.number])
@@ -518,7 +542,7 @@ class Allreduce(Host):
         at = 0
         for k in range(self.n_agents):
             first, stop = self.lanes_of_agents.block(k)
-            one = Lanes(first, stop - first)
+            one = Lanes(first, stop - first, self.depth)
             one.unpack(lanes[first:stop])
             kept[at : at + self._words(one.n)].view(np.uint8)[: one.raw.size] = one.raw
             at += self._words(one.n)
@@ -569,10 +593,10 @@ class Allreduce(Host):
         period = self.period or progress.period
         if not self.period and not self._lone:
             period = next_period(
-                self._n_steps, agreement.visits, agreement.length, self.n_agents,
-                self.config.parallel.kappa, self._most_steps(),
+                self._n_steps, agreement.visits, 0 if self.frozen else agreement.length,
+                self.n_agents, self.config.parallel.kappa, self._most_steps(),
             )  # fmt: skip
-        learned = self._n_steps * self.n_lanes
+        learned = self._n_steps * self.per_step
         if self.protects and self.memory is None:
             self._count_visits()
         if self.guards:
@@ -586,7 +610,8 @@ class Allreduce(Host):
     def _most_steps(self) -> int:
         """The longest round: what ends one is little beside it."""
         n_pairs, n_lanes = self.n_states * self.width, -(-self.n_lanes // self.n_agents)
-        return MAX_PERIOD if self.stepped else lone_period(n_pairs, n_lanes)
+        short = self.stepped or self.generative
+        return MAX_PERIOD if short else lone_period(n_pairs, n_lanes)
 
     def _share_lone(self) -> None:
         """The one agent's table, visits and clocks reach the ranks that only look on."""
@@ -718,7 +743,8 @@ class Allreduce(Host):
                     self.unstable)  # fmt: skip
         agent = self.agents[k]
         if name == "learn":
-            return (replica.q, replica.clock_words,
+            seen = base.q if self.frozen else replica.q
+            return (seen, replica.q, replica.clock_words,
                     *agent.learning_arrays(self.draws, self.params), agent.control,
                     self.rates[:2].copy(), agent.totals)  # fmt: skip
         if name == "adopt":
@@ -727,7 +753,9 @@ class Allreduce(Host):
         if self._merges:
             return (replica.q, replica.clock_words, base.clock_words,
                     *(array[k] for array in self.each), self.rates, agent.found)  # fmt: skip
-        learned = (replica.q, replica.clock_words, base.q, base.clock_words)
+        # In a frozen round clocks begin at 0: they count the targets of a mean.
+        begun = self.unticked if self.frozen else base.clock_words
+        learned = (replica.q, replica.clock_words, base.q, begun)
         if self.fusion.maximum:
             return (*learned, parts["values"], parts["visits"], parts["winner"], self.rates,
                     agent.found)  # fmt: skip

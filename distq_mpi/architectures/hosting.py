@@ -16,7 +16,8 @@ from distq_mpi.environments.vector import VectorWorlds
 from distq_mpi.environments.worlds import WORLD_DTYPE, Worlds
 from distq_mpi.kernels import loop
 from distq_mpi.kernels.exploration import EXPLORATIONS
-from distq_mpi.lanes import LANE_DTYPE, Lanes
+from distq_mpi.kernels.traces import depth_in
+from distq_mpi.lanes import Lanes, lane_dtype
 from distq_mpi.partition import Partition
 
 NO_LIMIT = 2**32 - 1
@@ -32,12 +33,14 @@ class Hosted:
     def __init__(self, number: int, lanes: Partition, config: Any, environment: Any) -> None:
         first, stop = lanes.block(number)
         self.number, n, seed = number, stop - first, config.run.seed
-        self.lanes, self.committed = Lanes(first, n), Lanes(first, n)
+        depth = depth_in(config, environment.n_states, environment.n_actions)
+        self.lanes, self.committed = Lanes(first, n, depth), Lanes(first, n, depth)
         self.control = np.zeros(7, np.uint64)
         self.control[loop.FIRST_LANE], self.control[loop.N_LANES] = first, n
         self.control[loop.SEED] = seed
         self.control[loop.LIMIT] = environment.max_episode_steps or NO_LIMIT
         self.totals, self.found, self.stepped_at = np.zeros(3), np.zeros(5), 0.0
+        self.generative = config.learn.sampling == "generative"
         stepped = environment.kind == "stepped"
         self.worlds: Worlds | VectorWorlds | None = None
         if stepped:
@@ -46,6 +49,8 @@ class Hosted:
 
     def begin(self, kernel: Any, q: np.ndarray, params: Any) -> None:
         """Put all lanes at their starts, with their first transition made, and commit them."""
+        if self.generative:
+            return
         if self.worlds is None:
             kernel(q, *self.committed.arrays(), params, self.control)
             return
@@ -70,11 +75,13 @@ class Hosted:
                 self.worlds.step(self.lanes, now)
 
     def learning_arrays(self, draws: np.ndarray, params: Any) -> tuple[Any, ...]:
-        """What the kernel `learn` takes between the table and `control`."""
+        """What the kernel `learn` takes between the table and `control`; draws : its scratch."""
+        if self.generative:
+            return draws, params
         if self.worlds is None:
-            return (*self.lanes.arrays(), draws, params)
-        worlds = self.worlds
-        return (*self.lanes.arrays(), worlds.truncated, worlds.start, worlds.idle)
+            return (*self.lanes.arrays(), self.lanes.trace(), draws, params)
+        worlds, mine = self.worlds, (*self.lanes.arrays(), self.lanes.trace())
+        return (*mine, worlds.truncated, worlds.start, worlds.idle)
 
     def commit(self) -> None:
         """Take the working lanes for good."""
@@ -121,13 +128,14 @@ class Host:
     """What an architecture with agents does for those on this rank.
 
     Attributes that whoever derives from it sets: `config`, `transport`, `progress`, `pending`,
-    `stepped`, `followed`. `goes_back`, whether `recover` may return to rounds before the last two.
+    `stepped`, `followed`, `depth` of lanes' traces. `goes_back`, whether `recover` may return to rounds before the last two.
     """
 
     goes_back = False
 
     config: Any
     transport: Any
+    depth = 0
     progress: Any
     pending: Any
     stepped: bool
@@ -158,7 +166,8 @@ class Host:
     def gather_lanes(self) -> np.ndarray | None:
         """Return all committed lanes, packed in order, on rank 0; None elsewhere. COLLECTIVE."""
         mine = [agent.committed.pack() for agent in self.agents]
-        block = np.concatenate(mine) if mine else np.zeros(0, LANE_DTYPE)
+        none = np.zeros(0, lane_dtype(self.depth))
+        block = np.concatenate([none, *mine])
         return self.transport.gather_rows(block, self.lane_blocks)
 
     def gather_worlds(self) -> tuple[np.ndarray, np.ndarray] | None:

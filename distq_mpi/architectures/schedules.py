@@ -56,6 +56,11 @@ def lone_period(n_pairs: int, n_lanes: int, stepped: bool = False) -> int:
     return max(LONE_PERIOD, min(-(-8 * n_pairs // n_lanes), longest))
 
 
+def sweep_period(n_pairs: int) -> int:
+    """Sweeps over all pairs in every round of a single agent: as `lone_period`."""
+    return max(1, STEPPED_STEPS // n_pairs)
+
+
 def tick_period(n_lanes: int, n_ticks: int) -> int:
     """Ticks of the next round of lanes that cross between owners, after `n_ticks` ticks.
 

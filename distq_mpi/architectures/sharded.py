@@ -54,7 +54,7 @@ from distq_mpi.kernels.exploration import EXPLORATIONS
 from distq_mpi.kernels.objects import LoadedKernel
 from distq_mpi.kernels.step_sizes import step_parameter
 from distq_mpi.partition import Partition
-from distq_mpi.table import Record, Rows, initialise, record_of
+from distq_mpi.table import Record, Rows, first_bound, initialise, record_of
 
 if TYPE_CHECKING:
     from distq_mpi.transport import Mail, Transport
@@ -135,7 +135,8 @@ class Sharded:
         self._n_recoveries = 0
         self._lay_out(environment)
         learn = config.learn
-        initialise(self.rows, self.first, learn.initial, environment.return_bound, config.run.seed)
+        bound = first_bound(learn, environment)
+        initialise(self.rows, self.first, learn.initial, bound, config.run.seed)
         self._begin()
 
     def _lay_out(self, environment: Any) -> None:

@@ -97,7 +97,7 @@ class Worker:
         """Make up to n_steps steps of an agent's lanes after step `now`; return how many. Local."""
         if agent.number not in self._bound:
             self._bound[agent.number] = self.kernels["learn"].bind(
-                self.replica.q, self.replica.clock_words,
+                self.replica.q, self.replica.q, self.replica.clock_words,
                 *agent.learning_arrays(self.draws, self.params), agent.control, self.rates,
                 agent.totals,
             )  # fmt: skip

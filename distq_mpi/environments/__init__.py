@@ -13,6 +13,7 @@ from distq_mpi.environments.registry import (
     object_id,
 )
 from distq_mpi.environments.sparse import sparse_model
+from distq_mpi.environments.timed import time_aware
 
 __all__ = [
     "Environment",
@@ -26,5 +27,6 @@ __all__ = [
     "object_id",
     "read_model",
     "sparse_model",
+    "time_aware",
     "write_model",
 ]

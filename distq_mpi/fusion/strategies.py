@@ -10,7 +10,7 @@ import numpy as np
 
 from distq_mpi.errors import ConfigError
 from distq_mpi.kernels import Kernel, fusing, merging
-from distq_mpi.kernels.step_sizes import STEP_SIZES, step_parameter
+from distq_mpi.kernels.step_sizes import STEP_SIZES, by_rounds, step_parameter
 from distq_mpi.kernels.storing import exact, stochastic
 
 
@@ -166,12 +166,31 @@ FUSIONS = {
 }  # fmt: skip
 
 
+FROZEN = Fusion(
+    "pooled", fusing.share_count, fusing.combine_frozen, fusing.advance_round,
+    source="sampled value iteration: a step of the round towards the mean of all its targets",
+)  # fmt: skip
+"""What `pooled` is where `learn.target` is frozen: agents' values are means of targets."""
+
+
+def fusion_of(config: Any) -> Fusion:
+    """The strategy of a resolved `Config`. Local."""
+    return FROZEN if config.learn.target == "frozen" else FUSIONS[config.parallel.fusion]
+
+
+def adopts(config: Any) -> bool:
+    """Whether there is nothing to fuse: one agent, whose table is the next one. Local."""
+    return bool(config.parallel.agents == 1 and config.learn.target == "live")
+
+
 def fusion_kernels(config: Any, record: Any) -> dict[str, Kernel]:
     """Return the requests for the fusion loops of a resolved `Config`. Local.
 
     One agent needs `adopt` alone; more need `contribute` and `fuse`.
     """
-    fusion, step_size = FUSIONS[config.parallel.fusion], STEP_SIZES[config.learn.step_size]
+    fusion, step_size = fusion_of(config), STEP_SIZES[config.learn.step_size]
+    if config.learn.target == "frozen":
+        step_size = by_rounds(step_size, config.learn.frozen_rounds)
     advance = fusion.advance_signed if step_size.signed else None
     kept = fusing.kept_after(step_size)
     parts = {
@@ -188,7 +207,7 @@ def fusion_kernels(config: Any, record: Any) -> dict[str, Kernel]:
     q, clock = np.zeros(1, record.dtype), np.zeros(1, np.uint32)
     ints, counts, floats = np.zeros(1, np.int64), np.zeros(1, np.uint64), np.zeros(1)
     tables = (q, clock, q, clock)
-    if config.parallel.agents == 1:
+    if adopts(config):
         return {"adopt": Kernel(fusing.adopt, parts, (q, clock, clock, q, clock, ints, floats))}
     if fusion.maximum:
         return {

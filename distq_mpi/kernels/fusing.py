@@ -97,6 +97,11 @@ def combine_pooled(total, n, alpha, n_agents, gain):
     return (1.0 - remaining(alpha, n)) * total / f8(n)
 
 
+def combine_frozen(total, n, alpha, n_agents, gain):
+    """alpha total / n: a step towards the mean of all targets of the round."""
+    return alpha * (total / f8(n))
+
+
 def combine_count(total, n, alpha, n_agents, gain):
     """total / n."""
     return total / f8(n)
@@ -120,6 +125,11 @@ def combine_delta_capped(total, n, alpha, n_agents, gain):
 def advance_pooled(count, n, ticks, lifetime, n_agents, gain, word):
     """All visits contract the value: the sum of all ticks."""
     return count + ticks
+
+
+def advance_round(count, n, ticks, lifetime, n_agents, gain, word):
+    """A round is one contraction, however many visits it had."""
+    return count + 1
 
 
 def advance_count(count, n, ticks, lifetime, n_agents, gain, word):

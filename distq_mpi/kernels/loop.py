@@ -9,9 +9,18 @@ import numpy as np
 from distq_mpi.kernels import Kernel
 from distq_mpi.kernels.draws import RESET, TRANSITION, threefry
 from distq_mpi.kernels.exploration import EXPLORATIONS, best_of, entry, epsilon_greedy, sum_of_parts
+from distq_mpi.kernels.optimism import LAWS, capped
+from distq_mpi.kernels.planning import LAWS as PLANNING
 from distq_mpi.kernels.rules import RULES, coin, only_part
 from distq_mpi.kernels.step_sizes import STEP_SIZES
 from distq_mpi.kernels.storing import exact, prefetch, stochastic
+from distq_mpi.kernels.traces import (
+    TRACES,
+    drop,
+    nothing_to_drop,
+    nudging_law,
+    trace_of,
+)
 
 u8, u4, f8 = np.uint64, np.uint32, np.float64
 
@@ -21,7 +30,7 @@ GROUP = 16
 # Stand-ins for the parts, so that the loops below are ordinary functions to a reader and a linter.
 STRIDE = u8(0)
 best, choose, law_step, law_start = best_of(4), epsilon_greedy(4), exact, exact
-learn_one, choose_first = exact, exact
+learn_one, choose_first, FROZEN = exact, exact, False
 
 N_STEPS, FIRST_STEP, FIRST_LANE, N_LANES, SEED, EXPLORE, LIMIT = range(7)
 DISCOUNT, ALPHA = range(2)
@@ -41,17 +50,19 @@ def begin(q, state, action, next_state, reward, terminated, age, gain, params, c
         next_state[lane], reward[lane], terminated[lane] = law_step(s, a, bits, params)
 
 
-def learn(q, clock, state, action, next_state, reward, terminated, age, gain, draws, params,
-          control, rates, totals):  # fmt: skip
+def learn(seen, q, clock, state, action, next_state, reward, terminated, age, gain, trace, draws,
+          params, control, rates, totals):  # fmt: skip
     """Step every lane of one agent `control[N_STEPS]` times, learning from each transition once.
 
     A lane holds the transition it has made but not yet learned from; a step learns from it,
     chooses the next action with the table as it was before that update, and makes the next one.
 
+    seen : the table that targets and actions are taken from where FROZEN; else `q` is.
     q : table (n,) float64 or float32, `STRIDE` values per state; changed in place.
     clock : the same buffer as uint32.
     state, action, next_state : uint64 (L,); reward, gain : float64 (L,); terminated : bool (L,);
         age : uint32 (L,); changed in place.
+    trace : the lanes' (lengths, pairs, values), see `traces`; changed in place.
     draws : uint64 (2 * BATCH,), scratch.
     control : uint64 (7,): steps, number of the first step (>= 1), number of the first lane, lanes,
         seed, `explore` (see `exploration`), time limit in steps (2^32 - 1 = none).
@@ -64,6 +75,7 @@ def learn(q, clock, state, action, next_state, reward, terminated, age, gain, dr
     n_lanes, explore, seed = np.int64(control[N_LANES]), control[EXPLORE], control[SEED]
     first_step, first_lane, limit = control[FIRST_STEP], control[FIRST_LANE], u4(control[LIMIT])
     discount, alpha = rates[DISCOUNT], rates[ALPHA]
+    table = seen if FROZEN else q
     n_episodes, return_sum, square_sum = 0.0, 0.0, 0.0
     for step in range(control[N_STEPS]):
         now = first_step + u8(step)
@@ -78,24 +90,24 @@ def learn(q, clock, state, action, next_state, reward, terminated, age, gain, dr
                     lane = u8(batch + i)  # unsigned: no test for negative indices
                     word, bits = draws[u8(i)], draws[u8(BATCH + i)]
                     s, ended = next_state[lane], terminated[lane]
-                    a, td_error = learn_one(
-                        q, clock, state[lane], action[lane], reward[lane], s, ended, word, bits,
-                        explore, discount, alpha,
-                    )  # fmt: skip
-                    square_sum += td_error * td_error
                     total, length = gain[lane] + reward[lane], age[lane] + u4(1)
+                    a, square = learn_one(
+                        table, q, clock, state[lane], action[lane], reward[lane], s, ended, word,
+                        bits, explore, discount, alpha, lane, length >= limit, trace,
+                    )  # fmt: skip
+                    square_sum += square
                     if ended or length >= limit:
                         n_episodes += 1.0
                         return_sum += total
                         total, length = 0.0, u4(0)
                         where, first = threefry(now, first_lane + lane, seed, RESET)
                         s = law_start(where, params)
-                        a = choose_first(q, s * STRIDE, word, first, explore)
+                        a = choose_first(table, s * STRIDE, word, first, explore)
                     gain[lane], age[lane] = total, length
                     state[lane], action[lane] = s, a
                     next_state[lane], reward[lane], terminated[lane] = law_step(s, a, bits, params)
                 for i in range(group, stop):  # close together, so that the waits overlap
-                    prefetch(q, next_state[u8(batch + i)] * STRIDE)
+                    prefetch(table, next_state[u8(batch + i)] * STRIDE)
     totals[RETURN_SUM] += return_sum
     totals[SQUARE_SUM] += square_sum
     totals[EPISODES] += n_episodes
@@ -145,19 +157,22 @@ def writing_law(record, step_size, store):
 
 
 def transition_law(record, look, update):
-    """Return learn_one(...) -> (next action uint64, td_error float64): learning from a transition.
+    """Return learn_one(...) -> (next action uint64, sum of squared TD errors float64): what is
+    learned from a transition.
 
     look, update : `looking_law`, `writing_law`. The action at next_state is chosen with the table
-    as it was before the update.
+    as it was before the update. `table` is looked at, `q` changed. `cut` says that the episode is
+    truncated here; `trace` is that of all lanes, see `traces`.
     """
     stride = u8(record.stride)
 
-    def learn_one(q, clock, state, action, reward, next_state, terminated, word, bits, explore,
-                  discount, alpha):  # fmt: skip
+    def learn_one(table, q, clock, state, action, reward, next_state, terminated, word, bits,
+                  explore, discount, alpha, lane, cut, trace):  # fmt: skip
         a_next, target, part = look(
-            q, next_state * stride, reward, terminated, word, bits, explore, discount
+            table, next_state * stride, reward, terminated, word, bits, explore, discount
         )
-        return a_next, update(q, clock, state, part + action, target, bits, discount, alpha)
+        td_error = update(q, clock, state, part + action, target, bits, discount, alpha)
+        return a_next, td_error * td_error
 
     return learn_one
 
@@ -178,29 +193,50 @@ def first_action(best, choose, n_actions, explores):
     return at_random if explores else as_always
 
 
-def learning_parts(learn_config: Any, n_actions: int, record: Any) -> dict[str, Any]:
+def learning_parts(
+    learn_config: Any, n_actions: int, record: Any, n_states: int = 0
+) -> dict[str, Any]:
     """Return the parts that make a loop learn under a `[learn]` configuration. Local.
 
     `best`, `choose` and `choose_first` of the behaviour; `learn_one`, the law of one transition,
-    and its halves `look` and `update`.
+    and its halves `look` and `update`; `drop`, which empties a lane's trace. n_states : only rules
+    that learn a model ask for it, where they learn.
     """
     rule = RULES[learn_config.rule]
     exploration = EXPLORATIONS[learn_config.exploration]
-    at = entry if rule.n_parts == 1 else sum_of_parts(n_actions)
+    at = sum_of_parts(n_actions) if rule.averages else entry
     best, choose = best_of(n_actions, at), exploration.choose(n_actions, at)
     bootstrap = rule.bootstrap(n_actions, exploration.expected(n_actions, at))
-    toss = (only_part if rule.n_parts == 1 else coin)(n_actions)
+    if learn_config.rule == "ucb_hoeffding":
+        bootstrap = capped(bootstrap, float(learn_config.value_high))
+    toss = (coin if rule.averages else only_part)(n_actions)
     store = exact if record.dtype == np.float64 else stochastic
     look = looking_law(record, best, choose, bootstrap, toss)
-    update = writing_law(record, STEP_SIZES[learn_config.step_size], store)
+    frozen = learn_config.target == "frozen"
+    # Where targets are frozen an agent's value is the mean of those of the round.
+    step_size = STEP_SIZES["linear" if frozen else learn_config.step_size]
+    update = writing_law(record, step_size, store)
+    if learn_config.rule in LAWS:
+        update = LAWS[learn_config.rule](learn_config, record, step_size, store)
+    learn_one = transition_law(record, look, update)
+    kind = trace_of(learn_config)
+    if kind == "model":
+        law = PLANNING[learn_config.rule]
+        halves = {"best": best, "choose": choose, "look": look, "update": update}
+        learn_one = law(learn_config, record, halves, n_states)
+    elif kind:
+        nudge = nudging_law(record, step_size, store)
+        learn_one = TRACES[kind](learn_config, record, best, look, update, nudge)
     return {
         "STRIDE": u8(record.stride),
+        "FROZEN": frozen,
         "best": best,
         "choose": choose,
         "choose_first": first_action(best, choose, n_actions, learn_config.exploring_starts),
         "look": look,
         "update": update,
-        "learn_one": transition_law(record, look, update),
+        "learn_one": learn_one,
+        "drop": drop if kind in TRACES else nothing_to_drop,
     }
 
 
@@ -212,7 +248,7 @@ def learning_kernels(
     environment : `environments.base.Environment`; record : `table.Record`; lanes : example
     `lanes.Lanes`, for the types of its arrays.
     """
-    parts = learning_parts(learn_config, environment.n_actions, record)
+    parts = learning_parts(learn_config, environment.n_actions, record, environment.n_states)
     parts |= {"law_step": environment.law_step, "law_start": environment.law_start}
     q, clock = np.zeros(1, record.dtype), np.zeros(1, u4)
     control, rates = np.zeros(7, u8), np.zeros(2)
@@ -220,7 +256,7 @@ def learning_kernels(
     return {
         "begin": Kernel(begin, parts, (q, *arrays, params, control)),
         "learn": Kernel(
-            learn, parts, (q, clock, *arrays, np.zeros(2 * BATCH, u8), params, control, rates,
-                           np.zeros(3))
+            learn, parts, (q, q, clock, *arrays, lanes.trace(), np.zeros(2 * BATCH, u8), params,
+                           control, rates, np.zeros(3))
         ),
     }  # fmt: skip

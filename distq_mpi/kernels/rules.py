@@ -86,15 +86,32 @@ def coin(n_actions):
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule: its maker, and how many values a row has for each action (two under Double Q)."""
+    """One rule.
+
+    Parameters
+    ----------
+    bootstrap : its maker.
+    n_parts : values that a row has for each action.
+    averages : whether the policy sees the mean of the parts (Double Q), not the first alone.
+    """
 
     bootstrap: Callable[..., Any]
     n_parts: int = 1
+    averages: bool = False
 
 
 RULES = {
     "q_learning": Rule(q_learning),
     "sarsa": Rule(sarsa),
     "expected_sarsa": Rule(expected_sarsa),
-    "double_q": Rule(double_q, n_parts=2),
+    "double_q": Rule(double_q, n_parts=2, averages=True),
+    "watkins_q_lambda": Rule(q_learning),
+    # Which transitions they learn from again is `planning`.
+    "dyna_q": Rule(q_learning),
+    # What their targets gain is `optimism`.
+    "ucb_hoeffding": Rule(q_learning),
+    "ucb_discounted": Rule(q_learning, n_parts=2),
+    # Learned in sweeps (`generative`), which take of these the number of parts only.
+    "speedy_q": Rule(q_learning, n_parts=2),
+    "variance_reduced_q": Rule(q_learning, n_parts=3),
 }

@@ -7,7 +7,7 @@ the step size asks for it (0 never visited, 1 plus, 2 minus, 3 visited without a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,11 @@ def sign_change(clock, discount, alpha):
     return inverse_power(f8(clock & COUNT) + 1.0, alpha)
 
 
+def horizon(clock, discount, alpha):
+    """(H + 1) / (H + k), H in alpha (Jin et al. 2018)."""
+    return (alpha + 1.0) / (alpha + f8(clock))
+
+
 def tick_visit(clock, td_error):
     """Count the visit."""
     return clock + u4(1)
@@ -78,27 +83,40 @@ class StepSize:
     tick : (clock, td_error) -> clock.
     upcoming : clock -> what `size` sees at the pair's next visit.
     signed : whether clocks count changes of sign, so that visits are counted apart.
-    has_exponent : whether its parameter is `learn.exponent`, not `learn.alpha`.
+    parameter : the key of `[learn]` that `size` takes as alpha.
     """
 
     size: Callable[..., Any]
     tick: Callable[..., Any] = tick_visit
     upcoming: Callable[..., Any] = next_visit
     signed: bool = False
-    has_exponent: bool = False
+    parameter: str = "alpha"
 
 
 STEP_SIZES = {
     "rescaled_linear": StepSize(rescaled_linear),
     "constant": StepSize(constant),
-    "polynomial": StepSize(polynomial, has_exponent=True),
+    "polynomial": StepSize(polynomial, parameter="exponent"),
     "linear": StepSize(linear),
+    "horizon": StepSize(horizon, parameter="horizon"),
     "sign_change": StepSize(
-        sign_change, tick_sign, next_same_sign, signed=True, has_exponent=True
+        sign_change, tick_sign, next_same_sign, signed=True, parameter="exponent"
     ),
 }
 
 
+def by_rounds(step_size: StepSize, n_whole: int) -> StepSize:
+    """The step of targets that are frozen for a round, where a clock counts a pair's rounds: 1 in
+    the first `n_whole`, then the step size as if from its beginning (as FedQ's second case, Zheng
+    et al. 2024, takes all samples of a round at once)."""
+    inner, whole = step_size.size, u4(n_whole)
+
+    def size(clock, discount, alpha):
+        return 1.0 if clock <= whole else inner(clock - whole, discount, alpha)
+
+    return replace(step_size, size=size)
+
+
 def step_parameter(learn: Any) -> float:
     """Return what `size` takes as alpha under a resolved `[learn]` configuration. Local."""
-    return float(learn.exponent if STEP_SIZES[learn.step_size].has_exponent else learn.alpha)
+    return float(getattr(learn, STEP_SIZES[learn.step_size].parameter))

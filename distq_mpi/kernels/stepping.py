@@ -32,7 +32,7 @@ u8, u4 = np.uint64, np.uint32
 # Stand-ins for the parts.
 STRIDE = u8(0)
 best, choose = best_of(4), epsilon_greedy(4)
-learn_one, choose_first = exact, exact
+learn_one, choose_first, drop, FROZEN = exact, exact, exact, False
 
 
 def begin(q, state, action, next_state, reward, terminated, age, gain, start, control):
@@ -45,8 +45,8 @@ def begin(q, state, action, next_state, reward, terminated, age, gain, start, co
         action[lane] = choose_first(q, start[lane] * STRIDE, word, first, control[EXPLORE])
 
 
-def learn(q, clock, state, action, next_state, reward, terminated, age, gain, truncated, start,
-          idle, control, rates, totals):  # fmt: skip
+def learn(seen, q, clock, state, action, next_state, reward, terminated, age, gain, trace,
+          truncated, start, idle, control, rates, totals):  # fmt: skip
     """Learn from the transition that every lane has made, and choose its next action.
 
     Arguments as in `loop.learn`, for the one step control[FIRST_STEP], and, per lane: truncated
@@ -54,6 +54,7 @@ def learn(q, clock, state, action, next_state, reward, terminated, age, gain, tr
     episode begins; idle bool, there is nothing to learn from, the episode begins now.
     """
     explore, seed, now = control[EXPLORE], control[SEED], control[FIRST_STEP]
+    table = seen if FROZEN else q
     for i in range(control[N_LANES]):
         lane = u8(i)
         number = control[FIRST_LANE] + lane
@@ -61,20 +62,22 @@ def learn(q, clock, state, action, next_state, reward, terminated, age, gain, tr
         s, a, ended = next_state[lane], u8(0), True
         total, length = 0.0, u4(0)
         if not idle[lane]:
-            a, td_error = learn_one(
-                q, clock, state[lane], action[lane], reward[lane], s, terminated[lane], word, bits,
-                explore, rates[DISCOUNT], rates[ALPHA],
+            a, square = learn_one(
+                table, q, clock, state[lane], action[lane], reward[lane], s, terminated[lane], word,
+                bits, explore, rates[DISCOUNT], rates[ALPHA], lane, truncated[lane], trace,
             )  # fmt: skip
-            totals[SQUARE_SUM] += td_error * td_error
+            totals[SQUARE_SUM] += square
             total, length = gain[lane] + reward[lane], age[lane] + u4(1)
             ended = terminated[lane] or truncated[lane]
             if ended:
                 totals[EPISODES] += 1.0
                 totals[RETURN_SUM] += total
+        else:
+            drop(lane, trace)
         if ended:
             total, length, s = 0.0, u4(0), start[lane]
             first = threefry(now, number, seed, RESET)[1]
-            a = choose_first(q, s * STRIDE, word, first, explore)
+            a = choose_first(table, s * STRIDE, word, first, explore)
         gain[lane], age[lane] = total, length
         state[lane], action[lane] = s, a
 
@@ -83,13 +86,14 @@ def stepping_kernels(
     learn_config: Any, environment: Any, record: Any, lanes: Any
 ) -> dict[str, Kernel]:
     """Return the requests for `begin` and `learn` under a `[learn]` configuration. Local."""
-    parts = learning_parts(learn_config, environment.n_actions, record)
+    parts = learning_parts(learn_config, environment.n_actions, record, environment.n_states)
     q, clock, control = np.zeros(1, record.dtype), np.zeros(1, u4), np.zeros(7, u8)
     flags, states, arrays = np.zeros(1, np.bool_), np.zeros(1, u8), lanes.arrays()
     return {
         "begin": Kernel(begin, parts, (q, *arrays, states, control)),
         "learn": Kernel(
             learn, parts,
-            (q, clock, *arrays, flags, states, flags, control, np.zeros(2), np.zeros(3)),
+            (q, q, clock, *arrays, lanes.trace(), flags, states, flags, control, np.zeros(2),
+             np.zeros(3)),
         ),
     }  # fmt: skip
