@@ -25,7 +25,7 @@ OWN_STEP_SIZES = {
     "speedy_q": "linear", "variance_reduced_q": "rescaled_linear", "ucb_hoeffding": "horizon",
     "ucb_discounted": "horizon",
 }  # fmt: skip
-MODEL_RULES = ("dyna_q",)
+MODEL_RULES = ("dyna_q", "prioritized_sweeping")
 LONGEST_DECAY = 0.999
 EXPONENTS = {"polynomial": 0.8, "sign_change": 0.6}
 
@@ -61,6 +61,7 @@ class LearnConfig:
     rule: Literal[
         "q_learning", "sarsa", "expected_sarsa", "double_q", "watkins_q_lambda", "speedy_q",
         "variance_reduced_q", "ucb_hoeffding", "ucb_discounted", "dyna_q",
+        "prioritized_sweeping",
     ] = "q_learning"  # fmt: skip
     """What a transition bootstraps from."""
     n_steps: Annotated[int, Ge(1), Le(1000)] = 1
@@ -70,7 +71,9 @@ class LearnConfig:
     sampling: Literal["auto", "trajectories", "generative"] = "auto"
     """generative: every pair draws a transition in every step; auto: trajectories if rule can."""
     planning_steps: Count = 5
-    """Of dyna_q: remembered transitions learned from again after each step."""
+    """Of dyna_q and prioritized_sweeping: remembered transitions learned from after each step."""
+    priority: Annotated[float, Ge(0)] = 1e-4
+    """Of prioritized_sweeping: the TD error above which a pair waits to be learned."""
     target: Literal["live", "frozen"] = "live"
     """frozen: targets and actions of a round from the table it begins with, fused by their mean."""
     frozen_rounds: Literal["auto"] | Count = "auto"
@@ -390,6 +393,7 @@ def _check_traces(config: Config) -> list[str]:
             "double_q": "an action is greedy for both parts together, not for the one that is "
             "updated, so no part knows where its target must end",
             "dyna_q": "a model tells single steps",
+            "prioritized_sweeping": "a model tells single steps",
             "watkins_q_lambda": "which mixes targets of all lengths; learn.trace_decay weighs them",
         }.get(learn.rule, "whose theory knows one step only")
         mistakes.append(
@@ -519,7 +523,7 @@ def _check_frozen(config: Config) -> list[str]:
     mistakes = [
         f"{key}: {value} must be {only} with learn.target frozen: {why}"
         for key, value, only, why in wanted
-        if value != only and value != "auto"
+        if value != only
     ]
     if parallel.architecture == "sharded":
         mistakes.append(
@@ -554,7 +558,8 @@ def _check_out_of_step(config: Config) -> list[str]:
     mistakes = [f"learn.{key}: {value} must be {only} {why}"
                 for key, value, only in wanted if value != only]  # fmt: skip
     if learn.rule not in ONE_STEP_RULES:
-        mistakes.append(f"learn.rule: {learn.rule} must be one of {', '.join(ONE_STEP_RULES)} {why}")
+        rules = ", ".join(ONE_STEP_RULES)
+        mistakes.append(f"learn.rule: {learn.rule} must be one of {rules} {why}")
     return mistakes
 
 

@@ -347,7 +347,7 @@ def config(**changes: Any) -> types.SimpleNamespace:
             dtype="float64", initial="zeros", epsilon=0.3, epsilon_schedule="constant",
             epsilon_steps=0, epsilon_final=0.3, n_steps=1, trace_decay=0.9,
             sampling="trajectories", epoch_samples=4, epoch_steps=3,
-            planning_steps=5, target="live", frozen_rounds=0, horizon=0.0, bonus=0.1,
+            planning_steps=5, priority=1e-4, target="live", frozen_rounds=0, horizon=0.0, bonus=0.1,
             value_low=0.0, value_high=1.0,
         ),
         "parallel": dict(

@@ -128,7 +128,8 @@ class Host:
     """What an architecture with agents does for those on this rank.
 
     Attributes that whoever derives from it sets: `config`, `transport`, `progress`, `pending`,
-    `stepped`, `followed`, `depth` of lanes' traces. `goes_back`, whether `recover` may return to rounds before the last two.
+    `stepped`, `followed`, `depth` of lanes' traces. `goes_back`, whether `recover` may return to
+    rounds before the last two.
     """
 
     goes_back = False

@@ -74,4 +74,124 @@ def dyna_law(learn: Any, record: Any, parts: dict[str, Any], n_states: int) -> A
     return learn_one
 
 
-LAWS = {"dyna_q": dyna_law}
+def rise(pairs, values, n_pairs, at):
+    """Bring the heap's item at place `at` up to where it belongs."""
+    pair, priority = pairs[n_pairs + at], values[n_pairs + at]
+    while at > u8(0):
+        above = (at - ONE) >> ONE
+        if values[n_pairs + above] >= priority:
+            break
+        moved = pairs[n_pairs + above]
+        pairs[n_pairs + at], values[n_pairs + at] = moved, values[n_pairs + above]
+        pairs[TWO * n_pairs + moved] = at + ONE
+        at = above
+    pairs[n_pairs + at], values[n_pairs + at] = pair, priority
+    pairs[TWO * n_pairs + pair] = at + ONE
+
+
+def take(pairs, values, n_pairs, n):
+    """Take the first pair out of a heap of n; return it."""
+    first, last = pairs[n_pairs], n - ONE
+    pair, priority = pairs[n_pairs + last], values[n_pairs + last]
+    pairs[TWO * n_pairs + first] = u8(0)
+    at, below = u8(0), ONE
+    while below < last:
+        if below + ONE < last and values[n_pairs + below + ONE] > values[n_pairs + below]:
+            below += ONE
+        if values[n_pairs + below] <= priority:
+            break
+        moved = pairs[n_pairs + below]
+        pairs[n_pairs + at], values[n_pairs + at] = moved, values[n_pairs + below]
+        pairs[TWO * n_pairs + moved] = at + ONE
+        at, below = below, TWO * below + ONE
+    if last > u8(0):
+        pairs[n_pairs + at], values[n_pairs + at] = pair, priority
+        pairs[TWO * n_pairs + pair] = at + ONE
+    return first
+
+
+def put(lengths, pairs, values, n_pairs, pair, priority):
+    """Have a pair in the heap, with this priority or the larger one that it had."""
+    at = pairs[TWO * n_pairs + pair] - ONE
+    if pairs[TWO * n_pairs + pair] == u8(0):
+        at = lengths[0]
+        lengths[0] += ONE
+    elif values[n_pairs + at] >= priority:
+        return
+    pairs[n_pairs + at], values[n_pairs + at] = pair, priority
+    rise(pairs, values, n_pairs, at)
+
+
+def lead(pairs, n_pairs, pair, old, new):
+    """Note that a pair leads to state `new`, no longer to state `old`; + 1, 0 = it led nowhere."""
+    first, after, before = (u8(3) * n_pairs, u8(4) * n_pairs, u8(5) * n_pairs)
+    if old != u8(0):
+        behind, ahead = pairs[after + pair], pairs[before + pair]
+        if ahead == u8(0):
+            pairs[first + old - ONE] = behind
+        else:
+            pairs[after + ahead - ONE] = behind
+        if behind != u8(0):
+            pairs[before + behind - ONE] = ahead
+    behind = pairs[first + new - ONE]
+    pairs[after + pair], pairs[before + pair] = behind, u8(0)
+    pairs[first + new - ONE] = pair + ONE
+    if behind != u8(0):
+        pairs[before + behind - ONE] = pair + ONE
+
+
+def sweeping_law(learn: Any, record: Any, parts: dict[str, Any], n_states: int) -> Any:
+    """Return learn_one(...) of prioritized sweeping: a transition is remembered, and its pair waits
+    with the size of its TD error where that is above `priority`; then up to `planning_steps` times
+    the pair with the largest is learned from, and those that lead to its state wait with theirs
+    (Moore & Atkeson 1993; Peng & Williams 1993; Sutton & Barto 2018, section 8.4).
+
+    A pair learns when its turn comes, not when it is visited: its clock ticks then. Draws as in
+    `dyna_law`.
+    """
+    width, stride = u8(record.n_actions), u8(record.stride)
+    n_pairs = u8(n_states * record.n_actions)
+    n_planned, least = int(learn.planning_steps), f8(learn.priority)
+    best, choose, look, update = (parts[name] for name in ("best", "choose", "look", "update"))
+
+    def learn_one(table, q, clock, state, action, reward, next_state, terminated, word, bits,
+                  explore, discount, alpha, lane, cut, trace):  # fmt: skip
+        lengths, pairs, values = trace
+        row, square, pair = next_state * stride, 0.0, state * width + action
+        _, target, part = look(q, row, reward, terminated, word, bits, explore, discount)
+        old, new = (pairs[pair] + ONE) >> ONE, next_state + ONE
+        if old != new:
+            lead(pairs, n_pairs, pair, old, new)
+        pairs[pair], values[pair] = ((next_state << ONE) | u8(terminated)) + ONE, reward
+        error = abs(target - f8(q[state * stride + action]))
+        if error > least:
+            put(lengths, pairs, values, n_pairs, pair, error)
+        for j in range(n_planned):
+            if lengths[0] == u8(0):
+                break
+            rounding = threefry(word, u8(j), bits, u8(0))[1]
+            again = take(pairs, values, n_pairs, lengths[0])
+            lengths[0] -= ONE
+            code, s = pairs[again] - ONE, again // width
+            value = best(q, (code >> ONE) * stride)[1]
+            future = 0.0 if (code & ONE) == ONE else discount * f8(value)
+            td_error = update(
+                q, clock, s, again - s * width, values[again] + future, rounding, discount, alpha
+            )
+            square += td_error * td_error
+            value, source = discount * f8(best(q, s * stride)[1]), pairs[u8(3) * n_pairs + s]
+            while source != u8(0):
+                source -= ONE
+                origin = source // width
+                if (pairs[source] - ONE) & ONE == u8(0):
+                    now = f8(q[origin * stride + source - origin * width])
+                    error = abs(values[source] + value - now)
+                    if error > least:
+                        put(lengths, pairs, values, n_pairs, source, error)
+                source = pairs[u8(4) * n_pairs + source]
+        return choose(q, row, best(q, row)[1], word, explore), square
+
+    return learn_one
+
+
+LAWS = {"dyna_q": dyna_law, "prioritized_sweeping": sweeping_law}

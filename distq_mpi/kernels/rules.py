@@ -108,6 +108,7 @@ RULES = {
     "watkins_q_lambda": Rule(q_learning),
     # Which transitions they learn from again is `planning`.
     "dyna_q": Rule(q_learning),
+    "prioritized_sweeping": Rule(q_learning),
     # What their targets gain is `optimism`.
     "ucb_hoeffding": Rule(q_learning),
     "ucb_discounted": Rule(q_learning, n_parts=2),

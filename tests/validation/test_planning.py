@@ -18,17 +18,29 @@ WALLS = {(1, 2), (2, 2), (3, 2), (4, 5), (0, 7), (1, 7), (2, 7)}
 N_RUNS = 100
 
 
+def move(state: int, action: int) -> int:
+    """Up, right, down, left; a bump stays."""
+    row, column = divmod(state, COLUMNS)
+    down, right = ((-1, 0), (0, 1), (1, 0), (0, -1))[action]
+    cell = (row + down, column + right)
+    inside = 0 <= cell[0] < ROWS and 0 <= cell[1] < COLUMNS and cell not in WALLS
+    return cell[0] * COLUMNS + cell[1] if inside else state
+
+
+def steps_of(q: np.ndarray) -> int:
+    """Steps of the greedy path from the start to the goal; 100 where it does not come there."""
+    state = START[0] * COLUMNS + START[1]
+    for n in range(100):
+        if state == GOAL[0] * COLUMNS + GOAL[1]:
+            return n
+        state = move(state, int(q[state].argmax()))
+    return 100
+
+
 def maze() -> Environment:
-    """Up, right, down, left; a bump stays; 1 at the goal, which ends."""
-    following, ends = [], []
-    for state in range(ROWS * COLUMNS):
-        row, column = divmod(state, COLUMNS)
-        for down, right in ((-1, 0), (0, 1), (1, 0), (0, -1)):
-            cell = (row + down, column + right)
-            inside = 0 <= cell[0] < ROWS and 0 <= cell[1] < COLUMNS and cell not in WALLS
-            cell = cell if inside else (row, column)
-            following.append(cell[0] * COLUMNS + cell[1])
-            ends.append(cell == GOAL)
+    """1 at the goal, which ends."""
+    following = [move(state, action) for state in range(ROWS * COLUMNS) for action in range(4)]
+    ends = [state == GOAL[0] * COLUMNS + GOAL[1] for state in following]
     n = len(following)
     start = np.zeros(ROWS * COLUMNS)
     start[START[0] * COLUMNS + START[1]] = 1.0
@@ -41,8 +53,9 @@ def maze() -> Environment:
 def episodes(rule: str, n_planned: int, n_episodes: int) -> np.ndarray:
     """Mean length of each episode over runs."""
     environment, kernels = maze(), None
-    learn = config(rule=rule, planning_steps=n_planned, step_size="constant", alpha=0.1,
-                   discount=0.95, priority=1e-4).learn  # fmt: skip
+    learn = config(
+        rule=rule, planning_steps=n_planned, step_size="constant", alpha=0.1, discount=0.95,
+    ).learn  # fmt: skip
     lengths = np.zeros((N_RUNS, n_episodes), int)
     for seed in range(N_RUNS):
         learner = Learner(environment, learn, 1, 0, 0.1, seed, True, kernels)
@@ -65,3 +78,30 @@ def episodes(rule: str, n_planned: int, n_episodes: int) -> np.ndarray:
 def test_T6_dyna_in_the_maze(n_planned: int, third: float, tenth: float) -> None:
     found: Any = episodes("dyna_q", n_planned, 10)
     assert found[[2, 9]] == pytest.approx([third, tenth], rel=0.15)
+
+
+def updates_until_shortest(rule: str, seed: int, kernels: Any) -> tuple[int, Any]:
+    """Updates until the greedy path from the start takes 14 steps, the fewest there are."""
+    environment = maze()
+    learn = config(
+        rule=rule, planning_steps=5, step_size="constant", alpha=0.5, discount=0.95,
+    ).learn  # fmt: skip
+    learner = Learner(environment, learn, 1, 0, 0.1, seed, True, kernels)
+    learner.begin()
+    while True:
+        learner.learn(10)
+        if steps_of(learner.rows.values) == 14:
+            return int(learner.rows.clock.sum()), learner.kernels
+
+
+def test_T6_prioritized_sweeping_needs_fewer_updates() -> None:
+    """Sutton & Barto 2018, example 8.4: 5 to 10 times fewer than Dyna-Q, in mazes like this one."""
+    medians = {}
+    for rule in ("dyna_q", "prioritized_sweeping"):
+        kernels, found = None, []
+        for seed in range(15):
+            n, kernels = updates_until_shortest(rule, seed, kernels)
+            found.append(n)
+        medians[rule] = float(np.median(found))
+    print(medians)
+    assert 3 * medians["prioritized_sweeping"] < medians["dyna_q"]
