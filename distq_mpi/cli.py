@@ -44,7 +44,8 @@ class Command:
     config : checked `Config` of `train`.
     directory : operand of `resume`; operands : of the tools.
     overrides : dotted key -> text, of `resume` and `evaluate`.
-    dry_run, ranks : of `train`; json : of `evaluate`, `verify`, `doctor`; output : of `upgrade`.
+    dry_run, ranks : of `train`; json : of the tools; output : of `upgrade`;
+        full : of `validate`.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Command:
     dry_run: bool = False
     ranks: int | None = None
     json: bool = False
+    full: bool = False
     output: str = ""
 
     def override(self, stored: str, origin: str = "") -> Config:
@@ -150,7 +152,7 @@ def _tool(
     merged.checked()
     return Command(
         name, operands=tuple(operands), overrides=keys, json="json" in options,
-        output=options.get("output", ""),
+        full="full" in options, output=options.get("output", ""),
     )  # fmt: skip
 
 

@@ -41,7 +41,8 @@ COMMANDS = {
     "upgrade": Takes("one run directory or file", options=("output",)),
     "doctor": Takes("no operand", 0, 0, ("json",)),
     "probe": Takes("no operand", 0, 0, ("json",), mpi=True),
+    "validate": Takes("no operand", 0, 0, ("json", "full"), mpi=True),
 }
-SWITCHES = {"dry-run", "json"}
+SWITCHES = {"dry-run", "json", "full"}
 """Options without a value."""
 TOOLS = set(COMMANDS) - {"train", "resume"}

@@ -31,6 +31,7 @@ FLOORS = [
     {"evaluation"},
     {"callbacks"},
     {"api"},
+    {"validation"},
     {"__main__"},
 ]
 DOORS = {
