@@ -109,6 +109,10 @@ def _run_on_all_ranks(argv: list[str]) -> int:
             from distq_mpi.probe import probe
 
             return probe("--json" in argv, transport)
+        if argv[:1] == ["validate"]:
+            from distq_mpi.validation import validate
+
+            return validate(command, transport)
         from distq_mpi.trainer import run
 
         return run(command, transport)

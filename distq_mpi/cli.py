@@ -47,8 +47,8 @@ class Command:
     config : checked `Config` of `train`.
     directory : operand of `resume`; operands : of the tools.
     overrides : dotted key -> text, of `resume` and `evaluate`.
-    dry_run, ranks : of `train`; json : of `evaluate`, `verify`, `doctor`; output : of `upgrade`.
-    options : text of all options of a tool.
+    dry_run, ranks : of `train`; json : of the tools; output : of `upgrade`; options : text of all
+    options of a tool.
     """
 
     name: str

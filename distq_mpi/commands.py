@@ -49,7 +49,8 @@ COMMANDS = {
         "-- and a launcher's command line", 1, 10**6,
         ("tries", "silent-s", "stuck-s", "hosts-from"),
     ),
+    "validate": Takes("no operand", 0, 0, ("json", "full"), mpi=True),
 }
-SWITCHES = {"dry-run", "json"}
+SWITCHES = {"dry-run", "json", "full"}
 """Options without a value."""
 TOOLS = set(COMMANDS) - {"train", "resume"}

@@ -35,7 +35,8 @@ def show(argv: list[str]) -> None:
         help_format="plaintext",
     )
     app.default(train)
-    for command in (train, resume, evaluate, info, verify, upgrade, doctor, probe, supervise):
+    tools = evaluate, info, verify, upgrade, doctor, probe, supervise, validate
+    for command in (train, resume, *tools):
         app.command(command)
     names = [word for word in argv[:1] if word in COMMANDS]
     app([*names, "--help"], exit_on_error=False, result_action="return_value")
@@ -114,6 +115,17 @@ def probe(*, json: AsJson = False) -> None:
     """Measure what this machine can do at best: memory, messages; under mpirun with all ranks.
 
     The rates of runs are read beside these. They are kept for --dry-run.
+    """
+
+
+def validate(
+    *,
+    full: Annotated[bool, _named("--full", "All rows, not the quick set.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Compute the published and exact numbers of docs/validation.md; under mpirun, on all ranks.
+
+    Exit code 0: every number that was computed is right; 1: one is not.
     """
 
 

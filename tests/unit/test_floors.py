@@ -33,6 +33,7 @@ FLOORS = [
     {"evaluation"},
     {"callbacks"},
     {"api"},
+    {"validation"},
     {"__main__"},
 ]
 DOORS = {

@@ -1,0 +1,119 @@
+"""Where rows are computed: the program's own solver and learner, on all ranks of the job."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distq_mpi.api import QLearning
+from distq_mpi.certificate import Certificate, Solver, requests
+from distq_mpi.config import EnvConfig
+from distq_mpi.environments import make
+from distq_mpi.environments.base import Environment
+from distq_mpi.environments.sharing import share
+from distq_mpi.kernels.objects import load
+from distq_mpi.keys import choices, keyword_names
+
+if TYPE_CHECKING:
+    from distq_mpi.transport import Transport
+
+
+def missing(needs: Mapping[str, Any]) -> str:
+    """Return the first keyword of `QLearning`, with its value, that this program lacks; "" = none.
+
+    Local.
+    """
+    known = keyword_names()
+    for name, value in needs.items():
+        key = known.get(name)
+        allowed = choices(key) if key else ()
+        if key is None or (allowed and str(value) not in allowed):
+            return f"learn.{name} = {value}"
+    return ""
+
+
+@dataclass(frozen=True)
+class Solved:
+    """Exact values of an environment, on every rank.
+
+    values : V* (S,), 0 where not reachable; None where not known. policy : greedy, -1 there.
+    """
+
+    optimal_value: float | None
+    optimal_return: float | None
+    values: np.ndarray
+    policy: np.ndarray
+    n_reachable: int
+    time_aware: float | None
+    """Best return under the time limit of a policy that may look at the clock; None = no limit."""
+    returns: np.ndarray | None
+    """Undiscounted values (S,) of `policy` under the time limit; None = no limit."""
+
+
+class Bench:
+    """Solves and learns for the rows. Its methods are COLLECTIVE, with the same results everywhere.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self._solved: dict[tuple[Any, ...], Solved] = {}
+
+    def solved(self, id: str, discount: float, **kwargs: Any) -> Solved:
+        """Exact values of what `env.id` and `env.kwargs` name; kept."""
+        key = (id, discount, *sorted(kwargs.items()))
+        if key not in self._solved:
+            work = functools.partial(make, EnvConfig(id=id, kwargs=kwargs))
+            self._solved[key] = self.solve(self._shared(work), discount)
+        return self._solved[key]
+
+    def solve(self, environment: Environment, discount: float) -> Solved:
+        """Exact values of an environment small enough for one planner."""
+        transport, found = self.transport, None
+        with transport.same_outcome():
+            wanted = requests(environment, np.dtype(np.float64)) if transport.leads_node else None
+            kernels = load(wanted, transport)
+        solver = Solver(environment, discount, kernels, transport)
+        solver.solve()
+        planner = solver.planner
+        assert planner.alone
+        if transport.rank == 0 and solver.values is not None:
+            values, limit = solver.values, environment.max_episode_steps
+            policy = planner.greedy(values, discount)
+            aware = returns = None
+            if limit:
+                every = planner.horizon(planner.every, planner.mask, limit)
+                aware = None if every is None else planner.expectation(every)
+                returns = planner.horizon(policy, planner.reach(policy), limit)
+                returns = None if returns is None else returns.copy()
+            found = Solved(
+                solver.optimal_value, solver.optimal_return, values.copy(), policy,
+                solver.n_reachable, aware, returns,
+            )  # fmt: skip
+        told: Solved = transport.broadcast(found)
+        return told
+
+    def learned(self, env: Any, steps: float | None = None, **keywords: Any) -> Certificate:
+        """The certificate of what is learned until a stop rule, or for so many steps."""
+        with QLearning(env, evaluate_episodes=0, **keywords) as model:
+            model.learn(steps)
+            found = model.certificate()
+        return found if found is not None else Certificate(kind="none")
+
+    def values(self, env: Environment, steps: float, **keywords: Any) -> np.ndarray:
+        """Learned Q (S, A) after so many steps of all lanes together."""
+        with QLearning(
+            env, evaluate_episodes=0, evaluate_exact=False, **keywords
+        ) as model:
+            model.learn(steps)
+            return model.q_values
+
+    def _shared(self, work: Any) -> Environment:
+        first: Environment | None = None
+        with self.transport.same_outcome():
+            if self.transport.rank == 0:
+                first = work()
+        return share(first, work, self.transport, None)

@@ -1,0 +1,317 @@
+"""The rows of `validate`: what is published or exact, and how the program computes its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from distq_mpi.config import EnvConfig
+from distq_mpi.environments import make
+from distq_mpi.validation.bench import Bench, Solved
+from distq_mpi.validation.textbook import (
+    car_rental,
+    dyna_maze,
+    gambler,
+    hard,
+    jumps,
+    mixed,
+    one_state,
+    outcomes_of,
+    windy,
+)
+
+Numbers = float | tuple[float, ...]
+CLIFF_START, EPSILON = 36, 0.1
+EXACT = 1e-8
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number, or a few, that the program must reproduce.
+
+    Parameters
+    ----------
+    id : of docs/validation.md. task : in words.
+    expected : published or exact.
+    ours : computes the program's own; COLLECTIVE.
+    tolerance : largest |ours - expected|.
+    full : left out of the quick set, for it takes long.
+    needs : keywords of `QLearning` that `ours` uses; without them the row is skipped.
+    absent : why the program cannot compute it at all; "" = it can.
+    """
+
+    id: str
+    task: str
+    expected: Numbers
+    ours: Callable[[Bench], Any]
+    tolerance: float = EXACT
+    full: bool = False
+    needs: Mapping[str, Any] = field(default_factory=dict)
+    absent: str = ""
+
+
+def _at(solved: Solved, *states: int) -> tuple[float, ...]:
+    return tuple(float(solved.values[state]) for state in states)
+
+
+def _lake(bench: Bench) -> tuple[float, ...]:
+    solved = bench.solved("FrozenLake-v1", 0.99)
+    return solved.optimal_value or np.nan, float(solved.values.sum())
+
+
+def _large_lake(bench: Bench) -> tuple[Any, ...]:
+    solved = bench.solved("FrozenLake8x8-v1", 0.99)
+    patient = bench.solved("FrozenLake8x8-v1", 0.999)
+    return (
+        solved.optimal_value, solved.optimal_return, patient.optimal_return, solved.time_aware,
+    )  # fmt: skip
+
+
+def _taxi(bench: Bench) -> tuple[float, ...]:
+    solved, law = bench.solved("Taxi-v4", 0.99), make(EnvConfig(id="Taxi-v4"))
+    assert solved.returns is not None
+    found = solved.returns[[law.start(i, law.params)[1] for i in range(law.n_starts)]]
+    return float(found.mean()), float(found.std()), float(found.min()), float(found.max())
+
+
+def _soft(bench: Bench) -> tuple[float, ...]:
+    """Online return of the policy along the edge, of the best soft one, of the one at the top."""
+    cliff = make(EnvConfig(id="CliffWalking-v1"))
+    greedy = np.zeros((48, 1), np.int64)
+    greedy[:, 0] = np.maximum(bench.solved("CliffWalking-v1", 1.0).policy, 0)
+    top = np.zeros((48, 1), np.int64)
+    top[:12], top[[11, 23, 35]] = 1, 2
+    soft = (1.0 - EPSILON) * np.eye(4) + EPSILON / 4
+    worlds = (soft[greedy], soft, soft[top])
+    solved = [bench.solve(mixed(cliff, world, CLIFF_START), 1.0) for world in worlds]
+    return tuple(float(s.values[CLIFF_START]) for s in solved)
+
+
+def _safe_steps(bench: Bench) -> float:
+    """Steps of the greedy path of the best soft policy on the cliff."""
+    cliff = make(EnvConfig(id="CliffWalking-v1"))
+    soft = (1.0 - EPSILON) * np.eye(4) + EPSILON / 4
+    policy = bench.solve(mixed(cliff, soft, CLIFF_START), 1.0).policy
+    return _steps(cliff, policy)
+
+
+def _steps(environment: Any, policy: np.ndarray, state: int = CLIFF_START) -> float:
+    for step in range(1, 1000):
+        ((_, state, _, ended),) = outcomes_of(environment, state, int(policy[state]))
+        if ended:
+            return step
+    return np.inf
+
+
+def _jacks(bench: Bench) -> tuple[float, ...]:
+    solved = bench.solve(car_rental(), 0.9)
+    states = (0, 10 * 21 + 10, 440, 20 * 21, 20)
+    actions = [float(np.sum(solved.policy == moved + 5)) for moved in (0, 5, -5)]
+    return (*_at(solved, *states), *actions)
+
+
+def _at_random(bench: Bench) -> tuple[float, ...]:
+    return _at(bench.solve(mixed(jumps(), np.full((1, 4), 0.25)), 0.9), 0, 1, 2, 3, 4)
+
+
+def _worth(bench: Bench, env: str, discount: float, loss: float, **more: Any) -> tuple[Any, ...]:
+    """Value and return of a learned policy."""
+    found = bench.learned(env, discount=discount, policy_loss=loss, agents=4, seed=1, **more)
+    return found.policy_value, found.policy_return
+
+
+def _left(bench: Bench, step_size: str, discount: float, n: int, **more: Any) -> float:
+    """Share of the first error that n updates leave in one state of reward 1."""
+    q = bench.values(
+        one_state(), n, step_size=step_size, discount=discount, agents=1, lanes=1,
+        initial="zeros", dtype="float64", **more,
+    )  # fmt: skip
+    return 1.0 - float(q[0, 0]) * (1.0 - discount)
+
+
+def _relative(found: float, expected: float) -> float:
+    return found / expected
+
+
+def speedup_errors(
+    bench: Bench, agents: int, period: int, seed: int, n_updates: int = 375, alpha: float = 0.2
+) -> float:
+    """Largest error on Li's hard problem, equal visits, `mean`, after visits of every pair.
+
+    agents : K, one lane each, on any number of ranks. period, n_updates : visits of a pair by one
+    agent, on average, between fusions and in all.
+    """
+    environment, n_pairs = hard(0.9), 8
+    steps = 1 if period == 1 else period * n_pairs
+    n_rounds = -(-n_updates * n_pairs // steps)
+    q = bench.values(
+        environment, n_rounds * steps * agents, agents=agents, lanes=agents, fusion="mean",
+        step_size="constant", alpha=alpha, discount=0.9, initial="zeros", dtype="float64",
+        steps_per_round=steps, exploring_starts=True, epsilon=1.0, seed=seed,
+    )  # fmt: skip
+    exact = np.array([0.0, 7.5, 7.5, 10.0])
+    return float(np.abs(q - exact[:, None]).max())
+
+
+def slope(bench: Bench, period: int, agents: tuple[int, ...], seeds: range, n: int) -> float:
+    """Slope of log error over log K, of mean errors over seeds."""
+    means = [
+        np.mean([speedup_errors(bench, k, period, seed, n) for seed in seeds]) for k in agents
+    ]
+    return float(np.polyfit(np.log(agents), np.log(means), 1)[0])
+
+
+def _speedy(bench: Bench) -> tuple[float, ...]:
+    found = [
+        bench.values(
+            one_state(), n, rule="speedy_q", discount=0.9, agents=1, lanes=1, initial="zeros",
+            dtype="float64",
+        )
+        for n in (1, 2, 10, 100)
+    ]  # fmt: skip
+    return tuple(10.0 - float(q[0, 0]) for q in found)
+
+
+TEST_ONLY = "needs one table per lane; computed by tests/validation/"
+
+ROWS = (
+    Row("V1", "FrozenLake 4x4, discount .99: V*(0), sum V*", (0.5420259320, 6.3398195383), _lake),
+    Row(
+        "V2", "same, discount .95, .9, 1: V*(0)", (0.1804715784, 0.0688909049, 14 / 17),
+        lambda b: tuple(b.solved("FrozenLake-v1", g).optimal_value for g in (0.95, 0.9, 1.0)),
+    ),
+    Row(
+        "V3", "same, success in 100 steps: with the clock, stationary",
+        (0.7441902878, 0.7401648978),
+        lambda b: (
+            b.solved("FrozenLake-v1", 0.99).time_aware,
+            b.solved("FrozenLake-v1", 0.99).optimal_return,
+        ),
+    ),
+    Row(
+        "V3-learned", "same, success of the learned policy", 0.7401648978,
+        lambda b: _worth(b, "FrozenLake-v1", 0.99, 1e-6)[1],
+    ),
+    Row(
+        "V4", "FrozenLake 8x8: V*(0), success .99, .999, with the clock",
+        (0.4146403618, 0.8629553800, 0.8856539193, 0.9132201502), _large_lake,
+    ),
+    Row(
+        "V5", "FrozenLake 4x4 without ice: V*(0), success", (0.9509900499, 1.0),
+        lambda b: (
+            b.solved("FrozenLake-v1", 0.99, is_slippery=False).optimal_value,
+            b.solved("FrozenLake-v1", 0.99, is_slippery=False).optimal_return,
+        ),
+    ),
+    Row(
+        "V5-learned", "same, learned: value, success", (0.9509900499, 1.0),
+        lambda b: _worth(b, "FrozenLake-v1", 0.99, 1e-9, env_kwargs={"is_slippery": False}),
+    ),
+    Row(
+        "V6", "CliffWalking: V*(36) at .99, .95, return", (-12.2478977001, -9.7331583344, -13.0),
+        lambda b: (
+            b.solved("CliffWalking-v1", 0.99).optimal_value,
+            b.solved("CliffWalking-v1", 0.95).optimal_value,
+            b.solved("CliffWalking-v1", 0.99).optimal_return,
+        ),
+    ),
+    Row(
+        "V7", "CliffWalking, epsilon .1, return: edge, best soft, top",
+        (-45.803322, -20.707677, -22.272817), _soft, 1e-6,
+    ),
+    Row(
+        "V8", "CliffWalking: steps of the learned policy of Q-learning", 13.0,
+        lambda b: -(_worth(b, "CliffWalking-v1", 0.99, 1e-9)[1] or np.nan),
+    ),
+    Row("V8-soft", "same, of the best soft policy", 15.0, _safe_steps),
+    Row(
+        "V10", "Taxi: optimal return over 300 starts: mean, sd, min, max",
+        (7.93, 2.5894, 3.0, 15.0), _taxi, 5e-5,
+    ),
+    Row(
+        "V10-learned", "same, of the learned policy", 7.93,
+        lambda b: _worth(b, "Taxi-v4", 0.99, 1e-3)[1],
+    ),
+    Row(
+        "V11", "Taxi: mean V* at .99, .95, .9", (6.3274643149, 1.7299300168, -1.2633230990),
+        lambda b: tuple(b.solved("Taxi-v4", g).optimal_value for g in (0.99, 0.95, 0.9)),
+    ),
+    Row(
+        "V15", "Gambler, heads .4: V(25), V(50), V(75), V(99)", (0.16, 0.4, 0.64, 0.9643329672),
+        lambda b: _at(b.solve(gambler(0.4), 1.0), 25, 50, 75, 99),
+    ),
+    Row(
+        "V15-.25", "Gambler, heads .25: V(25), V(50), V(75)", (0.0625, 0.25, 0.4375),
+        lambda b: _at(b.solve(gambler(0.25), 1.0), 25, 50, 75),
+    ),
+    Row(
+        "V16", "Car rental: V of 5 states; states that move 0, 5, -5",
+        (421.414063, 574.948324, 636.989607, 554.947706, 567.768509, 270.0, 26.0, 0.0), _jacks,
+        1e-6,
+    ),
+    Row(
+        "V17", "Gridworld, discount .9: V*(A), V*(0, 2), V*(B), V*(corner)",
+        (24.4194, 21.9775, 19.4194, 11.6797),
+        lambda b: _at(b.solve(jumps(), 0.9), 1, 0, 3, 24), 5e-5,
+    ),
+    Row(
+        "V17-random", "same, top row of the random policy",
+        (3.3090, 8.7893, 4.4276, 5.3224, 1.4922), _at_random, 5e-5,
+    ),
+    Row(
+        "V18", "Steps: windy, with king's moves, Dyna maze", (15.0, 7.0, 14.0),
+        lambda b: tuple(
+            -(b.solve(world, 1.0).optimal_value or np.nan)
+            for world in (windy(False), windy(True), dyna_maze())
+        ),
+    ),
+    Row(
+        "V19", "Maximization bias, % left at episode 300: Q, Double Q", (11.9, 6.9),
+        lambda b: None, absent=TEST_ONLY + "test_rules.py",
+    ),
+    Row(
+        "V22", "Woo et al. (2023), T = 2000: count, importance, mean", (0.098, 0.224, 0.328),
+        lambda b: None, absent="needs a behaviour per agent; computed by tests/validation/"
+        "test_federated.py",
+    ),
+    Row(
+        "V23", "Wang et al. (2024): agents in different mazes", (), lambda b: None,
+        absent="needs an environment per agent",
+    ),
+    Row(
+        "T1-rescaled", "error left / (1 / (1 + (1 - g) N)), g .99, N 1e6", 1.0,
+        lambda b: _relative(_left(b, "rescaled_linear", 0.99, 10**6), 1 / (1 + 0.01 * 10**6)),
+        1e-6,
+    ),
+    Row(
+        "T1-linear", "error left, 1/k steps, g .99, N 1e6", 0.865879,
+        lambda b: _left(b, "linear", 0.99, 10**6), 1e-6,
+    ),
+    Row(
+        "T1-polynomial", "error left, k^-.8 steps, g .99, N 1e6", 0.473224,
+        lambda b: _left(b, "polynomial", 0.99, 10**6, exponent=0.8), 1e-6,
+    ),
+    Row(
+        "T1-constant", "error left / (1 - .1 (1 - g))^N, alpha .1, g .9, N 1000", 1.0,
+        lambda b: _relative(_left(b, "constant", 0.9, 1000, alpha=0.1), 0.99**1000), 1e-6,
+    ),
+    Row(
+        "T3", "CliffWalking, mean return of episodes 100 to 500: three rules",
+        (-49.6, -27.9, -21.1), lambda b: None, absent=TEST_ONLY + "test_rules.py",
+    ),
+    Row(
+        "T5", "Speedy Q, one state, g .9: error after 1, 2, 10, 100",
+        (9.0, 8.55, 5.861894, 0.899976), _speedy, 1e-6, needs={"rule": "speedy_q"},
+    ),
+    Row(
+        "S-live-1", "Speedup, a fusion after every step: slope of error over K", -0.5,
+        lambda b: slope(b, 1, (1, 4, 16), range(3), 375), 0.1,
+    ),
+    Row(
+        "S-live-50", "Speedup, 50 visits between fusions: slope of error over K is flat", 0.0,
+        lambda b: slope(b, 50, (1, 4, 16, 64), range(5), 3000), 0.15, full=True,
+    ),
+)  # fmt: skip
