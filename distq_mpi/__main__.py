@@ -109,6 +109,10 @@ def _run_on_all_ranks(argv: list[str]) -> int:
             from distq_mpi.probe import probe
 
             return probe("--json" in argv, transport)
+        if argv[:1] == ["study"]:
+            from distq_mpi.study import study
+
+            return study(command, transport)
         if argv[:1] == ["validate"]:
             from distq_mpi.validation import validate
 

@@ -33,7 +33,7 @@ from distq_mpi.keys import (
     words,
 )
 
-NUMBERS = {"tries", "silent-s", "stuck-s"}
+NUMBERS = {"tries", "silent-s", "stuck-s", "runs"}
 """Options of tools that are numbers."""
 
 

@@ -49,6 +49,9 @@ COMMANDS = {
         "-- and a launcher's command line", 1, 10**6,
         ("tries", "silent-s", "stuck-s", "hosts-from"),
     ),
+    "study": Takes(
+        "one of speedup, fusion, staleness, horizon", options=("json", "runs"), mpi=True
+    ),
     "validate": Takes("no operand", 0, 0, ("json", "full"), mpi=True),
 }
 SWITCHES = {"dry-run", "json", "full"}

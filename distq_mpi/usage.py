@@ -35,7 +35,7 @@ def show(argv: list[str]) -> None:
         help_format="plaintext",
     )
     app.default(train)
-    tools = evaluate, info, verify, upgrade, doctor, probe, supervise, validate
+    tools = evaluate, info, verify, upgrade, doctor, probe, supervise, study, validate
     for command in (train, resume, *tools):
         app.command(command)
     names = [word for word in argv[:1] if word in COMMANDS]
@@ -115,6 +115,19 @@ def probe(*, json: AsJson = False) -> None:
     """Measure what this machine can do at best: memory, messages; under mpirun with all ranks.
 
     The rates of runs are read beside these. They are kept for --dry-run.
+    """
+
+
+def study(
+    name: str,
+    /,
+    *,
+    runs: Annotated[int, _named("--runs", "Runs, with other seeds, of every number.")] = 20,
+    json: AsJson = False,
+) -> None:
+    """Study how the error falls: speedup, fusion, staleness or horizon; under mpirun, on all ranks.
+
+    Exit code 0: it is as theory says; 1: it is not.
     """
 
 

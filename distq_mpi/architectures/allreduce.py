@@ -116,7 +116,7 @@ class Allreduce(Host):
         )
         self.pending = self.progress
         for agent in self.agents:
-            agent.control[loop.EXPLORE] = self._explore()
+            agent.control[loop.EXPLORE] = self._explore_of(agent.number)
             agent.begin(kernels.get("begin"), self.base.q, self.params)
         if self.protects:
             self.kept[:] = 0
@@ -340,13 +340,13 @@ class Allreduce(Host):
         self._dirty = True
         if self.fusion.maximum and not self._lone:
             self.parts["values"][:] = -np.inf
-        n_steps, explore = self.steps_of_round(), self._explore()
+        n_steps = self.steps_of_round()
         for k, agent in enumerate(self.agents):
             self.replica.raw[:] = self.base.raw
             if self.frozen:
                 self.replica.clock[...] = 0
             agent.lanes.copy_from(agent.committed)
-            agent.control[loop.EXPLORE] = explore
+            agent.control[loop.EXPLORE] = self._explore_of(agent.number)
             agent.learn(self._bind("learn", k), self.progress.lane_steps + 1, n_steps)
             if self._forgets:
                 agent.lanes.forget()

@@ -164,6 +164,10 @@ class Host:
     def _explore(self) -> int:
         return EXPLORATIONS[self.config.learn.exploration].encode(self.exploration[1])
 
+    def _explore_of(self, number: int) -> int:
+        """As `_explore`, of an agent."""
+        return self._explore()
+
     def gather_lanes(self) -> np.ndarray | None:
         """Return all committed lanes, packed in order, on rank 0; None elsewhere. COLLECTIVE."""
         mine = [agent.committed.pack() for agent in self.agents]

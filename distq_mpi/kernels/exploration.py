@@ -140,6 +140,15 @@ def softmax_mean(n_actions, at=entry):
     return expected
 
 
+def one_action(n_actions, at=entry):
+    """Return choose(q, row, value, word, explore) of studies: action number `explore`, always."""
+
+    def choose(q, row, value, word, explore):
+        return explore
+
+    return choose
+
+
 def epsilon_threshold(epsilon: float) -> int:
     """Return a probability as kernels compare it: a threshold of 2^32."""
     return round(epsilon * 2**32)
@@ -171,4 +180,5 @@ EXPLORATIONS = {
         epsilon_greedy, epsilon_greedy_mean, "epsilon", epsilon_threshold
     ),
     "softmax": Exploration(softmax, softmax_mean, "temperature", inverse_bits),
+    "one_action": Exploration(one_action, epsilon_greedy_mean, "epsilon", int),
 }

@@ -10,12 +10,13 @@ import numpy as np
 
 from distq_mpi.config import EnvConfig
 from distq_mpi.environments import make
+from distq_mpi.study.arms import STUDIES
+from distq_mpi.study.judging import Told
 from distq_mpi.validation.bench import Bench, Solved
 from distq_mpi.validation.textbook import (
     car_rental,
     dyna_maze,
     gambler,
-    hard,
     jumps,
     mixed,
     one_state,
@@ -136,32 +137,16 @@ def _relative(found: float, expected: float) -> float:
     return found / expected
 
 
-def speedup_errors(
-    bench: Bench, agents: int, period: int, seed: int, n_updates: int = 375, alpha: float = 0.2
-) -> float:
-    """Largest error on Li's hard problem, equal visits, `mean`, after visits of every pair.
-
-    agents : K, one lane each, on any number of ranks. period, n_updates : visits of a pair by one
-    agent, on average, between fusions and in all.
-    """
-    environment, n_pairs = hard(0.9), 8
-    steps = 1 if period == 1 else period * n_pairs
-    n_rounds = -(-n_updates * n_pairs // steps)
-    q = bench.values(
-        environment, n_rounds * steps * agents, agents=agents, lanes=agents, fusion="mean",
-        step_size="constant", alpha=alpha, discount=0.9, initial="zeros", dtype="float64",
-        steps_per_round=steps, exploring_starts=True, epsilon=1.0, seed=seed,
-    )  # fmt: skip
-    exact = np.array([0.0, 7.5, 7.5, 10.0])
-    return float(np.abs(q - exact[:, None]).max())
+def _arm(bench: Bench, study: str, number: int, n_runs: int) -> Told:
+    """What a line of a study comes to."""
+    return list(STUDIES[study](n_runs))[number](bench.transport)
 
 
-def slope(bench: Bench, period: int, agents: tuple[int, ...], seeds: range, n: int) -> float:
-    """Slope of log error over log K, of mean errors over seeds."""
-    means = [
-        np.mean([speedup_errors(bench, k, period, seed, n) for seed in seeds]) for k in agents
-    ]
-    return float(np.polyfit(np.log(agents), np.log(means), 1)[0])
+def _woo(bench: Bench) -> tuple[float, ...]:
+    """Errors of count, importance, mean."""
+    means = dict(zip(("count", "pooled", "importance", "mean"),
+                     _arm(bench, "fusion", 1, 40).means, strict=True))  # fmt: skip
+    return means["count"], means["importance"], means["mean"]
 
 
 def _speedy(bench: Bench) -> tuple[float, ...]:
@@ -274,8 +259,7 @@ ROWS = (
     ),
     Row(
         "V22", "Woo et al. (2023), T = 2000: count, importance, mean", (0.098, 0.224, 0.328),
-        lambda b: None, absent="needs a behaviour per agent; computed by tests/validation/"
-        "test_federated.py",
+        _woo, 0.03,
     ),
     Row(
         "V23", "Wang et al. (2024): agents in different mazes", (), lambda b: None,
@@ -307,11 +291,19 @@ ROWS = (
         (9.0, 8.55, 5.861894, 0.899976), _speedy, 1e-6, needs={"rule": "speedy_q"},
     ),
     Row(
-        "S-live-1", "Speedup, a fusion after every step: slope of error over K", -0.5,
-        lambda b: slope(b, 1, (1, 4, 16), range(3), 375), 0.1,
+        "S-live-1", "Speedup, a fusion after every step: slope of error over agents", -0.5,
+        lambda b: _arm(b, "speedup", 0, 10).slope, 0.1, full=True,
     ),
     Row(
-        "S-live-50", "Speedup, 50 visits between fusions: slope of error over K is flat", 0.0,
-        lambda b: slope(b, 50, (1, 4, 16, 64), range(5), 3000), 0.15, full=True,
+        "S-frozen", "Speedup, 50 steps of frozen targets: slope of error over agents", -0.5,
+        lambda b: _arm(b, "speedup", 1, 20).slope, 0.1, full=True,
+    ),
+    Row(
+        "S-live-50", "Speedup, 50 live steps between fusions: it is flat", 0.0,
+        lambda b: _arm(b, "speedup", 2, 20).slope, 0.15,
+    ),
+    Row(
+        "S-horizon", "Rounds of frozen targets over 1 / (1 - g): slope", 1.0,
+        lambda b: _arm(b, "horizon", 0, 1).slope, 0.2,
     ),
 )  # fmt: skip

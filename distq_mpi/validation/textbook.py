@@ -1,4 +1,4 @@
-"""Worlds of Sutton & Barto (2018) and of Li et al., as explicit models. Local, pure."""
+"""Worlds of Sutton & Barto (2018), as explicit models. Local, pure."""
 
 from __future__ import annotations
 
@@ -167,19 +167,3 @@ def dyna_maze() -> Environment:
 def one_state() -> Environment:
     """One state, one action, reward 1 for ever: worth 1 / (1 - discount)."""
     return model_of("one-state", 1, 1, lambda state, action: [(1.0, 0, 1.0, False)])
-
-
-def hard(discount: float) -> Environment:
-    """The hard problem of Li et al. (2024): two equal actions, so that a maximum is biased.
-
-    Episodes are one step long: begun anywhere, they visit all pairs equally often.
-    V* = (0, 3/4, 3/4, 1) / (1 - discount).
-    """
-    stay = (4.0 * discount - 1.0) / (3.0 * discount)
-    laws: tuple[list[Outcome], ...] = (
-        [(1.0, 0, 0.0, False)],
-        [(stay, 1, 1.0, False), (1.0 - stay, 0, 1.0, False)],
-        [(stay, 2, 1.0, False), (1.0 - stay, 0, 1.0, False)],
-        [(1.0, 3, 1.0, False)],
-    )
-    return model_of("hard", 4, 2, lambda state, action: laws[state], max_episode_steps=1)

@@ -33,6 +33,7 @@ FLOORS = [
     {"evaluation"},
     {"callbacks"},
     {"api"},
+    {"study"},
     {"validation"},
     {"__main__"},
 ]

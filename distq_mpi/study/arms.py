@@ -1,0 +1,163 @@
+"""The studies: what each changes, and what theory says of it. Presets of theory's section 8."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distq_mpi.architectures import Allreduce
+from distq_mpi.study.judging import Told, judged
+from distq_mpi.study.problems import N_PLAYED, hard, two_states
+from distq_mpi.study.running import Runs, settings
+
+if TYPE_CHECKING:
+    from distq_mpi.transport import Transport
+
+Arm = Callable[["Transport"], Told]
+DISCOUNT = 0.9
+AGENTS = (1, 4, 16, 64)
+CONSTANT = {"step_size": "constant", "alpha": 0.05}
+FROZEN = {"target": "frozen", "frozen_rounds": 60, "step_size": "rescaled_linear"}
+
+
+def _errors(
+    transport: Transport, learn: dict[str, Any], n_runs: int, n_rounds: int, **parallel: Any
+) -> list[float]:
+    """Errors of runs on the hard problem; in a step every pair of every agent draws once."""
+    environment, optimal = hard(DISCOUNT)
+    learn = {"discount": DISCOUNT, "sampling": "generative", **learn}
+    config = settings(environment, learn, **parallel)
+    runs = Runs(transport, environment, config)
+    return [runs.error(seed, n_rounds, optimal) for seed in range(n_runs)]
+
+
+def _speedup_arm(
+    name: str, learn: dict[str, Any], period: int, n_rounds: int, n_runs: int,
+    low: float, high: float, transport: Transport, fusion: str = "mean",
+) -> Told:  # fmt: skip
+    found = [
+        _errors(transport, learn, n_runs, n_rounds, agents=k, steps_per_round=period, fusion=fusion)
+        for k in AGENTS
+    ]
+    return judged(name, "agents", AGENTS, np.array(found), low, high, "Li et al. (2024)")
+
+
+def speedup(n_runs: int) -> Iterator[Arm]:
+    """Error over agents: -1/2 where agents are fused at every step or targets are frozen; flat
+    where they learn 50 live steps apart (Salgia & Chi 2024: rounds must be many or targets fixed).
+    """
+    arm = functools.partial
+    yield arm(_speedup_arm, "live targets, a fusion after every step", CONSTANT, 1, 1500, n_runs,
+              -0.6, -0.4)  # fmt: skip
+    yield arm(_speedup_arm, "frozen targets, a fusion after 50 steps", FROZEN, 50, 120, n_runs,
+              -0.6, -0.4, fusion="pooled")  # fmt: skip
+    yield arm(_speedup_arm, "live targets, a fusion after 50 steps", CONSTANT, 50, 30, n_runs,
+              -0.15, 0.15)  # fmt: skip
+
+
+class OneActionEach(Allreduce):
+    """`Allreduce` in which agent k always plays action k: no agent sees all pairs."""
+
+    def _explore_of(self, number: int) -> int:
+        return number
+
+
+def _fused(fusion: str, n_runs: int, equal: bool, transport: Transport) -> np.ndarray:
+    """Errors x (1 - discount) of one fusion, all agents seeing all pairs, or each its own."""
+    if equal:
+        found = _errors(
+            transport, CONSTANT, n_runs, 40, agents=N_PLAYED, steps_per_round=50, fusion=fusion
+        )
+        return (1 - DISCOUNT) * np.array(found)
+    errors = []
+    for seed in range(n_runs):
+        environment, optimal = two_states(seed, DISCOUNT)
+        learn = {"discount": DISCOUNT, "exploration": "one_action", **CONSTANT}
+        config = settings(
+            environment, learn, agents=N_PLAYED, lanes=N_PLAYED, steps_per_round=50, fusion=fusion
+        )
+        runs = Runs(transport, environment, config, OneActionEach)
+        first = np.random.default_rng(seed + 1000).uniform(0, 10, optimal.shape)
+        errors.append((1 - DISCOUNT) * runs.error(seed, 40, optimal, first))
+    return np.array(errors)
+
+
+def _fusion_arm(equal: bool, n_runs: int, transport: Transport) -> Told:
+    fusions = ["count", "pooled", "importance", "mean"]
+    means = [float(_fused(fusion, n_runs, equal, transport).mean()) for fusion in fusions]
+    count, _, importance, mean = means
+    if equal:
+        fine, expected = abs(count - mean) <= 0.01 * mean, "count = mean where visits are equal"
+    else:
+        fine, expected = 2 * count <= importance <= mean, (
+            "count at least 2 x better than importance (Woo, Joshi & Chi 2023, T = 2000)"
+        )
+    name = "equal coverage, hard problem" if equal else "agent k plays action k, two states"
+    verdict = "pass" if fine else "fail"
+    return Told(name, "fusion", fusions, means, None, None, None, expected, verdict)
+
+
+def fusion(n_runs: int) -> Iterator[Arm]:
+    """Fusions against Q*, where agents see the same and where they do not."""
+    yield functools.partial(_fusion_arm, True, n_runs)
+    yield functools.partial(_fusion_arm, False, n_runs)
+
+
+def _staleness_arm(target: str, n_runs: int, transport: Transport) -> Told:
+    """Error over the steps for which a table may be out of date, at equal samples."""
+    periods, n_steps = (1, 5, 25, 125), 3000
+    learn = CONSTANT if target == "live" else FROZEN
+    fusion = "mean" if target == "live" else "pooled"
+    found = np.array([
+        _errors(transport, learn, n_runs, n_steps // period, agents=16, steps_per_round=period,
+                fusion=fusion)
+        for period in periods
+    ])  # fmt: skip
+    means = found.mean(axis=1)
+    if target == "live":
+        fine, expected = bool(np.all(np.diff(means) > 0)), "every step apart costs accuracy"
+    else:
+        fine, expected = bool(means[2] < means[3]), (
+            "rounds are what counts: too few of them, and the first error is still there"
+        )
+    return Told(
+        f"{target} targets, 16 agents", "steps per round", list(map(float, periods)),
+        means.tolist(), None, None, None, expected, "pass" if fine else "fail",
+    )  # fmt: skip
+
+
+def staleness(n_runs: int) -> Iterator[Arm]:
+    """Error over steps between fusions, with live and with frozen targets."""
+    yield functools.partial(_staleness_arm, "live", n_runs)
+    yield functools.partial(_staleness_arm, "frozen", n_runs)
+
+
+def _horizon_arm(n_runs: int, transport: Transport) -> Told:
+    """Rounds of frozen targets until the error is a twentieth of the first, over 1/(1 - g)."""
+    discounts = (0.7, 0.8, 0.9, 0.95)
+    horizons, found = [1 / (1 - discount) for discount in discounts], []
+    for discount in discounts:
+        environment, optimal = hard(discount)
+        learn = {"discount": discount, "sampling": "generative", **FROZEN, "frozen_rounds": 10**6}
+        config = settings(environment, learn, agents=16, steps_per_round=100, fusion="pooled")
+        runs, limit = Runs(transport, environment, config), 0.05 * float(optimal.max())
+
+        def enough(state: Any, optimal: np.ndarray = optimal, limit: float = limit) -> bool:
+            return bool(np.abs(state.base.values - optimal).max() <= limit)
+
+        found.append([float(runs.table(seed, enough).progress.round) for seed in range(n_runs)])
+    return judged("rounds to 5 % of the value range, frozen targets", "1 / (1 - discount)",
+                  horizons, np.array(found), 0.8, 1.2, "linear in the horizon")  # fmt: skip
+
+
+def horizon(n_runs: int) -> Iterator[Arm]:
+    """Rounds over the horizon: at least linear for whoever speeds up (Salgia & Chi 2024)."""
+    yield functools.partial(_horizon_arm, n_runs)
+
+
+STUDIES: dict[str, Callable[[int], Iterator[Arm]]] = {
+    "speedup": speedup, "fusion": fusion, "staleness": staleness, "horizon": horizon,
+}  # fmt: skip
