@@ -12,6 +12,7 @@ from distq_mpi.environments.base import Environment
 from distq_mpi.environments.garnet import garnet
 from distq_mpi.environments.grid import Grid
 from distq_mpi.environments.laws import import_law, law_environment
+from distq_mpi.environments.logged import PREFIX, read_log
 from distq_mpi.environments.model_file import SUFFIXES, look_over, read_model
 from distq_mpi.environments.sparse import ACTION, read_sparse_model
 from distq_mpi.errors import ModelError
@@ -50,9 +51,9 @@ def make(config: EnvironmentConfig, held_below: int | None = None) -> Environmen
     """Make the environment a configuration names. Local, not collective.
 
     `config.id` is a Gymnasium id (`Taxi-v4`, `module:Name-v0`), `garnet`, `grid`, `module:Law` or
-    a file `*.npz`, `*.h5`, `*.hdf5`, or files `*{action}*.npz`; `config.kwargs` go to whatever
-    makes it. held_below : HDF5 files of so many transitions or more are looked over and not held
-    (see `model_file.look_over`); None = all are held.
+    a file `*.npz`, `*.h5`, `*.hdf5`, files `*{action}*.npz`, or `log:FILE`; `config.kwargs` go to
+    whatever makes it. held_below : HDF5 files of so many transitions or more are looked over and
+    not held (see `model_file.look_over`); None = all are held.
 
     Raises
     ------
@@ -90,6 +91,8 @@ def _without_gymnasium(
         return law_environment(id, Grid, kwargs, built_in=True)
     if ACTION in id:
         return call(id, functools.partial(read_sparse_model, id), kwargs)
+    if id.startswith(PREFIX):
+        return call(id, functools.partial(read_log, id.removeprefix(PREFIX)), kwargs)
     if id.endswith(SUFFIXES):
         if held_below is not None:
             return call(id, functools.partial(look_over, held_below, id), kwargs)
