@@ -121,10 +121,11 @@ class Host:
     """What an architecture with agents does for those on this rank.
 
     Attributes that whoever derives from it sets: `config`, `transport`, `progress`, `pending`,
-    `stepped`, `followed`. `goes_back`, whether `recover` may return to rounds before the last two.
+    `stepped`, `followed`. `goes_back`, whether `recover` may return to rounds before the last two;
+    `lost`, what it could not bring back, in words.
     """
 
-    goes_back = False
+    goes_back, lost = False, ""
 
     config: Any
     transport: Any
