@@ -10,7 +10,8 @@ those left took from noticing a death until they went on; and what was done agai
 
     python benchmarks/kill_campaign.py --overhead [--repeats 9]
 
-Instead: steps per second with `--with-ft ulfm` over those without, in pairs of jobs.
+Instead: steps per second with `--with-ft ulfm` over those without, and of `sharded` with
+`--parallel.protect partner` over those without, in pairs of jobs.
 """
 
 from __future__ import annotations
@@ -77,6 +78,21 @@ def campaign(cells: list[str], n_kills: int, seed: int) -> int:
     return sum(len(told["bad"]) for told in found.values())
 
 
+SHARDED = ("--parallel.architecture", "sharded", "--parallel.rebalance", "false",
+           "--learn.exploring_starts")  # fmt: skip
+PROTECTED = {
+    "grid 1000 x 1000": (*SHARDED, "--env.id", "grid", "--env.kwargs.rows", "1000",
+                         "--env.kwargs.columns", "1000", "--env.kwargs.slip", "0.2",
+                         "--stop.steps", "100000000"),
+    "grid 4000 x 4000": (*SHARDED, "--env.id", "grid", "--env.kwargs.rows", "4000",
+                         "--env.kwargs.columns", "4000", "--env.kwargs.slip", "0.2",
+                         "--stop.steps", "100000000"),
+    "garnet 1e6": (*SHARDED, "--env.id", "garnet", "--env.kwargs.states", "1000000",
+                   "--env.kwargs.actions", "4", "--env.kwargs.branching", "2",
+                   "--stop.steps", "100000000"),
+}  # fmt: skip
+
+
 def rate(options: tuple[str, ...], launcher: tuple[str, ...], folder: Path) -> float:
     """Steps per second of learning and exchange, of a job of two ranks."""
     words = ["-m", "distq_mpi", "train", "--run.dir", "run", "--run.overwrite", "--evaluate.exact",
@@ -99,8 +115,19 @@ def overhead(repeats: int) -> None:
                 rates[survives] = rate(options, launcher, folder)
             ratios.append(rates[True] / rates[False])
         low, middle, high = statistics.quantiles(ratios, n=4)
-        print(f"{name:<15} with --with-ft ulfm {middle:.3f} x the steps per second "
+        print(f"{name:<16} with --with-ft ulfm {middle:.3f} x the steps per second "
               f"({low:.3f}-{high:.3f}), limit 0.97", flush=True)  # fmt: skip
+    for name, options in PROTECTED.items():
+        ratios = []
+        for k in range(repeats):
+            rates = {}
+            for kept in ("partner", "off") if k % 2 else ("off", "partner"):
+                words = (*options, "--parallel.protect", kept)
+                rates[kept] = rate(words, ("--with-ft", "ulfm"), folder)
+            ratios.append(rates["partner"] / rates["off"])
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        print(f"{name:<16} with --parallel.protect partner {middle:.3f} x the steps per second "
+              f"({low:.3f}-{high:.3f}), limit 0.9", flush=True)  # fmt: skip
 
 
 def main() -> int:

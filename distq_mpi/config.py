@@ -162,7 +162,7 @@ class ParallelConfig:
     memory_bytes: Count = 0
     """What one rank may use; 0 = all of its host's memory."""
     protect: Literal["off", "partner"] = "off"
-    """sharded: keep a copy of every block on another rank, so that none is lost; fixes borders."""
+    """A copy of every block on another rank: sharded (borders stay), server out of step."""
     hang_s: Annotated[float, Ge(0)] = 300.0
     """Seconds without a step after which a rank is given up, and its stack shown; 0 = never."""
     on_loss: Literal["shrink", "abort"] = "shrink"
@@ -339,10 +339,11 @@ def check(config: Config) -> list[str]:
             f"{parallel.architecture}, {OTHERWISE_REPRODUCIBLE[parallel.architecture]}"
         )
     plain = ParallelConfig()
-    if parallel.protect != "off" and parallel.architecture in OTHERWISE_REPRODUCIBLE:
+    in_step = parallel.architecture == "server" and parallel.staleness == 0
+    if parallel.protect != "off" and (parallel.architecture == "allreduce" or in_step):
         mistakes.append(
-            f"parallel.protect: {parallel.protect} has a meaning with parallel.architecture "
-            "sharded only; it must be off"
+            f"parallel.protect: {parallel.protect} has no meaning where every rank has the whole "
+            "table; it must be off"
         )
     if parallel.architecture != "server":
         mistakes += [

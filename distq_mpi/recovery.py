@@ -100,7 +100,7 @@ def _take_state(run: Run) -> str:
     saver.begin_again(run.prepared.directory)
     if not unready[0] and run.architecture.recover(run.environment):
         run.settle_agreement()
-        return "nothing is lost"
+        return run.architecture.lost or "nothing is lost"
     if run.environment.rows is not None:
         mistake = DistqError(
             "the model is cut over the ranks, and rows of it are lost with them: go on with "

@@ -158,11 +158,13 @@ class Run:
     def step(self) -> Verdict | None:
         """One round, from LEARN to TELL. COLLECTIVE. Returns the verdict that ends the run."""
         agreement = self._learn_and_agree()
+        begin = time.perf_counter()
         if not agreement.non_finite:
             with uninterrupted():
                 self.architecture.commit()
         else:
             self.architecture.rollback()
+        self.times.exchange_s += time.perf_counter() - begin
         self._agreement, self._n_agreed = agreement, self._n_agreed + 1
         return self._conclude(agreement)
 

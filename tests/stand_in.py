@@ -159,7 +159,7 @@ class Alone:
     leads_node = True
     survives = False
     lost: tuple[Any, ...] = ()
-    hosts: tuple[str, ...] = ("here",)
+    hosts: tuple[str, ...] = ("here",) * 64
 
     numbers: list[int] | None = None
     """Of the ranks when all were there; None: all are."""
@@ -241,9 +241,9 @@ class Thread(Alone):
         hosts: list[int] | None, queues: list[queue.Queue[Any]],
     ) -> None:  # fmt: skip
         self.rank, self.size, self._queues = rank, size, queues
-        self.hosts = tuple(f"host {host}" for host in hosts or [0] * size)
         self._barrier, self._board, self._hosts = barrier, board, hosts
         if hosts is not None:
+            self.hosts = tuple(f"host {host}" for host in hosts)
             mine = [k for k, host in enumerate(hosts) if host == hosts[rank]]
             self.node_rank, self.node_size = mine.index(rank), len(mine)
             self.leads_node = self.node_rank == 0

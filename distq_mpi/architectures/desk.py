@@ -49,8 +49,9 @@ class Desk:
     server 0, which alone holds workers back and calls pauses.
 
     Attributes: `clocks`, int64 (agents,), pushes of each; `busy_s`, float64 (agents,), seconds
-    between pulls and pushes of each; `staleness`, of each push of the last
-    round; `pushes`, `pulls`, `dropped`, in all; `steps`, of this round's pushes.
+    between pulls and pushes of each; `staleness`, of each push of the last round; `kept_version`,
+    of the rows that a partner has; `pushes`, `pulls`, `dropped`, in all; `steps`, of this round's
+    pushes.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Desk:
         self.over = np.zeros(rows.n_rows * rows.record.width, np.float32)
         self.versions = np.zeros(rows.n_rows, np.uint64)
         self.version, self.clocks = 0, np.zeros(self.n_agents, np.int64)
+        self.kept_version = 0
         self.answered_at, self.busy_s = np.zeros(self.n_agents), np.zeros(self.n_agents)
         self.answered_at[:] = time.perf_counter()
         self.longest_s = 0.0
@@ -88,6 +90,10 @@ class Desk:
         """Count from what the rows hold, which were brought in from outside. Local."""
         self.over[:] = 0
         self.versions[:] = self.version = self.version + 1
+
+    def changed(self) -> np.ndarray:
+        """Rows, uint64, that changed since `kept_version`. Local."""
+        return np.flatnonzero(self.versions > self.kept_version).astype(np.uint64)
 
     def go_on_from(self, other: Desk) -> None:
         """Take over what another desk has counted, of the same rows. Local."""

@@ -129,10 +129,10 @@ class Host:
 
     Attributes that whoever derives from it sets: `config`, `transport`, `progress`, `pending`,
     `stepped`, `followed`, `depth` of lanes' traces. `goes_back`, whether `recover` may return to
-    rounds before the last two.
+    rounds before the last two; `lost`, what it could not bring back, in words.
     """
 
-    goes_back = False
+    goes_back, lost = False, ""
 
     config: Any
     transport: Any

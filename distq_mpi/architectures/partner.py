@@ -94,7 +94,7 @@ class Rescued:
     distance: int
     rows: Rows
     copy: Rows
-    kept: Kept
+    kept: Kept | None
 
     def _holders(self, transport: Transport) -> list[int]:
         """For every block the rank then that has it now, -1 where nobody does."""
@@ -108,7 +108,8 @@ class Rescued:
 
     def complete(self, transport: Transport) -> bool:
         """Whether every block is on some rank that is left. Local, and the same on all."""
-        return min(self._holders(transport)) >= 0
+        counts = self.blocks.counts
+        return all(k >= 0 or counts[owner] == 0 for owner, k in enumerate(self._holders(transport)))
 
     def bring(self, transport: Transport, rows: Rows, blocks: Partition) -> None:
         """Fill in this rank's rows as the table is cut now. COLLECTIVE."""
@@ -119,7 +120,7 @@ class Rescued:
         for copies in (False, True):
             held: list[int | None] = [None] * transport.size
             for owner, holder in enumerate(holders):
-                if (holder != owner) == copies:
+                if (holder != owner) == copies and self.blocks.counts[owner]:
                     held[now[self.members[holder]]] = owner
             mine = held[transport.rank]
             low, high = self.blocks.block(mine) if mine is not None else (0, 0)
@@ -142,19 +143,22 @@ class Protection:
 
     Parameters
     ----------
-    rows : this rank's, changed by the kernels, which note them in `log` (`kernels.undoing`).
+    rows : this rank's, changed by the kernels, which note them in `log` (`kernels.undoing`); None
+    where rows are never taken back, and `changed` is told instead.
     blocks : whose rows are whose. transport : over all ranks, two at least.
 
     Attributes: `distance` to the rank that has this one's copy; `guarded`, the rank whose rows
     `copy` holds; `number`, of commits so far, 0: none, and nothing is kept; `intact`, whether the
-    copy is that of the last; `staged`, whether the next one waits for `commit` alone; `warnings`;
-    `sent_bytes`.
+    copy is that of the last; `staged`, whether the next one waits for `commit` alone; `whole`,
+    whether it is of all rows; `warnings`; `sent_bytes`.
     """
 
     def __init__(
-        self, rows: Rows, log: np.ndarray, blocks: Partition, transport: Transport
+        self, rows: Rows, log: np.ndarray | None, blocks: Partition, transport: Transport
     ) -> None:
-        self._rows, self._log, self._transport = rows, log, transport
+        if log is None:
+            log = slots_with_log(0, rows, 0)
+        self._log, self._transport = log, transport
         size = transport.size
         self.distance = partner_distance(transport.hosts)
         self.guarded = (transport.rank - self.distance) % size
@@ -168,7 +172,7 @@ class Protection:
         self._chunk = np.empty((min(CHUNK_ROWS, rows.n_rows), 1 + words), np.uint64)
         self.number, self.sent_bytes, self._n_aside, self._n_before = 0, 0, 0, 0
         self.intact = self.staged = False
-        self._whole, self.warnings = True, list[str]()
+        self.whole, self.warnings = True, list[str]()
         first = undoing.LOG_HEAD + -(-rows.n_rows // 64)
         self._marks = log[undoing.LOG_HEAD : first]
         self._entries = log[first:].reshape(-1, 1 + words)
@@ -200,8 +204,16 @@ class Protection:
                 f"more than the {room} its log holds: ranks lost meanwhile take the run back to "
                 "its newest checkpoint; take fewer parallel.steps_per_round"
             )
-        self._whole = bool(told[1]) or self.number == 0
-        return enough or self._whole or bool(told[0])
+        self.whole = bool(told[1]) or self.number == 0
+        return enough or self.whole or bool(told[0])
+
+    def stage_rows(self, changed: np.ndarray) -> None:
+        """As `stage`, of the rows `changed`, uint64, ascending. COLLECTIVE."""
+        room = room_for(len(self._table), 8 * self._table.shape[1])
+        told = np.array([len(changed) > room], np.int64)
+        self._transport.max_int(told)
+        self.whole = bool(told[0]) or self.number == 0
+        self._stage(changed)
 
     def stage(self) -> None:
         """Send the changed rows to the partner, and put aside what comes. COLLECTIVE.
@@ -209,12 +221,15 @@ class Protection:
         Where a log was too small somewhere all rows go to the copies at once, which are of no use
         meanwhile.
         """
+        self._stage(self._entries[: self.n_changed, 0])
+
+    def _stage(self, changed: np.ndarray) -> None:
         self._n_aside = 0
-        if self._whole:
+        if self.whole:
             self.intact = False
             self._send(np.arange(len(self._table), dtype=np.uint64), aside=False)
         else:
-            self._send(self._entries[: self.n_changed, 0], aside=True)
+            self._send(changed, aside=True)
         self.staged = True
 
     def commit(self) -> None:

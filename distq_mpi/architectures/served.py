@@ -22,6 +22,8 @@ import numpy as np
 
 from distq_mpi.architectures.desk import Desk
 from distq_mpi.architectures.hosting import Host
+from distq_mpi.architectures.partner import Protection, Rescued
+from distq_mpi.architectures.partner import memory_bytes as protection_bytes
 from distq_mpi.architectures.progress import HEADER, WISHES, Agreement, Progress, add_agent
 from distq_mpi.architectures.schedules import (
     LENGTH_UNIT,
@@ -51,6 +53,7 @@ ROUND_PUSHES = 32
 ENOUGH_PUSHES, SLOWER = 20, 2.0
 """Pushes from which on agents are compared, and how many times the median a straggler takes."""
 MAX_STEPS = 2**62
+NO_ROWS = np.zeros(0, np.uint64)
 LEAST_STEPS = 4
 """Steps of every lane that a cache must have room for."""
 
@@ -64,7 +67,8 @@ def slots_of(config: Any) -> int:
 class Served(Host):
     """The learning state of this rank, and the phases of a round that change it.
 
-    Parameters and attributes as those of `Allreduce`; `desk` on servers, `worker` on workers.
+    Parameters and attributes as those of `Allreduce`; `desk` on servers, `worker` on workers;
+    `protection`, where `parallel.protect` has an effect; `lost`, in words, by the last `recover`.
     """
 
     exchanges, learned, rolls_back = "pushes and pulls", 0, False
@@ -91,6 +95,9 @@ class Served(Host):
         self._told_at, self._turned_at = (time.perf_counter(), 0, 0), 0.0
         self.desk: Desk | None = None
         self.worker: Worker | None = None
+        self.protection: Protection | None = None
+        self._rescued: Rescued | None = None
+        self._n_recoveries, self._made, self.lost = 0, 0, ""
         learn = config.learn
         self._given = learn.initial, environment.return_bound, config.run.seed
         self._place(environment)
@@ -102,6 +109,7 @@ class Served(Host):
         """Give every rank its agents or its rows; rows that servers have already stay. Local."""
         config, transport = self.config, self.transport
         self.hosting, self.blocks = placement(config, self.n_states, transport.size)
+        self._members = [member.number for member in transport.members]
         self.n_servers = int(np.count_nonzero(self.blocks.counts))
         self._servers = {member.number for member in transport.members[: self.n_servers]}
         self.take_agents(environment, self.hosting)
@@ -130,6 +138,7 @@ class Served(Host):
             if self.desk is not None:
                 desk.go_on_from(self.desk)
             self.desk = desk
+            self._protect_rows()
             return
         if self.worker is None:
             self.base, self.replica = (Rows(record, slots or self.n_states) for _ in range(2))
@@ -145,6 +154,17 @@ class Served(Host):
         self.worker = (
             CachingWorker(*given, n_lanes=n_lanes, most=most) if slots else Worker(*given)
         )
+        self._protect_rows()
+
+    def _protect_rows(self) -> None:
+        """Make room for the copies that partners keep, from the next pause on. Local."""
+        self.protection = None
+        if self.config.parallel.protect == "partner" and self.transport.survives:
+            self.protection = Protection(self._rows, None, self.blocks, self.transport)
+
+    @property
+    def _rows(self) -> Rows:
+        return self.desk.rows if self.desk is not None else Rows(self.record, 0)
 
     def _begin(self, agent: Any) -> None:
         agent.control[loop.EXPLORE] = self._explore()
@@ -183,6 +203,8 @@ class Served(Host):
         lanes = -(-config.parallel.lanes // max(1, size - n_servers)) * LANE_DTYPE.itemsize * 2
         served = {"block": block * record.row_bytes, "clocks and versions":
                   block * (4 * record.width + 8), "messages": messages}  # fmt: skip
+        if config.parallel.protect == "partner":
+            served |= protection_bytes(block, record.row_bytes)
         working = {"base and replica": 2 * (slots or n_states) * record.row_bytes + 8 * slots,
                    "messages": messages, "lanes": lanes}  # fmt: skip
         return max(served, working, key=lambda parts: sum(parts.values()))
@@ -235,6 +257,7 @@ class Served(Host):
                 raise
             agent.commit()
             self.pushed[k] += 1
+            self._made += 1
             self.now[k] += n_steps
             self._turn += 1
             begin, turn = time.perf_counter(), self._turn % len(self.agents)
@@ -289,6 +312,9 @@ class Served(Host):
             n_steps, agreement.visits, agreement, max(1, int(most[1])), FixedPoint(1)
         )
         self.pending = replace(after, agent_steps=tuple(steps.tolist()))
+        if self.protection is not None and not agreement.non_finite:
+            self.protection.stage_rows(self.desk.changed() if self.desk else NO_ROWS)
+            self.transport.agree()
         return agreement
 
     def report(self) -> dict[str, Any]:
@@ -340,8 +366,13 @@ class Served(Host):
         ]
 
     def commit(self) -> None:
-        """Count the round. Local."""
+        """Count the round; what was pushed in it is on the partners, too. Local."""
         self.progress, self.header[:] = self.pending, 0
+        self._made = 0
+        if self.protection is not None:
+            self.protection.commit()
+            if self.desk is not None:
+                self.desk.kept_version = self.desk.version
 
     def rollback(self) -> int:
         """Forget the counters of the round in progress; its rows stay as they are. Local."""
@@ -349,14 +380,33 @@ class Served(Host):
         return self.progress.round
 
     def recover(self, environment: Any) -> bool:
-        """Place agents anew after ranks were lost; what was pushed stays. COLLECTIVE.
+        """Place agents, and where a server was lost rows, anew. COLLECTIVE.
 
-        Agents of workers that are left go on from their last push, those of others at new starts.
-        False, with nothing changed, where a server was lost, or no worker is left.
+        What was pushed stays where servers are left; rows of lost ones come from their partners, as
+        they were at the last pause. Agents of workers that are left go on from their last push,
+        those of others at new starts. False where rows are gone, or no worker is left.
         """
         transport = self.transport
+        told = np.array([self._n_recoveries], np.int64)
+        transport.max_int(told)
+        if self._n_recoveries < told[0]:  # others have come out of the last recovery
+            self._settle()
         left = {member.number for member in transport.members}
-        if not self._servers <= left or transport.size <= self.n_servers:
+        rescued = self._rescued
+        # A server becomes a worker where no worker is left.
+        told[0] = (
+            rescued is not None or not self._servers <= left or transport.size <= self.n_servers
+        )
+        transport.max_int(told)
+        newest = np.array([0 if self.protection is None else self.protection.number], np.int64)
+        transport.max_int(newest)
+        if self.protection is not None and self.protection.number < newest[0]:
+            self.protection.commit()  # all have what some have committed
+        if told[0] and rescued is None:
+            rescued = self._rescued = self._rescue()
+        told[0] = bool(told[0]) and (rescued is None or not rescued.complete(transport))
+        transport.max_int(told)
+        if told[0]:
             return False
         kept = {
             agent.number: (
@@ -367,6 +417,8 @@ class Served(Host):
             )
             for k, agent in enumerate(self.agents)
         }  # fmt: skip
+        made = np.array([self._made], np.int64)
+        transport.sum_int(made)
         for progress, theirs in transport.gather_everywhere((self.progress, dict(kept))):
             kept |= theirs
             if progress.round > self.progress.round:
@@ -374,7 +426,16 @@ class Served(Host):
         self.pending = self.progress
         for agent in self.agents:
             agent.close()
+        if rescued is not None:
+            self.desk, self.worker = None, None
         self._place(environment)
+        self.lost = ""
+        if rescued is not None:
+            rescued.bring(transport, self._rows, self.blocks)
+            if self.desk is not None:
+                self.desk.know_rows()
+            if not self._servers_of(rescued) <= left:
+                self.lost = f"of lost servers' rows {made[0]} pushes since the last pause are lost"
         for k, agent in enumerate(self.agents):
             if agent.number in kept:
                 raw, worlds, self.now[k], self.periods[k] = kept[agent.number]
@@ -382,14 +443,40 @@ class Served(Host):
             else:
                 self.now[k] = 0
                 self._begin(agent)
+        if self.protection is not None:
+            self.protection.stage_rows(self.desk.changed() if self.desk else NO_ROWS)
         transport.agree()
+        self._settle()
         return True
+
+    @staticmethod
+    def _servers_of(rescued: Rescued) -> set[int]:
+        pairs = zip(rescued.members, rescued.blocks.counts, strict=True)
+        return {number for number, n_rows in pairs if n_rows}
+
+    def _rescue(self) -> Rescued | None:
+        """What rows there are now, and the copy of a partner's. Local."""
+        protection = self.protection
+        if protection is None or not protection.intact:
+            return None
+        return Rescued(
+            protection.number, self._members, self.blocks, protection.distance, self._rows,
+            protection.copy, None,
+        )  # fmt: skip
+
+    def _settle(self) -> None:
+        """End a recovery: all ranks have all that they need to live through the next. Local."""
+        self._rescued = None
+        self._n_recoveries += 1
+        if self.protection is not None:
+            self.protection.commit()
+            if self.desk is not None:
+                self.desk.kept_version = self.desk.version
 
     @property
     def holding(self) -> Holding:
         """The committed table, on the servers."""
-        rows = self.desk.rows if self.desk is not None else Rows(self.record, 0)
-        return Holding(rows, self.first, self.blocks, self.transport)
+        return Holding(self._rows, self.first, self.blocks, self.transport)
 
     def iter_rows(self) -> Iterator[tuple[int, np.ndarray, np.ndarray, None]]:
         """As `Sharded.iter_rows`. COLLECTIVE."""

@@ -108,7 +108,7 @@ class Sharded:
     the run.
     """
 
-    exchanges, rolls_back, goes_back = "crossing between blocks", False, True
+    exchanges, rolls_back, goes_back, lost = "crossing between blocks", False, True, ""
 
     def __init__(
         self,
@@ -499,6 +499,7 @@ class Sharded:
         rescued.bring(transport, self.rows, self.blocks)
         self._begin()
         kept = rescued.kept
+        assert kept is not None
         self.restore(kept.progress, kept.lanes, kept.worlds)
         if self.protection is not None:
             self.protection.is_due(True)
@@ -525,7 +526,7 @@ class Sharded:
 
     def _settle(self) -> None:
         """End a recovery: all ranks have all that they need to live through the next. Local."""
-        assert self._rescued is not None
+        assert self._rescued is not None and self._rescued.kept is not None
         self._kept, self._rescued = self._rescued.kept, None
         self.agreement = self._kept.agreement
         if self.protection is not None:

@@ -29,7 +29,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 SEED = int(os.environ.get("DISTQ_KILL_SEED", random.randrange(10**6)))
-JOBS = {"small": 5, "owners": 5, "median": 2, "stepped": 2, "sharded": 5, "in step": 3, "stale": 6}
+JOBS = {"small": 5, "owners": 5, "median": 2, "stepped": 2, "sharded": 5, "in step": 3, "stale": 4,
+        "guarded": 5}
 """Two or more kills each."""
 
 
