@@ -119,7 +119,33 @@ def combinations() -> dict[str, dict[str, Any]]:
     found["drawn grid"] = {
         "env": {"id": "grid", "kwargs": {"layout": "tests/contract/maze.txt", "slip": 0.2}}
     }
-    return found | sharded() | served()
+    return found | family() | sharded() | served()
+
+
+def family() -> dict[str, dict[str, Any]]:
+    """Rules of more than one step, with models, by optimism and in sweeps; frozen targets."""
+    lake, taxi = ENVIRONMENTS["lake"], ENVIRONMENTS["taxi"]
+    mean = {"fusion": "mean", "lanes": 6}
+    found: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+        "taxi three steps": (taxi, {"n_steps": 3, "rule": "sarsa"}, {}),
+        "taxi watkins": (taxi, {"rule": "watkins_q_lambda"}, {}),
+        "taxi dyna": (taxi, {"rule": "dyna_q", "planning_steps": 2}, {"lanes": 12}),
+        "taxi sweeping": (taxi, {"rule": "prioritized_sweeping"}, {"lanes": 12}),
+        "lake optimism": (
+            lake, {"rule": "ucb_discounted", "initial": "optimistic"}, {"fusion": "count"}
+        ),
+        "lake frozen": (lake, {"target": "frozen"}, {"steps_per_round": 20}),
+        "lake speedy": (lake, {"rule": "speedy_q"}, mean),
+        "lake reduced variance": (lake, {"rule": "variance_reduced_q"}, mean),
+        "lake generative": (lake, {"sampling": "generative"}, {"lanes": 6}),
+        "stepped three steps": (
+            {"id": "tests.worlds:Walk-v0"}, {"n_steps": 3}, {"lanes": 20, "steps_per_round": 4}
+        ),
+    }  # fmt: skip
+    return {
+        name: {"env": env, "learn": learn, "parallel": parallel}
+        for name, (env, learn, parallel) in found.items()
+    }
 
 
 def served() -> dict[str, dict[str, Any]]:

@@ -119,8 +119,8 @@ def test_all_mistakes_at_once_each_with_its_place(tmp_path: Path) -> None:
 def test_a_default_in_the_place_of_a_mistake_is_not_blamed() -> None:
     lines = mistakes("--learn.discount", "1", "--learn.step_size", "constnt")
     assert lines == [
-        '--learn.step_size: "constnt" must be rescaled_linear, constant, polynomial, linear or '
-        "sign_change; did you mean constant?"
+        '--learn.step_size: "constnt" must be rescaled_linear, constant, polynomial, linear, '
+        "sign_change or horizon; did you mean constant?"
     ]
 
 

@@ -33,9 +33,17 @@ def test_the_matrices_shown_are_a_model(tmp_path, monkeypatch):
     assert again.model_id == space["model"].model_id == env.model_id
 
 
+def test_the_log_shown_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(BLOCKS[3], {})
+    env = make(EnvConfig(id="log:log.npz", kwargs={}))
+    assert (env.n_states, env.n_actions, env.outcomes(1, 1, env.params)) == (2, 2, 1)
+    assert env.outcome(1, 0, 0, env.params) == (1.0, 0, 4.0, True)
+
+
 def test_the_law_shown_is_the_law_tested():
     _, _, code = (ROOT / "tests/river.py").read_text().partition('"""\n\n\n')
-    assert code == BLOCKS[3]
+    assert code == BLOCKS[4]
 
 
 def test_the_law_shown_is_learned_on():

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from distq_mpi import checkpoint, upgrading
 from distq_mpi.cli import parse
 from distq_mpi.comparison import compare
-from distq_mpi.config import Config, to_toml
+from distq_mpi.config import Config, LearnConfig, to_toml
 from distq_mpi.description import describe
 from distq_mpi.errors import ConfigError, FileError
 from distq_mpi.files import SLICE_ROWS, create_hdf5
@@ -35,6 +35,8 @@ def save(
 ) -> Path:  # fmt: skip
     """Write a checkpoint of q (S, A), or (S, 2 A) for two parts; all clocks and visits `count`."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    two = n_actions is not None and n_actions < q.shape[1]
+    config = Config(learn=LearnConfig(rule="double_q" if two else "q_learning"))
     clock, visits = np.full(q.shape, count, np.uint32), np.full(q.shape, count, np.uint64)
     checkpoint.write(
         path,
@@ -44,7 +46,7 @@ def save(
         n_actions=n_actions or q.shape[1],
         dtype=q.dtype,
         lanes=np.zeros(lanes, [("state", "u8"), ("gain", "f8")]),
-        config_toml=to_toml(Config()),
+        config_toml=to_toml(config),
         attributes={"round": round, "model_id": model_id, "state": "{}"},
     )  # fmt: skip
     return path
