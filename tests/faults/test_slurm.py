@@ -91,6 +91,21 @@ def test_asked_to_save_it_ends_with_the_bits_of_an_undisturbed_run(
     assert summary(path)["table_sha256"] == undisturbed
 
 
+def test_a_chain_goes_on_where_requeueing_is_not_allowed(slurm: Slurm, undisturbed: str) -> None:
+    told = slurm.call(
+        str(ROOT / "jobs" / "chain.sh"), "2", *PACED, *N_ROUNDS, "--run.dir", "chain", **PACE,
+        SBATCH_OPTIONS="-N2 -n2",
+    )  # fmt: skip
+    first, second = (line.split()[-1] for line in told.splitlines())
+    path = slurm.folder / "chain"
+    slurm.wait_for(lambda: rounds(path) > 20)
+    assert slurm.job(second)["JobState"] == "PENDING"
+    slurm.call("scancel", "--batch", "--signal=USR2", first)
+    assert slurm.wait_for_end(second)["JobState"] == "COMPLETED"
+    assert slurm.job(first)["Restarts"] == slurm.job(second)["Restarts"] == "0"
+    assert summary(path)["table_sha256"] == undisturbed
+
+
 def test_a_more_urgent_job_comes_in_between(slurm: Slurm, undisturbed: str) -> None:
     number = slurm.submit(
         "-N3", "-n3", "--exclusive", TRAIN, *PACED, *N_ROUNDS, "--run.dir", "preempted", **PACE
