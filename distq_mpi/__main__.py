@@ -93,6 +93,11 @@ def _run_on_all_ranks(argv: list[str]) -> int:
     sys.excepthook = abort_on_exception
     transport: Transport | None = None
     try:
+        if argv[:1] == ["rejoin"]:  # by a run that lost ranks, for no user to say
+            from distq_mpi.trainer import rejoin
+
+            transport = Transport.rejoin()
+            return rejoin(transport)
         transport = Transport.connect()
         with transport.same_outcome():
             command = None

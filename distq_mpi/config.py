@@ -165,8 +165,8 @@ class ParallelConfig:
     """A copy of every block on another rank: sharded (borders stay), server out of step."""
     hang_s: Annotated[float, Ge(0)] = 300.0
     """Seconds without a step after which a rank is given up, and its stack shown; 0 = never."""
-    on_loss: Literal["shrink", "abort"] = "shrink"
-    """When ranks are lost, under an MPI that survives it: shrink goes on with those left."""
+    on_loss: Literal["shrink", "respawn", "abort"] = "shrink"
+    """When ranks are lost, if MPI survives it: go on with those left, or start others for them."""
 
 
 @dataclass(frozen=True)

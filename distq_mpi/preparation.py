@@ -26,6 +26,7 @@ from distq_mpi.config import (
     EnvConfig,
     LearnConfig,
     check,
+    from_dict,
     resolve,
     sweeps,
     to_dict,
@@ -258,7 +259,7 @@ def warnings(config: Config) -> list[str]:
 
 
 def prepare(
-    find: Callable[[int, int], Settled], transport: Transport, given: Any = None
+    find: Callable[[int, int], Settled] | None, transport: Transport, given: Any = None
 ) -> Prepared:
     """Return what the run starts from, on every rank. COLLECTIVE.
 
@@ -272,7 +273,7 @@ def prepare(
     started = time.perf_counter() - process_age_s()
     settled: Settled | None = None
     with transport.same_outcome():
-        if transport.rank == 0:
+        if transport.rank == 0 and find is not None:
             settled = find(transport.size, max(Counter(transport.hosts).values()))
     told = settled and (
         settled.config, settled.reason is None, settled.checkpoint, settled.keep,
@@ -324,6 +325,17 @@ def from_command(command: Any, size: int, per_host: int) -> Settled:
         temporary.write_text(to_toml(config), encoding="utf-8")
     from_ranks = bool(header.attributes.get("agents_from_ranks", False))
     return Settled(config, environment, reason, from_ranks, directory, path, tuple(refusals))
+
+
+def from_directory(directory: RunDirectory, size: int, per_host: int) -> Settled:
+    """A run that goes on from its own directory, which this process has taken already. Local."""
+    stored = from_dict(tomllib.loads(directory.config_toml()))
+    config, environment, reason = settle(stored, size, per_host)
+    path, _ = checkpoint.newest_good(directory.checkpoints, environment.model_id)
+    from_ranks = path is not None and bool(
+        checkpoint.read_header(path).attributes.get("agents_from_ranks", False)
+    )
+    return Settled(config, environment, reason, from_ranks, directory, path)
 
 
 def from_config(config: Config, keep: bool, given: Any, size: int, per_host: int) -> Settled:

@@ -16,7 +16,7 @@ from distq_mpi.config import StopConfig
 from distq_mpi.environments.guard import refuse_noted
 from distq_mpi.errors import QuorumLost, RanksLost
 from distq_mpi.kernels.fusing import GAIN_LIMIT
-from distq_mpi.preparation import Prepared, from_command, prepare, watch
+from distq_mpi.preparation import Prepared, from_command, from_directory, prepare, watch
 from distq_mpi.recovery import recover
 from distq_mpi.saving import Saver
 from distq_mpi.signals import Signals, uninterrupted
@@ -49,18 +49,13 @@ class Run:
     """
 
     def __init__(self, prepared: Prepared, transport: Transport, signals: Signals) -> None:
-        self.prepared, self.transport, self.signals = prepared, transport, signals
-        self.config, self.environment = prepared.config, prepared.environment
+        self.transport, self.signals, self.n_started = transport, signals, transport.size
         self.monitor: Monitor | None = None
         self.phase, self.phase_since = "start", 0.0
         self.recoveries = 0
         self.times = Times()
         self.times.started = prepared.started
-        self.architecture = self._architecture()
-        self.saver = Saver(
-            self.config, self.environment, prepared.directory, self.architecture,
-            prepared.agents_from_ranks,
-        )  # fmt: skip
+        self._take(prepared)
         self.solver: Solver | None = None
         self.certificate: Certificate | None = None
         self._told: set[str] = set()
@@ -70,6 +65,16 @@ class Run:
         """Whether the state the run begins with is there."""
         self._n_agreed = 0
         self._agreement: Agreement | None = None
+
+    def _take(self, prepared: Prepared) -> None:
+        """Make the state before the first round. COLLECTIVE."""
+        self.prepared, self.config = prepared, prepared.config
+        self.environment = prepared.environment
+        self.architecture = self._architecture()
+        self.saver = Saver(
+            self.config, self.environment, prepared.directory, self.architecture,
+            prepared.agents_from_ranks,
+        )  # fmt: skip
 
     def _architecture(self) -> Any:
         with self._agreed():  # a user's environments may break when they are made
@@ -97,6 +102,35 @@ class Run:
         if self._n_agreed == 0:
             return self._reached() if self.prepared.checkpoint is not None else None
         return None if self._agreement is None else self._conclude(self._agreement)
+
+    def fill_up(self) -> Verdict | None:
+        """Go on after ranks were lost, with new ones in their place; COLLECTIVE.
+
+        What there is is written down, and taken up by those left and the new ones alike.
+        """
+        ended, transport = self.take_up(), self.transport
+        n = self.n_started - transport.size
+        if ended is not None or n <= 0 or not self.prepared.kept:
+            return ended
+        self.enter("respawn")
+        self.saver.write(transport)
+        transport.respawn(n, ["-m", "distq_mpi", "rejoin"])
+        directory = self.prepared.directory
+        find = None if directory is None else functools.partial(from_directory, directory)
+        prepared = prepare(find, transport)
+        startup_s, steps = self.times.startup_s, self.saver.restored_steps
+        self.architecture.abandon()
+        self._take(prepared)
+        self.solver, self._agreement, self._n_agreed = None, None, 0
+        ended = self.start()
+        self.times.startup_s, self.saver.restored_steps = startup_s, steps
+        if self.monitor is not None:
+            self.monitor.event(
+                "ranks_respawned",
+                f"{n} rank{'s' * (n > 1)} started in the place of lost ones, {transport.size} now",
+                ranks=[member.number for member in transport.members[-n:]],
+            )
+        return ended
 
     def settle_agreement(self) -> None:
         """Forget the last agreement where not all have come to it; COLLECTIVE.
@@ -357,4 +391,18 @@ def live(run: Run) -> int:
                 return code
         except RanksLost as loss:
             recover(run, loss)
-            work = run.take_up
+            refills = run.config.parallel.on_loss == "respawn"
+            work = run.fill_up if refills else run.take_up
+
+
+def rejoin(transport: Transport) -> int:
+    """Go on with a run as one of the ranks that `Run.fill_up` started. COLLECTIVE."""
+    with Signals() as signals:
+        with transport.losses():
+            prepared = prepare(None, transport)
+            this = Run(prepared, transport, signals)
+        dog = Watchdog(this)
+        code = live(this)
+        dog.end()
+    transport.leave(code)
+    return code

@@ -277,13 +277,19 @@ class Transport:
     """
 
     def __init__(self, comm: MPI.Intracomm) -> None:
+        self._begin(comm.rank)
+        self._adopt(comm.Dup())
+        self._meet()
+
+    def _begin(self, number: int) -> None:
         self.survives = False
         self.lost: list[Member] = []
         self._windows: list[MPI.Win] = []
         self._alarms, self._agreed = 0, False
         name = MPI.Get_processor_name()
-        self.me = Member(comm.rank, name, os.getpid(), _born(os.getpid()))
-        self._adopt(comm.Dup())
+        self.me = Member(number, name, os.getpid(), _born(os.getpid()))
+
+    def _meet(self) -> None:
         self.members: list[Member] = self._comm.allgather(self.me)
         self.hosts = [member.host for member in self.members]
 
@@ -388,6 +394,31 @@ class Transport:
                 "half, and others may go on elsewhere; resume from the newest checkpoint"
             )
         return gone
+
+    def respawn(self, n: int, words: list[str]) -> None:
+        """Start n processes, `python words`, which `rejoin` behind the ranks there are; to be
+        called in `losses`. COLLECTIVE."""
+        known = [member.number for member in (*self.members, *self.lost)]
+        inter = self._comm.Spawn(sys.executable, words, n, root=0)
+        merged = MPI.Intracomm(inter.Merge(high=False))
+        merged.Set_errhandler(MPI.ERRORS_RETURN)
+        merged.bcast((max(known) + 1, self.size), root=0)
+        self._adopt(merged)
+        self._meet()
+
+    @classmethod
+    def rejoin(cls) -> Transport:
+        """Return the transport of a process that `respawn` started. COLLECTIVE with all of them."""
+        merged = MPI.Intracomm(MPI.Comm.Get_parent().Merge(high=True))
+        merged.Set_errhandler(MPI.ERRORS_RETURN)
+        first, n_before = merged.bcast(None, root=0)
+        self = cls.__new__(cls)
+        self._begin(first + merged.rank - n_before)
+        self.survives = True
+        self._adopt(merged)
+        self._meet()
+        threading.Thread(target=_stay_alive, daemon=True).start()
+        return self
 
     def _bury(self, gone: list[Member]) -> None:
         """End processes of this host that are given up but only hang: they hold locks. Local."""

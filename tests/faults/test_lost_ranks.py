@@ -107,6 +107,23 @@ def test_on_loss_abort_ends_the_job(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "run.json").read_text())["state"] == "failed"
 
 
+@pytest.mark.parametrize("cell", ["small", "sharded", "stepped"])
+def test_new_ranks_take_the_place_of_lost_ones(
+    cell: str, wanted: dict[str, str], tmp_path: Path
+) -> None:
+    deaths = json.dumps({"0": ["learn", 20, 0], "2": ["commit", 30, 0]})
+    surviving(
+        N_RANKS, [DYING, "train", "--run.dir", "run", *CELLS[cell][0], "--parallel.on_loss",
+                  "respawn"], tmp_path, 90, DIE=deaths,
+    )  # fmt: skip
+    told = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert told["table_sha256"] == wanted[cell] and told["status"] == "finished"
+    assert told["ranks_finished"] == N_RANKS and told["recoveries"] == 2
+    lines = (tmp_path / "run" / "events.jsonl").read_text().splitlines()
+    events = [event for event in map(json.loads, lines) if event["kind"] == "ranks_respawned"]
+    assert [event["ranks"] for event in events] == [[4], [5]]
+
+
 def test_forty_kills_are_drawn() -> None:
     for seed in range(100):
         n_kills = 0
