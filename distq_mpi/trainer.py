@@ -51,7 +51,7 @@ class Run:
     def __init__(self, prepared: Prepared, transport: Transport, signals: Signals) -> None:
         self.transport, self.signals, self.n_started = transport, signals, transport.size
         self.monitor: Monitor | None = None
-        self.phase, self.phase_since = "start", 0.0
+        self.phase, self.phase_since, self.longest_s = "start", 0.0, 0.0
         self.recoveries = 0
         self.times = Times()
         self.times.started = prepared.started
@@ -256,6 +256,7 @@ class Run:
             self._refuse_mistakes()
             middle, within = time.perf_counter(), self.architecture.exchange_time_s - within
             agreement = self.architecture.exchange(wishes)
+            self.longest_s = max(self.longest_s, middle - begin)
             self.times.learn_s += middle - begin - within
             self.times.exchange_s += time.perf_counter() - middle + within
             if agreement is not None:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from distq_mpi.trainer import Run
 
-LOOKS = 10
-"""Looks within the limit."""
+LOOKS, ROUNDS = 10, 10
+"""Looks within the limit; times of a round that another one may take."""
 FILE = "hung-rank-{}.txt"
 
 
@@ -28,7 +28,8 @@ class Watchdog:
     """Watches one rank of a run from a thread of its own. Local.
 
     A rank hangs that is in LEARN, does not wait for others, and has come to no new step of an
-    environment or message for `parallel.hang_s` seconds. Its stack goes to stderr and into
+    environment or message for `parallel.hang_s` seconds; where environments are compiled, and
+    nothing shows that they step, for ten times its longest round beside that. Its stack goes to stderr and into
     `hung-rank-N.txt` of the run directory; then it ends itself: those left go on without it where
     MPI lets them, else the launcher ends the job.
     """
@@ -45,9 +46,13 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._ended.wait(min(1.0, self._limit / LOOKS)):
-            run = self._run
+            run, limit = self._run, self._limit
             since = max(run.phase_since, run.architecture.busy_since)
-            if run.phase == "learn" and time.perf_counter() - since > self._limit:
+            if run.environment.kind != "stepped":
+                if not run.longest_s:
+                    continue
+                limit += ROUNDS * run.longest_s
+            if run.phase == "learn" and time.perf_counter() - since > limit:
                 self._give_up(time.perf_counter() - since)
 
     def _give_up(self, seconds: float) -> None:
