@@ -29,9 +29,9 @@ class Watchdog:
 
     A rank hangs that is in LEARN, does not wait for others, and has come to no new step of an
     environment or message for `parallel.hang_s` seconds; where environments are compiled, and
-    nothing shows that they step, for ten times its longest round beside that. Its stack goes to stderr and into
-    `hung-rank-N.txt` of the run directory; then it ends itself: those left go on without it where
-    MPI lets them, else the launcher ends the job.
+    nothing shows that they step, for ten times its longest round beside that. Its stack goes to
+    stderr and into `hung-rank-N.txt` of the run directory; then it ends itself: those left go on
+    without it where MPI lets them, else the launcher ends the job.
     """
 
     def __init__(self, run: Run) -> None:
