@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distq_mpi.architectures import record_of_run
+from distq_mpi.bottleneck import Bottleneck, bottleneck
 from distq_mpi.files import publish
 from distq_mpi.monitor.drawing import draw_policy
+from distq_mpi.probe import stored
 from distq_mpi.sampling import sample
 from distq_mpi.stopping import TARGETS, Verdict
 
@@ -31,6 +34,7 @@ def finish(run: Run, ended: Verdict) -> int:
         evaluation = sample(
             run.config, run.environment, run.prepared.kernels, run.architecture.holding
         )
+    spent = run.transport.gather((run.times.learn_s, run.times.exchange_s))
     numbers = np.array([peak_bytes(), run.architecture.learned], np.int64)
     run.transport.max_int(numbers)
     peak, most_learned = numbers.tolist()
@@ -41,7 +45,14 @@ def finish(run: Run, ended: Verdict) -> int:
             if not reproducible:
                 why = _why_not_reproducible(run.config.parallel)
                 run.monitor.event("not_reproducible", f"this run is not reproducible: {why}")
+            slow = _bottleneck(run)
             summary = _summary(run, ended) | {
+                "bound_by": slow.name,
+                "bound_by_share": slow.share,
+                "bound_by_of_ceiling": slow.of_ceiling,
+                "bound_by_told": slow.sentence,
+                "learn_time_s_of_ranks": [learn for learn, _ in spent or ()],
+                "exchange_time_s_of_ranks": [exchange for _, exchange in spent or ()],
                 "reproducible": reproducible,
                 "imbalance": _imbalance(run, most_learned),
                 "peak_rss_bytes": peak,
@@ -82,6 +93,25 @@ def _imbalance(run: Run, most_learned: int) -> float | None:
     not lanes."""
     learned = run.architecture.progress.steps - run.saver.restored_steps
     return most_learned * run.transport.size / learned if most_learned and learned else None
+
+
+def _bottleneck(run: Run) -> Bottleneck:
+    """What bound this run, as rank 0 has seen it. Local."""
+    times, parallel, size = run.times, run.config.parallel, run.transport.size
+    seconds = {
+        "startup": times.startup_s, "learn": times.learn_s, "exchange": times.exchange_s,
+        "certify": times.certify_s, "io": times.io_s,
+    }  # fmt: skip
+    sharded = parallel.architecture == "sharded"
+    learners = size if sharded else max(1, min(parallel.agents, size))
+    n_rows = -(-run.environment.n_states // (size if sharded else 1))
+    row_bytes = record_of_run(run.config, run.environment.n_actions).row_bytes
+    steps = run.architecture.progress.steps - run.saver.restored_steps
+    rate = steps / times.learn_s / learners if times.learn_s else 0.0
+    return bottleneck(
+        seconds, times.wall_s, n_rows * row_bytes, run.environment.kind == "stepped", rate,
+        stored(),
+    )  # fmt: skip
 
 
 def _summary(run: Run, ended: Verdict) -> dict[str, Any]:

@@ -126,6 +126,7 @@ def summary_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
             f"{count(summary.get('steps_per_s'))} steps/s",
         ),
         ("time", f"{duration(summary.get('wall_time_s'))} = {times}"),
+        ("bound by", str(summary.get("bound_by_told") or "-")),
         ("policy value", beside("policy_value", "optimal_value")),
         ("policy return", beside("policy_return", "optimal_return")),
         (

@@ -21,7 +21,7 @@ FLOORS = [
     {"certificate", "sampling"},
     {"architectures", "stopping", "monitor"},
     {"memory"},
-    {"probe"},
+    {"bottleneck", "probe"},
     {"signals", "saving", "prediction", "preparation", "recovery", "summary"},
     {"comparison", "operands"},
     {"watchdog"},
