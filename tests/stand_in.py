@@ -173,6 +173,11 @@ class Alone:
     def agree(self) -> None:
         """All agree."""
 
+    def gather(self, value: Any) -> list[Any] | None:
+        """Everybody's value on rank 0."""
+        found = self._exchange(value)
+        return found if self.rank == 0 else None
+
     def shift(self, array: np.ndarray, received: np.ndarray, distance: int = 1) -> None:
         """What the rank so far back gives."""
         received[...] = self._exchange(array.copy())[(self.rank - distance) % self.size]
