@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any
 
-from distq_mpi.commands import COMMANDS
+from distq_mpi.commands import starts_mpi
 from distq_mpi.errors import DistqError
 from distq_mpi.launcher import give_up_hanging_ranks, launched_rank, launched_size
 
@@ -14,13 +14,12 @@ WITHOUT_MPI = {"--help", "-h", "--version", "--dry-run"}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit code. COLLECTIVE for those of `COMMANDS` with mpi."""
+    """Run one command and return its exit code. COLLECTIVE for those that start MPI."""
     give_up_hanging_ranks()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     argv = sys.argv[1:] if argv is None else argv
-    takes = COMMANDS.get(argv[0] if argv else "train", COMMANDS["train"])
-    if WITHOUT_MPI.isdisjoint(argv) and takes.mpi:
+    if WITHOUT_MPI.isdisjoint(argv) and starts_mpi(argv):
         return _run_on_all_ranks(argv)
     try:
         code = _run_without_mpi(argv)
@@ -110,6 +109,10 @@ def _run_on_all_ranks(argv: list[str]) -> int:
             from distq_mpi.judging import evaluate
 
             return evaluate(command, transport)
+        if argv[:1] == ["verify"]:
+            from distq_mpi.certificate_check import recompute
+
+            return recompute(command, transport)
         if argv[:1] == ["probe"]:
             from distq_mpi.probe import probe
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distq_mpi.commands import COMMANDS, FREE_ON_RESUME, SWITCHES, TOOLS
+from distq_mpi.commands import COMMANDS, FREE_ON_RESUME, SWITCHES, TOOLS, VALUED
 from distq_mpi.config import SECTIONS, Config, check, from_dict, to_dict
 from distq_mpi.errors import ConfigError
 from distq_mpi.keys import (
@@ -33,7 +33,7 @@ from distq_mpi.keys import (
     words,
 )
 
-NUMBERS = {"tries", "silent-s", "stuck-s", "runs"}
+NUMBERS = {"tries", "silent-s", "stuck-s", "runs", "samples", "delta", "check", "steps"}
 """Options of tools that are numbers."""
 
 
@@ -157,7 +157,7 @@ def _tool(
         merged.mistakes.append(f"--{key}: {name} takes {told}{hint}")
     keys = {key: options[key] for key in COMMANDS[name].keys if key in options}
     for key in sorted(options.keys() & NUMBERS):
-        if not options[key].replace(".", "", 1).isdecimal() or float(options[key]) <= 0:
+        if not _positive(options[key]):
             merged.mistakes.append(f"--{key}: {options[key]} must be a number > 0")
     merged.add_line(keys)
     merged.checked()
@@ -207,7 +207,7 @@ def _split(rest: list[str], mistakes: list[str]) -> tuple[list[str], dict[str, s
                 text = rest.pop(0)
             elif switch:
                 text = "true"
-            elif key in (*OPTIONS, "output", *SCHEMAS) or is_argument(key):
+            elif key in (*OPTIONS, *VALUED, *SCHEMAS) or is_argument(key):
                 mistakes.append(f"--{key}: needs a value")
                 continue
         options[key] = text
@@ -301,6 +301,13 @@ class _Merged:
             section: {key: value for key, value in keys.items() if f"{section}.{key}" not in bad}
             for section, keys in self.values.items()
         }
+
+
+def _positive(text: str) -> bool:
+    try:
+        return 0 < float(text) < float("inf")
+    except ValueError:
+        return False
 
 
 def _value(key: str, text: str) -> Any:

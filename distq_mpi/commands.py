@@ -36,12 +36,12 @@ COMMANDS = {
     "resume": Takes("one run directory", mpi=True),
     "evaluate": Takes(
         "one run directory or checkpoint",
-        options=("json",),
+        options=("json", "certificate", "samples", "delta", "check", "steps", "rewards"),
         keys=("evaluate.episodes", "evaluate.exact", "run.seed"),
         mpi=True,
     ),
     "info": Takes("one file or run directory"),
-    "verify": Takes("one or two run directories or files", 1, 2, ("json",)),
+    "verify": Takes("one or two run directories or files", 1, 2, ("json", "certificate")),
     "upgrade": Takes("one run directory or file", options=("output",)),
     "doctor": Takes("no operand", 0, 0, ("json",)),
     "probe": Takes("no operand", 0, 0, ("json",), mpi=True),
@@ -54,6 +54,16 @@ COMMANDS = {
     ),
     "validate": Takes("no operand", 0, 0, ("json", "full"), mpi=True),
 }
+VALUED = {"output", "certificate", "rewards"}
+"""Options of tools whose value may be any text but none."""
 SWITCHES = {"dry-run", "json", "full"}
 """Options without a value."""
 TOOLS = set(COMMANDS) - {"train", "resume"}
+
+
+def starts_mpi(argv: list[str]) -> bool:
+    """Whether this command line is one that every rank works on. Local."""
+    name = argv[0] if argv else "train"
+    if name == "verify":  # a file says what it holds by itself; what it is worth is much work
+        return any(word.split("=")[0] == "--certificate" for word in argv)
+    return COMMANDS.get(name, COMMANDS["train"]).mpi

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distq_mpi import checkpoint
+from distq_mpi import certificate_file, checkpoint, fresh
 from distq_mpi.architectures import Progress
 from distq_mpi.certificate import Certificate, Solver, solvable
 from distq_mpi.certificate import requests as certificate_requests
@@ -18,6 +18,7 @@ from distq_mpi.environments.base import Environment
 from distq_mpi.environments.sharing import share
 from distq_mpi.errors import FileError
 from distq_mpi.files import SLICE_ROWS, plain
+from distq_mpi.fresh import Asked, Sampled
 from distq_mpi.holding import Holding
 from distq_mpi.kernels import Kernel
 from distq_mpi.kernels.evaluation import evaluation_kernel
@@ -49,12 +50,26 @@ class _Found:
     refusals: list[str]
 
 
-def evaluate(command: Any, transport: Transport) -> int:
-    """Judge a table and print what is known of it; return the exit code. COLLECTIVE.
+@dataclass
+class Opened:
+    """A table that all ranks hold, whole or in blocks, and what it was learned on.
 
-    The numbers are those that `train` ends with, and the same on any number of ranks. Nothing is
-    written. Rank 0 alone reads the command and the file; a host holds the table once, or, where it
-    was learned `sharded`, a rank its block.
+    `found` is None on ranks other than 0.
+    """
+
+    found: _Found | None
+    config: Config
+    environment: Environment
+    record: Record
+    holding: Holding
+    exact: bool
+
+
+def opened(command: Any, transport: Transport) -> Opened:
+    """Read the table that a command names. COLLECTIVE.
+
+    Rank 0 alone reads the command and the file; a host holds the table once, or, where it was
+    learned `sharded`, a rank its block.
 
     Raises
     ------
@@ -73,26 +88,66 @@ def evaluate(command: Any, transport: Transport) -> int:
     if found is not None:
         found.environment = environment  # else it would keep a model whole that was cut
     record = record_of(config.learn, environment.n_actions)
-    with transport.same_outcome():
-        leads = transport.leads_node
-        kernels = load(_requests(config, environment, exact) if leads else None, transport)
     read = _read_blocks if config.parallel.architecture == "sharded" else _read
     header = found.header if found else None
     holding = read(header, record, environment.n_states, transport)
-    certificate, n_reachable = Certificate(kind="none"), None
-    if exact:
-        solver = Solver(environment, config.learn.discount, kernels, transport)
+    return Opened(found, config, environment, record, holding, exact)
+
+
+def certified(
+    table: Opened, asked: Asked | None, kernels: dict[str, Any]
+) -> tuple[Certificate, Sampled | None, int | None]:
+    """Return the exact certificate (of kind `none` where there is none), the one by samples where
+    it is asked for, and the number of reachable states. COLLECTIVE."""
+    certificate, n_reachable, sampled = Certificate(kind="none"), None, None
+    holding, discount = table.holding, table.config.learn.discount
+    if table.exact:
+        solver = Solver(table.environment, discount, kernels, holding.transport)
         solver.solve()
-        certificate = solver.certify(holding, tight=True)
-        n_reachable = solver.n_reachable
+        certificate, n_reachable = solver.certify(holding, tight=True), solver.n_reachable
+    if asked is not None:
+        sampled = fresh.certify(holding, table.environment, kernels, discount, asked)
+    return certificate, sampled, n_reachable
+
+
+def kernels_of(table: Opened, asked: Asked | None) -> dict[str, Any]:
+    """Load what `certified` and sampled evaluation need. COLLECTIVE."""
+    transport = table.holding.transport
+    with transport.same_outcome():
+        requested = None
+        if transport.leads_node:
+            requested = _requests(table, asked is not None)
+        return load(requested, transport)
+
+
+def evaluate(command: Any, transport: Transport) -> int:
+    """Judge a table and print what is known of it; return the exit code. COLLECTIVE.
+
+    The numbers are those that `train` ends with, and the same on any number of ranks. Nothing is
+    written but the file that `--certificate` names. Raises as `opened` and `fresh.certify`.
+    """
+    with transport.same_outcome():
+        asked = certificate_file.asked_of(command.options) if command is not None else None
+    asked = transport.broadcast(asked)
+    table = opened(command, transport)
+    found, config, environment, holding = (
+        table.found, table.config, table.environment, table.holding
+    )  # fmt: skip
+    kernels = kernels_of(table, asked)
+    certificate, sampled, n_reachable = certified(table, asked, kernels)
     evaluation = sample(config, environment, kernels, holding)
     sha256 = holding.sha256() if found or holding.blocks is not None else ""
+    with transport.same_outcome():
+        if found is not None and "certificate" in command.options:
+            path = Path(command.options["certificate"])
+            certificate_file.write(path, found.header, sha256, certificate, sampled)
     if found is not None:
         told = {
             **_facts(found),
             "states_reachable": n_reachable,
             "table_sha256": sha256,
             "certificate": asdict(certificate),
+            "sampled_certificate": asdict(sampled) if sampled else None,
             "evaluation": evaluation,
         }
         text = json.dumps(plain(told), indent=2, allow_nan=False)
@@ -123,12 +178,14 @@ def _find(command: Any, size: int) -> _Found:
     return _Found(header, config, environment, reason, refusals)
 
 
-def _requests(config: Config, environment: Environment, exact: bool) -> dict[str, Kernel]:
+def _requests(table: Opened, sampled: bool) -> dict[str, Kernel]:
+    environment, record = table.environment, table.record
     if environment.kind == "stepped":
         return {}
-    record = record_of(config.learn, environment.n_actions)
-    found = evaluation_kernel(config.learn, environment, record)
-    return found | (certificate_requests(environment, record.dtype) if exact else {})
+    found = evaluation_kernel(table.config.learn, environment, record)
+    if table.exact:
+        found |= certificate_requests(environment, record.dtype)
+    return found | (fresh.requests(environment, record.dtype) if sampled else {})
 
 
 def _read_blocks(
@@ -199,5 +256,7 @@ def _lines(found: _Found, told: dict[str, Any]) -> list[str]:
             f"  {'never learned':<20} {certificate['uncertified_pairs']:,} pairs of "
             f"{told['states_reachable']:,} reachable states"
         )
+    if told["sampled_certificate"]:
+        lines += certificate_file.lines_of(told["sampled_certificate"])
     return lines
 

@@ -65,11 +65,17 @@ def evaluate(
     episodes: Annotated[int | None, _named("--evaluate.episodes", "Greedy episodes.")] = None,
     exact: Annotated[bool | None, _named("--evaluate.exact", "Exact values, too.")] = None,
     seed: Annotated[int | None, _named("--run.seed", "Another one: other episodes.")] = None,
+    samples: Annotated[int, _named("--samples", "Fresh samples of a pair, for bounds.")] = 0,
+    delta: Annotated[float, _named("--delta", "Chance that those are wrong.")] = 0.05,
+    check: Annotated[int, _named("--check", "Number of this look at one run.")] = 1,
+    steps: Annotated[int, _named("--steps", "Most, where stepped in Python.")] = 1_000_000,
+    rewards: Annotated[str, _named("--rewards", "LEAST,MOST, where stepped.")] = "",
+    certificate: Annotated[str, _named("--certificate", "File to write the bounds to.")] = "",
     json: AsJson = False,
 ) -> None:
     """Judge the table of a run, or of one checkpoint: sampled returns, exact values and bounds.
 
-    The numbers are the same on any number of ranks. Nothing is written.
+    The numbers are the same on any number of ranks.
     """
 
 
@@ -88,10 +94,18 @@ def supervise(
     """
 
 
-def verify(first: str, second: str = "", /, *, json: AsJson = False) -> None:
+def verify(
+    first: str,
+    second: str = "",
+    /,
+    *,
+    certificate: Annotated[str, _named("--certificate", "Find its numbers again.")] = "",
+    json: AsJson = False,
+) -> None:
     """Check all checksums of a run's newest table or of a file; of two, compare the tables.
 
-    Exit code 0: whole, and the same table; 1: damaged; 3: the tables differ.
+    With a certificate, under mpirun on all ranks, what it claims of the one table.
+    Exit code 0: whole, and the same table; 1: damaged; 3: the tables, or the claims, differ.
     """
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.explicit import explicit_model
+from distq_mpi.errors import DistqError
 from distq_mpi.kernels import Kernel
 from distq_mpi.kernels.objects import LoadedKernel, load
 
@@ -177,6 +179,22 @@ class Alone:
         """Everybody's value on rank 0."""
         found = self._exchange(value)
         return found if self.rank == 0 else None
+
+    def gather_everywhere(self, value: Any) -> list[Any]:
+        """Everybody's value."""
+        return self._exchange(value)
+
+    @contextlib.contextmanager
+    def same_outcome(self) -> Iterator[None]:
+        """One rank's mistake is everybody's."""
+        error: DistqError | None = None
+        try:
+            yield
+        except DistqError as mistake:
+            error = mistake
+        for one in self._exchange(error):
+            if one is not None:
+                raise one
 
     def shift(self, array: np.ndarray, received: np.ndarray, distance: int = 1) -> None:
         """What the rank so far back gives."""

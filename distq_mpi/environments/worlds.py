@@ -20,7 +20,7 @@ from distq_mpi.environments.silence import shut, silence
 from distq_mpi.environments.spaces import Range
 from distq_mpi.environments.tape import Tape
 from distq_mpi.errors import ModelError
-from distq_mpi.kernels.draws import EVALUATION_RESET, RESET, threefry
+from distq_mpi.kernels.draws import CERTIFICATE, EVALUATION_RESET, RESET, threefry
 
 if TYPE_CHECKING:
     from distq_mpi.lanes import Lanes
@@ -304,3 +304,42 @@ def play(
         ) from error
     finally:
         shut(world)
+
+
+def wander(
+    kind: Kind, seed: int, check: int, episodes: range, longest: int
+) -> list[tuple[int, float, int, bool]]:
+    """Play episodes of uniformly random actions; return (pair, reward, next state, terminated) of
+    all their steps, in order. Local.
+
+    Every episode is a function of (seed, check, its number), as far as the environment is one of
+    its seed; none of a check is one of another, or of learning.
+
+    Raises ModelError naming episode, state and action where the environment raises.
+    """
+    index, element, n = kind.states.index, kind.actions.element, kind.actions.n
+    numbers = np.array(episodes, np.uint64)
+    seeds = reset_seeds(seed, numbers, check, CERTIFICATE)
+    world, met, where, k = kind.make(), [], "", 0
+    try:
+        with silence():
+            for k, word in enumerate(seeds):
+                where = f"reset(seed={word})"
+                draws = np.random.default_rng([seed, check, episodes[k]])
+                state, made = index(world.reset(seed=word)[0]), 0
+                over = False
+                while not over and made < longest:
+                    action = int(draws.integers(n))
+                    where = f"state {state}, action {action}"
+                    seen, reward, terminated, truncated, _ = world.step(element(action))
+                    following = index(seen)
+                    met.append((state * n + action, float(reward), following, bool(terminated)))
+                    state, made, over = following, made + 1, terminated or truncated
+    except Exception as error:  # whatever the user's environment raises
+        raise ModelError(
+            f"{kind.id}: certificate, episode {episodes[k]}, {where}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    finally:
+        shut(world)
+    return met

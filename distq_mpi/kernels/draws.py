@@ -22,6 +22,7 @@ Which bits of a draw serve what (part of the checkpoint's `format_version`):
 | | | 0 | 32-63 | fusion `mean` of signed clocks: rounding of the count |
 | EVALUATION | (step, episode) | 1 | 32-63 | the outcome in a sampled evaluation |
 | EVALUATION_RESET | (0, episode) | 0 | 0-63 | its start state (32-63: its seed, where stepped) |
+| CERTIFICATE | (check and sample, pair) | 1 | 32-63 | the outcome in a sampled certificate |
 """
 
 import numpy as np
@@ -37,6 +38,7 @@ INITIAL = u8(3)
 ROUNDING = u8(4)
 EVALUATION = u8(5)
 EVALUATION_RESET = u8(6)
+CERTIFICATE = u8(7)
 
 
 def rotate(x, k):

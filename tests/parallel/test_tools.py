@@ -110,3 +110,24 @@ def test_doctor_alone_prints_a_line_per_check(tmp_path: Path) -> None:
     ended = distq(0, "doctor", cwd=tmp_path)
     assert ended.code == 0, ended.out
     assert "1, without a launcher" in ended.out and ended.out.rstrip().endswith("0 wrong")
+
+
+def test_a_certificate_is_found_again_on_other_ranks(runs: Path, tmp_path: Path) -> None:
+    asked = ("--samples", "200", "--delta", "0.1", "--certificate", str(tmp_path / "claim.json"))
+    assert distq(2, "evaluate", "a", *asked, cwd=runs).code == 0
+    again = distq(3, "verify", "b", "--certificate", str(tmp_path / "claim.json"), cwd=runs)
+    assert again.code == 0 and "every number is found again" in again.out, again.err
+    claim = json.loads((tmp_path / "claim.json").read_text())
+    assert claim["sampled"]["uncertified_pairs"] == 0
+    assert claim["exact"]["q_error"] <= claim["sampled"]["q_error_bound"]
+    for part, key in (("exact", "policy_loss"), ("sampled", "q_error_bound")):
+        claim[part][key] *= 0.9
+    (tmp_path / "false.json").write_text(json.dumps(claim))
+    false = distq(2, "verify", "a", "--certificate", str(tmp_path / "false.json"), "--json",
+                  cwd=runs)  # fmt: skip
+    assert false.code == 3
+    assert [fault.split(" is ")[0] for fault in json.loads(false.out)["faults"]] == [
+        "exact policy_loss", "sampled q_error_bound",
+    ]  # fmt: skip
+    other = distq(0, "verify", "c", "--certificate", str(tmp_path / "claim.json"), cwd=runs)
+    assert other.code == 3 and "table_sha256" in other.out
