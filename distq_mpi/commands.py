@@ -50,7 +50,9 @@ COMMANDS = {
         ("tries", "silent-s", "stuck-s", "hosts-from"),
     ),
     "study": Takes(
-        "one of speedup, fusion, staleness, horizon", options=("json", "runs"), mpi=True
+        "one of speedup, fusion, staleness, horizon, communication",
+        options=("json", "runs"),
+        mpi=True,
     ),
     "validate": Takes("no operand", 0, 0, ("json", "full"), mpi=True),
 }

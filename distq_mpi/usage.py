@@ -139,7 +139,9 @@ def study(
     runs: Annotated[int, _named("--runs", "Runs, with other seeds, of every number.")] = 20,
     json: AsJson = False,
 ) -> None:
-    """Study how the error falls: speedup, fusion, staleness or horizon; under mpirun, on all ranks.
+    """Study how the error falls: speedup, fusion, staleness, horizon or communication.
+
+    Under mpirun, on all ranks.
 
     Exit code 0: it is as theory says; 1: it is not.
     """

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from distq_mpi.architectures import Allreduce
+from distq_mpi.study import reduced, regret
 from distq_mpi.study.judging import Told, judged
 from distq_mpi.study.problems import N_PLAYED, hard, two_states
 from distq_mpi.study.running import Runs, settings
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 Arm = Callable[["Transport"], Told]
 DISCOUNT = 0.9
 AGENTS = (1, 4, 16, 64)
+N_EPISODES = 30_000
 CONSTANT = {"step_size": "constant", "alpha": 0.05}
 FROZEN = {"target": "frozen", "frozen_rounds": 60, "step_size": "rescaled_linear"}
 
@@ -158,6 +161,49 @@ def horizon(n_runs: int) -> Iterator[Arm]:
     yield functools.partial(_horizon_arm, n_runs)
 
 
+def _regret_arm(n_runs: int, transport: Transport) -> Told:
+    """FedQ-Hoeffding with 10 agents against UCB-Hoeffding with one, on random problems."""
+    kernels = regret.kernels_of(transport)
+    found = [regret.regrets(seed, N_EPISODES, kernels, transport) for seed in range(n_runs)]
+    federated, alone, rounds, late = (
+        float(np.mean(column))
+        for column in zip(*((r.federated, r.alone, r.rounds, r.late_rounds) for r in found),
+                          strict=True)
+    )  # fmt: skip
+    fine = 0.9 <= federated / alone <= 1.1 and rounds < 2500 and late < 0.15 * rounds
+    return Told(
+        "FedQ-Hoeffding, 10 agents x 30,000 episodes, against one agent",
+        "regret / sqrt(episodes), rounds",
+        ["federated", "alone", "rounds", "rounds of the second half"],
+        [federated, alone, rounds, late], None, None, None,
+        "ratio .9 to 1.1, rounds < 2500, of the second half < 15 % (Zheng et al. 2024)",
+        "pass" if fine else "fail",
+    )  # fmt: skip
+
+
+def _reduced_arm(n_runs: int, transport: Transport) -> Told:
+    """Fed-DVR-Q: agents that share the samples out come to the same error, in as many rounds."""
+    agents = (1, 4, 16)
+    environment, optimal = hard(DISCOUNT)
+    found, drawn, rounds = [], [], []
+    for k in agents:
+        runs = [reduced.learn(environment, DISCOUNT, k, s, transport) for s in range(n_runs)]
+        found.append([float(np.abs(q - optimal).max()) for q, _, _ in runs])
+        drawn.append(runs[0][1])
+        rounds.append(runs[0][2])
+    told = ", ".join(f"{n:,}" for n in drawn)
+    source = f"samples of an agent {told}, {rounds[0]} rounds, 16 bits (Salgia & Chi 2024)"
+    one = judged("Fed-DVR-Q, error", "agents", agents, np.array(found), -0.1, 0.1, source)
+    return one if len(set(rounds)) == 1 else replace(one, verdict="fail")
+
+
+def communication(n_runs: int) -> Iterator[Arm]:
+    """What few messages can do: regret in few rounds; samples shared out among agents."""
+    yield functools.partial(_regret_arm, min(n_runs, 10))
+    yield functools.partial(_reduced_arm, n_runs)
+
+
 STUDIES: dict[str, Callable[[int], Iterator[Arm]]] = {
     "speedup": speedup, "fusion": fusion, "staleness": staleness, "horizon": horizon,
+    "communication": communication,
 }  # fmt: skip

@@ -149,6 +149,11 @@ def _woo(bench: Bench) -> tuple[float, ...]:
     return means["count"], means["importance"], means["mean"]
 
 
+def _ratio(means: list[float]) -> float:
+    """Of the regrets of ten agents and of one."""
+    return means[0] / means[1]
+
+
 def _speedy(bench: Bench) -> tuple[float, ...]:
     found = [
         bench.values(
@@ -301,6 +306,14 @@ ROWS = (
     Row(
         "S-live-50", "Speedup, 50 live steps between fusions: it is flat", 0.0,
         lambda b: _arm(b, "speedup", 2, 20).slope, 0.15,
+    ),
+    Row(
+        "S-FedQ", "FedQ-Hoeffding / UCB-Hoeffding: ratio of regrets", 1.0,
+        lambda b: _ratio(_arm(b, "communication", 0, 10).means), 0.1, full=True,
+    ),
+    Row(
+        "S-Fed-DVR", "Fed-DVR-Q, 1, 4 and 16 agents that share samples out: error",
+        (0.062, 0.067, 0.064), lambda b: tuple(_arm(b, "communication", 1, 20).means), 0.01,
     ),
     Row(
         "S-horizon", "Rounds of frozen targets over 1 / (1 - g): slope", 1.0,

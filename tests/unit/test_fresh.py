@@ -58,7 +58,8 @@ def test_ranks_do_not_matter(size: int, blocks: bool) -> None:
 
 
 def test_other_seeds_and_checks_are_other_samples() -> None:
-    environment = environments.make(EnvConfig(id="garnet", kwargs={"states": 20, "actions": 2, "branching": 5}))
+    kwargs = {"states": 20, "actions": 2, "branching": 5}
+    environment = environments.make(EnvConfig(id="garnet", kwargs=kwargs))
     kernels = compiled(fresh.requests(environment, np.dtype(np.float64)))
     bounds = [
         judged(environment, Alone(), kernels, samples=50, **more).q_error_bound

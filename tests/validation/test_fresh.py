@@ -41,7 +41,9 @@ def held(q: np.ndarray) -> Holding:
     return Holding(rows, 0, None, Alone())
 
 
-def judged(environment: Environment, q: np.ndarray, kernels: dict[str, Any], **asked: Any) -> Sampled:
+def judged(
+    environment: Environment, q: np.ndarray, kernels: dict[str, Any], **asked: Any
+) -> Sampled:
     return fresh.certify(held(q), environment, kernels, DISCOUNT, Asked(**asked))
 
 
