@@ -41,7 +41,7 @@ class EnvConfig:
     """What is learned on."""
 
     id: str = "FrozenLake8x8-v1"
-    """Gymnasium id, built-in name, module:Law, or a model file (.npz, .h5, .hdf5)."""
+    """Gymnasium id, built-in name, module:Law, or model file; several with commas: one an agent."""
     kwargs: dict[str, Value] = field(default_factory=dict)
     """Arguments of the environment: --env.kwargs.NAME VALUE."""
     max_episode_steps: Annotated[int, Ge(0), Le(2**32 - 1)] = 0

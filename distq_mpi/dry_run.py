@@ -34,5 +34,5 @@ def dry_run(command: Any, size: int) -> str:
         n_pairs = environment.n_states * record_of(config.learn, environment.n_actions).width
         sent = FUSIONS[config.parallel.fusion].sent_bytes(config, n_pairs, size)
         lines.append(f"# a round sends {readable(sent)} of contributions per rank")
-    lines += [f"# warning: {warning}" for warning in warnings(config)]
+    lines += [f"# warning: {warning}" for warning in warnings(config, environment)]
     return "\n".join(lines)

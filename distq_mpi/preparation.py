@@ -32,6 +32,7 @@ from distq_mpi.config import (
     to_dict,
     to_toml,
 )
+from distq_mpi.environments import variants
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.checking import check_all
 from distq_mpi.environments.sharing import share
@@ -163,7 +164,7 @@ def settle(
     stepped = environment.kind == "stepped"
     config = resolve(config, *shape, size, solvable=exact, stepped=stepped)
     config = replace(config, learn=with_horizon(config.learn, environment))
-    mistakes = check(config) + [
+    mistakes = check(config) + variants.mistakes(environment, config) + [
         f"stop.{name}: needs exact values, but {reason}; use stop.mean_return, stop.steps or "
         "stop.wall_time_s instead"
         for name in EXACT_TARGETS
@@ -232,6 +233,8 @@ def with_architecture(
     replica on every rank would not fit `parallel.memory_bytes`, else by `allreduce`. Local."""
     if config.parallel.architecture != "auto":
         return config
+    if environment.variants:
+        return replace(config, parallel=replace(config.parallel, architecture="allreduce"))
     shape = environment.n_states, environment.n_actions
     replicas = replace(config, parallel=replace(config.parallel, architecture="allreduce"))
     resolved = resolve(replicas, *shape, size, solvable=False)
@@ -241,9 +244,9 @@ def with_architecture(
     return replace(config, parallel=replace(config.parallel, architecture="sharded"))
 
 
-def warnings(config: Config) -> list[str]:
+def warnings(config: Config, environment: Environment) -> list[str]:
     """What the user should know of a resolved configuration that will run all the same. Local."""
-    learn, found = config.learn, []
+    learn, found = config.learn, variants.warnings(environment, config)
     in_step = config.parallel.architecture == "server" and config.parallel.staleness == 0
     if config.parallel.architecture == "allreduce" or in_step:
         found += FUSIONS[config.parallel.fusion].warnings(config)
@@ -411,7 +414,7 @@ def watch(prepared: Prepared, transport: Transport, quiet: bool = False) -> Moni
             )
             if prepared.decision:
                 monitor.event("decision", prepared.decision)
-            for warning in warnings(prepared.config):
+            for warning in warnings(prepared.config, prepared.environment):
                 monitor.event("warning", warning)
             for refusal in prepared.refusals:
                 monitor.event("refused", refusal)

@@ -80,7 +80,7 @@ class Allreduce(Host):
         self.config, self.transport, self.kernels = config, transport, kernels
         self.n_states, self.n_actions = environment.n_states, environment.n_actions
         self.followed = True
-        self.params, self.stepped = environment.params, environment.kind == "stepped"
+        self.params_of, self.stepped = environment.params_of, environment.kind == "stepped"
         self.n_agents, self.n_lanes = config.parallel.agents, config.parallel.lanes
         self.generative = config.learn.sampling == "generative"
         self.per_step = self.n_lanes
@@ -117,7 +117,7 @@ class Allreduce(Host):
         self.pending = self.progress
         for agent in self.agents:
             agent.control[loop.EXPLORE] = self._explore_of(agent.number)
-            agent.begin(kernels.get("begin"), self.base.q, self.params)
+            agent.begin(kernels.get("begin"), self.base.q, self.params_of(agent.number))
         if self.protects:
             self.kept[:] = 0
             for agent in self.agents:
@@ -745,7 +745,7 @@ class Allreduce(Host):
         if name == "learn":
             seen = base.q if self.frozen else replica.q
             return (seen, replica.q, replica.clock_words,
-                    *agent.learning_arrays(self.draws, self.params), agent.control,
+                    *agent.learning_arrays(self.draws, self.params_of(agent.number)), agent.control,
                     self.rates[:2].copy(), agent.totals)  # fmt: skip
         if name == "adopt":
             return (fresh.q, fresh.clock_words, base.clock_words, replica.q, replica.clock_words,

@@ -82,7 +82,7 @@ class Served(Host):
     ) -> None:
         self.config, self.transport, self.kernels = config, transport, kernels
         self.n_states, self.n_actions = environment.n_states, environment.n_actions
-        self.params, self.stepped = environment.params, environment.kind == "stepped"
+        self.params_of, self.stepped = environment.params_of, environment.kind == "stepped"
         self.n_agents, self.n_lanes = config.parallel.agents, config.parallel.lanes
         self.followed, self.exchange_time_s = True, 0.0
         self.record = record_of(config.learn, self.n_actions)
@@ -146,8 +146,8 @@ class Served(Host):
                 for rows in (self.base, self.replica):
                     initialise(rows, 0, *self._given)
         given = (
-            self.base, self.replica, self.blocks, self.n_servers, room, self.params, self.rates,
-            self.kernels, self.post,
+            self.base, self.replica, self.blocks, self.n_servers, room, self.params_of,
+            self.rates, self.kernels, self.post,
         )  # fmt: skip
         n_lanes = int(self.lanes_of_agents.counts.max())
         most = config.parallel.cache_rows
@@ -168,7 +168,7 @@ class Served(Host):
 
     def _begin(self, agent: Any) -> None:
         agent.control[loop.EXPLORE] = self._explore()
-        agent.begin(self.kernels["begin"], self.base.q, self.params)
+        agent.begin(self.kernels["begin"], self.base.q, self.params_of(agent.number))
 
     @staticmethod
     def check(config: Any, stepped: bool) -> None:

@@ -45,11 +45,12 @@ class Worker:
     cached = False
 
     def __init__(
-        self, base: Rows, replica: Rows, blocks: Partition, n_servers: int, room: int, params: Any,
-        rates: np.ndarray, kernels: dict[str, LoadedKernel], post: Post,
+        self, base: Rows, replica: Rows, blocks: Partition, n_servers: int, room: int,
+        params_of: Any, rates: np.ndarray, kernels: dict[str, LoadedKernel], post: Post,
     ) -> None:  # fmt: skip
         self.base, self.replica, self.blocks, self.post = base, replica, blocks, post
-        self.n_servers, self.kernels, self.params, self.rates = n_servers, kernels, params, rates
+        self.n_servers, self.kernels, self.rates = n_servers, kernels, rates
+        self.params_of = params_of
         self.words = 1 + base.record.row_bytes // 8
         self.known = np.zeros(n_servers, np.uint64)
         self.keys = self.places = np.zeros(1, np.uint64)
@@ -98,8 +99,8 @@ class Worker:
         if agent.number not in self._bound:
             self._bound[agent.number] = self.kernels["learn"].bind(
                 self.replica.q, self.replica.q, self.replica.clock_words,
-                *agent.learning_arrays(self.draws, self.params), agent.control, self.rates,
-                agent.totals,
+                *agent.learning_arrays(self.draws, self.params_of(agent.number)), agent.control,
+                self.rates, agent.totals,
             )  # fmt: skip
         agent.learn(self._bound[agent.number], now + 1, n_steps)
         return n_steps
@@ -189,7 +190,7 @@ class CachingWorker(Worker):
         steps[caching.STEPS_DONE] = 0
         call = self.kernels["learn"].bind(
             self.replica.q, self.replica.clock_words, self.keys, self.wanted, self.slots,
-            *agent.lanes.arrays(), self.params, steps, self.rates, totals,
+            *agent.lanes.arrays(), self.params_of(agent.number), steps, self.rates, totals,
         )  # fmt: skip
         while True:
             call()

@@ -52,6 +52,8 @@ class Environment:
     and `outcome` may be asked of; None = all. State numbers stay those of the whole model."""
     source: Any = None
     """What reads the rows of a model that nobody holds (`model_file.Source`); None elsewhere."""
+    variants: tuple[tuple[Any, ...], ...] = ()
+    """`params` of the environments of which this one is the mean; () = agents all have this one."""
     explores_starts: bool = False
     """Whether every state is a start state by `exploring_starts`, not by the environment's law."""
     trusted: bool = True
@@ -69,3 +71,7 @@ class Environment:
     """Of a stepped environment, which has no functions: what makes it (`worlds.Kind`)."""
     summary: str = ""
     """One line for the user about what was built."""
+
+    def params_of(self, agent: int) -> tuple[Any, ...]:
+        """Return the `params` that an agent learns with. Local."""
+        return self.variants[agent % len(self.variants)] if self.variants else self.params

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
-from typing import Any, Protocol
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Protocol, cast
 
 from distq_mpi.environments.arguments import call
 from distq_mpi.environments.base import Environment
@@ -15,6 +17,7 @@ from distq_mpi.environments.laws import import_law, law_environment
 from distq_mpi.environments.logged import PREFIX, read_log
 from distq_mpi.environments.model_file import SUFFIXES, look_over, read_model
 from distq_mpi.environments.sparse import ACTION, read_sparse_model
+from distq_mpi.environments.variants import SEPARATOR, mean_model
 from distq_mpi.errors import ModelError
 
 BUILT_IN = ("garnet", "grid")
@@ -51,9 +54,10 @@ def make(config: EnvironmentConfig, held_below: int | None = None) -> Environmen
     """Make the environment a configuration names. Local, not collective.
 
     `config.id` is a Gymnasium id (`Taxi-v4`, `module:Name-v0`), `garnet`, `grid`, `module:Law` or
-    a file `*.npz`, `*.h5`, `*.hdf5`, files `*{action}*.npz`, or `log:FILE`; `config.kwargs` go to
-    whatever makes it. held_below : HDF5 files of so many transitions or more are looked over and
-    not held (see `model_file.look_over`); None = all are held.
+    a file `*.npz`, `*.h5`, `*.hdf5`, files `*{action}*.npz`, or `log:FILE`, or several of these
+    with commas between them (see `variants`); `config.kwargs` go to whatever makes it. held_below :
+    HDF5 files of so many transitions or more are looked over and not held (see
+    `model_file.look_over`); None = all are held.
 
     Raises
     ------
@@ -61,11 +65,27 @@ def make(config: EnvironmentConfig, held_below: int | None = None) -> Environmen
         If the id is unknown, the arguments do not fit, or the result is not a Markov decision
         process.
     """
+    if SEPARATOR in config.id and config.id != SEPARATOR:
+        return mean_model(config.id, [make(part) for part in _parts(config)])
     found = _without_gymnasium(config, held_below)
     if found is not None:
         return _uncut(found, config)
     from distq_mpi.environments.gymnasium_models import gymnasium_model
     return gymnasium_model(config, BUILT_IN)
+
+
+def _parts(config: EnvironmentConfig) -> Iterator[Any]:
+    """The configuration of each variant: `id?name=value&name=value` adds to the arguments."""
+    for text in config.id.split(SEPARATOR):
+        id, _, added = text.partition("?")
+        kwargs = dict(config.kwargs)
+        for pair in filter(None, added.split("&")):
+            name, _, value = pair.partition("=")
+            try:
+                kwargs[name] = tomllib.loads(f"x = {value}")["x"]
+            except tomllib.TOMLDecodeError:
+                kwargs[name] = value
+        yield replace(cast(Any, config), id=id, kwargs=kwargs)
 
 
 def make_world(config: EnvironmentConfig) -> Any:

@@ -41,7 +41,7 @@ def share(
             environment, cuts = whole(environment), None
     if environment is not None:
         unset = dict.fromkeys(FUNCTIONS)
-        bare = replace(environment, params=(), **unset)  # type: ignore[arg-type]
+        bare = replace(environment, params=(), variants=(), **unset)  # type: ignore[arg-type]
         bare = (bare, tuple(ARRAY if _is_array(p) else p for p in environment.params), cuts)
     shared, params, cuts = transport.broadcast(bare)
     if cuts is not None:
@@ -57,12 +57,22 @@ def share(
                 )
     if ARRAY not in params:
         return guarded(environment or replace(shared, params=params))
-    told = None
+    told: list[tuple[Any, ...]] | None = None
     if transport.rank == 0 and environment is not None:
-        told = tuple(filter(_is_array, environment.params))
-    arrays = iter(transport.share_on_node(told))
-    params = tuple(next(arrays) if p == ARRAY else p for p in params)
-    return guarded(replace(environment or shared, params=params))
+        told = [environment.params, *environment.variants]
+    n_told = transport.broadcast(told and len(told))
+    mine, *variants = (
+        _on_node(told[k] if told else None, params, transport) for k in range(n_told)
+    )
+    return guarded(replace(environment or shared, params=mine, variants=tuple(variants)))
+
+
+def _on_node(
+    told: tuple[Any, ...] | None, params: tuple[Any, ...], transport: Transport
+) -> tuple[Any, ...]:
+    """The params that rank 0 tells, with arrays that a host has once. COLLECTIVE."""
+    arrays = iter(transport.share_on_node(told and tuple(filter(_is_array, told))))
+    return tuple(next(arrays) if p == ARRAY else p for p in params)
 
 
 def _is_array(param: Any) -> bool:

@@ -112,6 +112,11 @@ def combinations() -> dict[str, dict[str, Any]]:
         "learn": {"rule": "double_q", **signed},
         "parallel": {"fusion": "mean", "steps_per_round": 20},
     }
+    found["variants mean"] = {
+        "env": {"id": "garnet?seed=1,garnet?seed=2,garnet?seed=3",
+                "kwargs": {"states": 50, "actions": 3, "branching": 4}},
+        "parallel": {"fusion": "mean", "steps_per_round": 1},
+    }  # fmt: skip
     found["grid law float32"] = {
         "env": {"id": "grid", "kwargs": {"rows": 9, "columns": 11, "slip": 0.2}},
         "learn": {"dtype": "float32"},
