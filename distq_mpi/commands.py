@@ -51,12 +51,12 @@ COMMANDS = {
     ),
     "study": Takes(
         "one of speedup, fusion, staleness, horizon, communication",
-        options=("json", "runs"),
+        options=("json", "runs", "figures"),
         mpi=True,
     ),
-    "validate": Takes("no operand", 0, 0, ("json", "full"), mpi=True),
+    "validate": Takes("no operand", 0, 0, ("json", "full", "figures"), mpi=True),
 }
-VALUED = {"output", "certificate", "rewards"}
+VALUED = {"output", "certificate", "rewards", "figures"}
 """Options of tools whose value may be any text but none."""
 SWITCHES = {"dry-run", "json", "full"}
 """Options without a value."""

@@ -21,6 +21,7 @@ def _named(name: str, text: str) -> Any:
 
 
 AsJson = Annotated[bool, _named("--json", "Print JSON.")]
+Figures = Annotated[str, _named("--figures", "Folder for a figure of every curve.")]
 
 
 def show(argv: list[str]) -> None:
@@ -137,6 +138,7 @@ def study(
     /,
     *,
     runs: Annotated[int, _named("--runs", "Runs, with other seeds, of every number.")] = 20,
+    figures: Figures = "",
     json: AsJson = False,
 ) -> None:
     """Study how the error falls: speedup, fusion, staleness, horizon or communication.
@@ -150,6 +152,7 @@ def study(
 def validate(
     *,
     full: Annotated[bool, _named("--full", "All rows, not the quick set.")] = False,
+    figures: Figures = "",
     json: AsJson = False,
 ) -> None:
     """Compute the published and exact numbers of docs/validation.md; under mpirun, on all ranks.

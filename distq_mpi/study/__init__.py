@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from distq_mpi.errors import ConfigError
 from distq_mpi.files import plain
 from distq_mpi.study.arms import STUDIES
+from distq_mpi.study.figures import curve_of, draw, require
 from distq_mpi.study.judging import Told
 
 if TYPE_CHECKING:
@@ -24,12 +25,15 @@ def study(command: Any, transport: Transport) -> int:
 
     Raises ConfigError for a study that there is none of.
     """
-    told = None
+    told, folder = None, ""
     with transport.same_outcome():
         if command is not None:
             name = command.operands[0]
             if name not in STUDIES:
                 raise ConfigError(f"study: {name} is none of {', '.join(STUDIES)}")
+            folder = command.options.get("figures", "")
+            if folder:
+                require(folder)
             told = name, int(float(command.options.get("runs", RUNS))), command.json
     name, n_runs, as_json = transport.broadcast(told)
     found: list[Told] = []
@@ -39,5 +43,8 @@ def study(command: Any, transport: Transport) -> int:
             print(found[-1].in_words(), flush=True)
     if transport.rank == 0 and as_json:
         print(json.dumps(plain([vars(one) for one in found]), indent=2))
+    with transport.same_outcome():
+        if folder:
+            draw(filter(None, map(curve_of, found)), folder)
     transport.close()
     return int(any(one.verdict == "fail" for one in found))

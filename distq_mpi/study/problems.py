@@ -6,6 +6,7 @@ import numpy as np
 
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.explicit import explicit_model
+from distq_mpi.environments.variants import mean_model
 
 N_PLAYED = 20
 """Actions of the problem of Woo, Joshi and Chi, and agents that play one each."""
@@ -52,3 +53,39 @@ def two_states(seed: int, discount: float) -> tuple[Environment, np.ndarray]:
         q = backed.sum(axis=2)
         values = q.max(axis=1)
     return model, q
+
+
+def two_chains() -> Environment:
+    """The mean of two chains of two states and one action, rewards 0 and 1: one may stay in 0 and
+    stays in 1, the other changes state (theory's T17)."""
+    parts = [
+        explicit_model("chain", 2, 1, [0, 2, 4], [0, 1, 0, 1], p, [0.0, 0.0, 1.0, 1.0])
+        for p in ([0.9, 0.1, 0.0, 1.0], [0.0, 1.0, 1.0, 0.0])
+    ]
+    return mean_model("two chains", parts)
+
+
+def mazes(n: int, seed: int, discount: float, size: int = 5) -> tuple[Environment, np.ndarray]:
+    """The mean of n random mazes, in which a third of the moves is blocked and 1 is paid for the
+    last cell, which ends an episode; and its Q* (S, 4). After Wang, Yang & Su (2024)."""
+    rng, moves, n_cells = np.random.default_rng(seed), ((-1, 0), (0, 1), (1, 0), (0, -1)), size**2
+    parts, goal = [], n_cells - 1
+    for _ in range(n):
+        free, ahead = rng.random((n_cells, 4)) > 1 / 3, np.empty((n_cells, 4), np.int64)
+        for cell, k in np.ndindex(n_cells, 4):
+            row, column = cell // size + moves[k][0], cell % size + moves[k][1]
+            inside = 0 <= row < size and 0 <= column < size and free[cell, k]
+            ahead[cell, k] = row * size + column if inside else cell
+        reached = ahead.reshape(-1) == goal
+        parts.append(explicit_model(
+            "maze", n_cells, 4, np.arange(4 * n_cells + 1), ahead.reshape(-1),
+            np.ones(4 * n_cells), reached.astype(float), reached,
+        ))  # fmt: skip
+    mean = mean_model("mazes", parts)
+    rows, code = np.repeat(np.arange(4 * n_cells), np.diff(mean.params[0])), mean.params[1][1::2]
+    new, goes_on = (code >> np.uint64(1)).astype(np.int64), (code & np.uint64(1)) == 0
+    q = np.zeros((n_cells, 4))
+    for _ in range(round(40 / (1 - discount))):
+        worth = mean.params[3] * (mean.params[2] + discount * goes_on * q.max(axis=1)[new])
+        q = np.bincount(rows, worth, 4 * n_cells).reshape(q.shape)
+    return mean, q

@@ -74,3 +74,27 @@ class Runs:
         """Largest |Q - optimal| after so many rounds."""
         state = self.table(seed, lambda state: state.progress.round >= n_rounds, first)
         return float(np.abs(state.base.values - optimal).max())
+
+
+def fused_in_turn(
+    transport: Transport, environment: Environment, agents: int, period: int, n_rounds: int,
+    discount: float, *, first: float = 0.0, **learn: Any,
+) -> list[np.ndarray]:  # fmt: skip
+    """Return the table (S, A) after each of so many rounds of `period` sweeps, fused by the mean.
+
+    COLLECTIVE. first : value of every pair at the start. learn : of constant steps.
+    """
+    learn = {"discount": discount, "sampling": "generative", "step_size": "constant", **learn}
+    config = settings(
+        environment, learn, agents=agents, lanes=agents, steps_per_round=period, fusion="mean"
+    )
+    found: list[np.ndarray] = []
+
+    def enough(state: Any) -> bool:
+        if state.progress.round > len(found):
+            found.append(state.base.values.copy())
+        return len(found) == n_rounds
+
+    shape = environment.n_states, environment.n_actions
+    Runs(transport, environment, config).table(0, enough, np.full(shape, first))
+    return found

@@ -11,6 +11,7 @@ import numpy as np
 
 from distq_mpi.errors import DistqError
 from distq_mpi.files import plain
+from distq_mpi.study.figures import draw, require
 from distq_mpi.validation.bench import Bench, missing
 from distq_mpi.validation.rows import ROWS, Row
 
@@ -35,8 +36,14 @@ class Judged:
 
 def validate(command: Any, transport: Transport) -> int:
     """Compute the rows, print the table; return 0, or 1 where one fails. COLLECTIVE."""
-    told = transport.broadcast((command.json, "full" in command.options) if command else None)
-    as_json, full = told
+    told, folder = None, ""
+    with transport.same_outcome():
+        if command is not None:
+            folder = command.options.get("figures", "")
+            if folder:
+                require(folder)
+            told = command.json, "full" in command.options
+    as_json, full = transport.broadcast(told)
     bench, found = Bench(transport), []
     if transport.rank == 0 and not as_json:
         print(_line("id", "task", "expected", "ours", "error", "verdict"), flush=True)
@@ -46,6 +53,9 @@ def validate(command: Any, transport: Transport) -> int:
             print("\n".join(_lines(found[-1])), flush=True)
     if transport.rank == 0:
         print(summary(found) if not as_json else told_as_json(found))
+    with transport.same_outcome():
+        if folder:
+            draw(bench.curves, folder)
     transport.close()
     return int(any(one.verdict == "fail" for one in found))
 

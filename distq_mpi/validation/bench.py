@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from distq_mpi.environments.base import Environment
 from distq_mpi.environments.sharing import share
 from distq_mpi.kernels.objects import load
 from distq_mpi.keys import choices, keyword_names
+from distq_mpi.study.figures import Curve, curve_of
+from distq_mpi.study.judging import Told
 
 if TYPE_CHECKING:
     from distq_mpi.transport import Transport
@@ -61,6 +63,18 @@ class Bench:
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
         self._solved: dict[tuple[Any, ...], Solved] = {}
+        self.curves: list[Curve] = []
+
+    def curve(
+        self, name: str, over: str, at: Iterable[float], values: np.ndarray, what: str
+    ) -> None:
+        """Keep a curve for a figure. Local."""
+        self.curves.append(Curve(name, over, what, list(at), values.tolist()))
+
+    def told(self, line: Told) -> None:
+        """Keep what a line of a study found for a figure, where it is a curve. Local."""
+        if (curve := curve_of(line)) is not None:
+            self.curves.append(curve)
 
     def solved(self, id: str, discount: float, **kwargs: Any) -> Solved:
         """Exact values of what `env.id` and `env.kwargs` name; kept."""

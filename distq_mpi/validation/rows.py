@@ -12,7 +12,10 @@ from distq_mpi.config import EnvConfig
 from distq_mpi.environments import make
 from distq_mpi.study.arms import STUDIES
 from distq_mpi.study.judging import Told
+from distq_mpi.study.problems import mazes, two_chains
+from distq_mpi.study.running import fused_in_turn
 from distq_mpi.validation.bench import Bench, Solved
+from distq_mpi.validation.copies import Runs, left_percent
 from distq_mpi.validation.textbook import (
     car_rental,
     dyna_maze,
@@ -139,7 +142,9 @@ def _relative(found: float, expected: float) -> float:
 
 def _arm(bench: Bench, study: str, number: int, n_runs: int) -> Told:
     """What a line of a study comes to."""
-    return list(STUDIES[study](n_runs))[number](bench.transport)
+    told = list(STUDIES[study](n_runs))[number](bench.transport)
+    bench.told(told)
+    return told
 
 
 def _woo(bench: Bench) -> tuple[float, ...]:
@@ -154,6 +159,48 @@ def _ratio(means: list[float]) -> float:
     return means[0] / means[1]
 
 
+def _left_at(bench: Bench, rule: str) -> tuple[float, ...]:
+    """Sutton & Barto's figure 6.5; 2.9 is four standard errors of the difference of two studies."""
+    found = left_percent(rule, 10_000, bench.transport)
+    bench.curve(f"V19, {rule}", "episode", range(1, 301), found, "% left")
+    return tuple(float(found[k - 1]) for k in (1, 5, 10, 20, 50, 100, 300))
+
+
+def _online(bench: Bench) -> tuple[float, ...]:
+    """Mean returns of 300 runs under Q-learning, SARSA, Expected SARSA."""
+    cliff = make(EnvConfig(id="CliffWalking-v1"))
+    found = (
+        Runs(cliff, 300, 500, 2000, 0.5, rule, bench.transport)
+        for rule in ("q_learning", "sarsa", "expected_sarsa")
+    )
+    return tuple(runs.mean_return(100, 500)[0] for runs in found)
+
+
+def _differing(bench: Bench) -> tuple[float, ...]:
+    """Means over rounds of the fused table; backups are linear with one action."""
+    pair = two_chains()
+    found: list[float] = []
+    for period, n_rounds in ((2, 40_000), (10, 20_000)):
+        tables = fused_in_turn(bench.transport, pair, 2, period, n_rounds, 0.9, alpha=0.5)
+        found += np.mean(tables[n_rounds // 10 :], axis=0).reshape(-1).tolist()
+    return tuple(found)
+
+
+def _mazes(bench: Bench) -> tuple[float, ...]:
+    """What is left of the error after 16,000 steps."""
+    world, optimal = mazes(20, 1, 0.99)
+    ends = []
+    for period in (1, 10, 40, 200):
+        tables = fused_in_turn(
+            bench.transport, world, 20, period, 16_000 // period, 0.99, first=2.0, alpha=0.2
+        )
+        errors = np.abs(np.array(tables) - optimal).max(axis=(1, 2))
+        bench.curve(f"V23, {period} local steps", "round", range(1, len(errors) + 1), errors,
+                    "error")  # fmt: skip
+        ends.append(float(errors[-10:].mean()))
+    return tuple(ends)
+
+
 def _speedy(bench: Bench) -> tuple[float, ...]:
     found = [
         bench.values(
@@ -164,8 +211,6 @@ def _speedy(bench: Bench) -> tuple[float, ...]:
     ]  # fmt: skip
     return tuple(10.0 - float(q[0, 0]) for q in found)
 
-
-TEST_ONLY = "needs one table per lane; computed by tests/validation/"
 
 ROWS = (
     Row("V1", "FrozenLake 4x4, discount .99: V*(0), sum V*", (0.5420259320, 6.3398195383), _lake),
@@ -259,16 +304,25 @@ ROWS = (
         ),
     ),
     Row(
-        "V19", "Maximization bias, % left at episode 300: Q, Double Q", (11.9, 6.9),
-        lambda b: None, absent=TEST_ONLY + "test_rules.py",
+        "V19", "Maximization bias, % left at episode 1 to 300: Q-learning",
+        (49.7, 68.5, 86.3, 94.0, 82.6, 46.1, 11.9), lambda b: _left_at(b, "q_learning"), 2.9,
+        full=True,
+    ),
+    Row(
+        "V19-double", "same: Double Q", (50.2, 49.8, 44.5, 28.0, 13.7, 9.8, 6.9),
+        lambda b: _left_at(b, "double_q"), 2.9, full=True,
     ),
     Row(
         "V22", "Woo et al. (2023), T = 2000: count, importance, mean", (0.098, 0.224, 0.328),
         _woo, 0.03,
     ),
     Row(
-        "V23", "Wang et al. (2024): agents in different mazes", (), lambda b: None,
-        absent="needs an environment per agent",
+        "T17", "Two agents in two environments, 2 and 10 local steps: fixed points",
+        (4.69917, 5.95291, 4.58794, 6.94766), _differing, 0.04,
+    ),
+    Row(
+        "V23", "20 agents in 20 mazes: error after 1, 10, 40, 200 local steps a round",
+        (0.0, 0.01990, 0.04703, 0.20967), _mazes, 1e-4, full=True,
     ),
     Row(
         "T1-rescaled", "error left / (1 / (1 + (1 - g) N)), g .99, N 1e6", 1.0,
@@ -289,7 +343,7 @@ ROWS = (
     ),
     Row(
         "T3", "CliffWalking, mean return of episodes 100 to 500: three rules",
-        (-49.6, -27.9, -21.1), lambda b: None, absent=TEST_ONLY + "test_rules.py",
+        (-49.6, -27.9, -21.1), _online, 2.5, full=True,
     ),
     Row(
         "T5", "Speedy Q, one state, g .9: error after 1, 2, 10, 100",

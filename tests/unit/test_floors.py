@@ -50,6 +50,7 @@ DOORS = {
         "environments/gymnasium_models.py", "environments/registry.py", "environments/spaces.py",
         "environments/stepped.py", "environments/vector.py",
     },
+    "matplotlib": {"study/figures.py"},
     "rich": {"monitor/console.py"},
     "cyclopts": {"usage.py"},
     "pydantic": {"keys.py"},

@@ -7,147 +7,13 @@ own, so that no table is shared.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import numpy as np
 import pytest
 
 from distq_mpi.config import EnvConfig
 from distq_mpi.environments import Environment, make
-from distq_mpi.environments.explicit import explicit_model
-from distq_mpi.kernels import Kernel, loop
-from distq_mpi.kernels.exploration import best_of, entry, epsilon_greedy, sum_of_parts
-from distq_mpi.lanes import Lanes
-from distq_mpi.table import record_of
-from tests.driving import Learner
-from tests.stand_in import compiled, config
-
-u8, i8 = np.uint64, np.int64
-
-
-def copies(environment: Environment, n: int, n_episodes: int) -> Environment:
-    """`n` copies of an environment, one per lane, which keep a record of their episodes.
-
-    `params` are the environment's own, its number of states, and int64 arrays: calls (1,), episode
-    (n,), age (n,), and per number of the episode: how many have ended, and how many chose action 0
-    first; float64: the return so far (n,), the sum and the sum of squares of returns.
-    """
-    inner_step, inner_start = environment.law_step, environment.law_start
-
-    def law_start(bits, params):  # type: ignore[no-untyped-def]
-        inner, n_states, calls, episode = params[0], params[1], params[2], params[3]
-        # The loop takes the lanes in turn, and every lane makes one transition per step.
-        return inner_start(bits, inner) + u8(calls[0] % episode.size) * u8(n_states)
-
-    def law_step(state, action, bits, params):  # type: ignore[no-untyped-def]
-        inner, n_states, calls, episode, age, ended, first, gain, total, squares = params
-        copy = state // u8(n_states)
-        new, reward, terminated = inner_step(state - copy * u8(n_states), action, bits, inner)
-        calls[0] += 1
-        number = u8(episode[copy])
-        if number < u8(ended.size):
-            if age[copy] == 0 and action == u8(0):
-                first[number] += 1
-            age[copy] += 1
-            gain[copy] += reward
-            if terminated:
-                ended[number] += 1
-                total[number] += gain[copy]
-                squares[number] += gain[copy] * gain[copy]
-                episode[copy] += 1
-                age[copy], gain[copy] = 0, 0.0
-        return new + copy * u8(n_states), reward, terminated
-
-    whole = (np.zeros(1, i8), np.zeros(n, i8), np.zeros(n, i8))
-    counts = (np.zeros(n_episodes, i8), np.zeros(n_episodes, i8))
-    sums = (np.zeros(n), np.zeros(n_episodes), np.zeros(n_episodes))
-    return replace(
-        environment,
-        n_states=n * environment.n_states,
-        params=(environment.params, environment.n_states, *whole, *counts, *sums),
-        law_step=law_step,
-        law_start=law_start,
-    )
-
-
-class Runs:
-    """What `n` independent runs of `n_episodes` did."""
-
-    def __init__(
-        self, environment: Environment, n: int, n_episodes: int, steps: int, alpha: float,
-        rule: str, choose_first: Any = None, seed: int = 1, discount: float = 1.0,
-    ) -> None:  # fmt: skip
-        world = copies(environment, n, n_episodes)
-        learn = config(
-            rule=rule, step_size="constant", alpha=alpha, discount=discount, epsilon=0.1
-        ).learn
-        requests = loop.learning_kernels(
-            learn, world, record_of(learn, environment.n_actions), Lanes(0, 1)
-        )
-        if choose_first is not None:
-            requests = {
-                name: Kernel(k.template, {**k.parts, "choose_first": choose_first}, k.arguments)
-                for name, k in requests.items()
-            }
-        learner = Learner(world, learn, n, epsilon=0.1, seed=seed, kernels=dict(compiled(requests)))
-        learner.begin()
-        for _ in range(1000):
-            learner.learn(steps)
-            if world.params[5][-1] == n:
-                break
-        _, _, _, _, _, ended, self.first, _, self.total, self.squares = world.params
-        assert np.all(ended == n)
-        assert np.array_equal(  # every lane has stayed in its copy
-            learner.lane("state") // environment.n_states, np.arange(n)
-        )
-        self.n = n
-        self.values = learner.rows.policy_values().reshape(n, environment.n_states, -1)
-
-    def mean_return(self, first: int, stop: int) -> tuple[float, float]:
-        """Mean return over episodes [first, stop), and its standard error if all were independent.
-        """
-        count = self.n * (stop - first)
-        mean = self.total[first:stop].sum() / count
-        return mean, float(np.sqrt((self.squares[first:stop].sum() / count - mean**2) / count))
-
-
-# ---- maximization bias
-
-N_REWARDS = 1024
-LEFT, B_ACTIONS = 0, 10
-
-
-def quantiles() -> np.ndarray:
-    """Equally likely rewards with mean -0.1 and variance 1 that lie as those of a normal law do."""
-    from scipy.stats import norm
-
-    z = norm.ppf((np.arange(N_REWARDS) + 0.5) / N_REWARDS)
-    return np.asarray(z / z.std() - 0.1)
-
-
-def two_states() -> Environment:
-    """A (0): action 0 to B (1), any other ends with 0. B: every action ends, reward N(-0.1, 1)."""
-    rows = [([1], [1.0], [0.0], [0])] + [([0], [1.0], [0.0], [1])] * (B_ACTIONS - 1)
-    reward = quantiles()
-    rows += [([1] * N_REWARDS, [1 / N_REWARDS] * N_REWARDS, reward, [1] * N_REWARDS)] * B_ACTIONS
-    indptr = np.cumsum([0, *(len(row[0]) for row in rows)])
-    following, probability, rewards, ends = (
-        np.concatenate([np.asarray(row[k]) for row in rows]) for k in range(4)
-    )
-    return explicit_model(
-        "bias", 2, B_ACTIONS, indptr, following, probability, rewards, ends, [1.0, 0.0]
-    )
-
-
-def left_percent(rule: str, n: int) -> np.ndarray:
-    """In how many of `n` runs, %, an episode begins with left, by the episode's number from 0."""
-    at = sum_of_parts(B_ACTIONS) if rule == "double_q" else entry
-    # In A there are two actions only; the rest of its row is never chosen.
-    choose = loop.first_action(best_of(2, at), epsilon_greedy(2, at), 2, False)
-    runs = Runs(two_states(), n, 300, 601, 0.1, rule, choose)
-    return 100.0 * runs.first / n
-
+from distq_mpi.validation.copies import Runs, left_percent
+from tests.stand_in import Alone
 
 BIAS = {
     "q_learning": (49.7, 68.5, 86.3, 94.0, 82.6, 46.1, 11.9),
@@ -160,7 +26,7 @@ EPISODES = (1, 5, 10, 20, 50, 100, 300)
 def test_T2_V19_maximization_bias(rule: str) -> None:
     """10,000 runs here and there: each number within four standard errors of the difference."""
     n = 10_000
-    found = left_percent(rule, n)
+    found = left_percent(rule, n, Alone())
     for episode, wanted in zip(EPISODES, BIAS[rule], strict=True):
         share = wanted / 100.0
         error = 100.0 * np.sqrt(2.0 * share * (1.0 - share) / n)
@@ -190,7 +56,7 @@ def test_T3_online_return_on_the_cliff(
     cliff: Environment, rule: str, alpha: float, wanted: float
 ) -> None:
     """Mean return of episodes 100 to 500 with epsilon .1, discount 1."""
-    mean, error = Runs(cliff, 300, 500, 2000, alpha, rule).mean_return(100, 500)
+    mean, error = Runs(cliff, 300, 500, 2000, alpha, rule, Alone()).mean_return(100, 500)
     assert mean == pytest.approx(wanted, abs=2.0 + 4.0 * error)
 
 
@@ -239,7 +105,7 @@ def test_V7_V8_q_learning_walks_along_the_edge(cliff: Environment) -> None:
     assert soft_return(cliff, best.argmax(axis=1)) == pytest.approx(-45.803322, abs=1e-6)
     # Behaviour breaks the ties above the edge at random, and so comes back to it sooner.
     ties = soft_return(cliff, tied / tied.sum(axis=1, keepdims=True))
-    runs = Runs(cliff, 300, 3000, 2000, 0.5, "q_learning")
+    runs = Runs(cliff, 300, 3000, 2000, 0.5, "q_learning", Alone())
     edge = slice(24, 37)
     assert runs.values[:, edge] == pytest.approx(np.tile(best[edge], (300, 1, 1)), abs=1e-3)
     assert {path_length(cliff, values.argmax(axis=1)) for values in runs.values} == {13}
@@ -248,7 +114,7 @@ def test_V7_V8_q_learning_walks_along_the_edge(cliff: Environment) -> None:
 
 
 def test_V7_V8_expected_sarsa_finds_the_best_of_soft_policies(cliff: Environment) -> None:
-    runs = Runs(cliff, 300, 3000, 2000, 0.5, "expected_sarsa")
+    runs = Runs(cliff, 300, 3000, 2000, 0.5, "expected_sarsa", Alone())
     policies = runs.values.argmax(axis=2)
     assert {path_length(cliff, policy) for policy in policies} == {15}
     exact = [soft_return(cliff, policy) for policy in policies]
@@ -263,7 +129,7 @@ def test_V7_V8_sarsa_keeps_away_from_the_edge(cliff: Environment) -> None:
     top[:12], top[[11, 23, 35]] = RIGHT, DOWN
     assert path_length(cliff, top) == 17
     assert soft_return(cliff, top) == pytest.approx(-22.272817, abs=1e-6)
-    runs = Runs(cliff, 300, 3000, 2000, 0.1, "sarsa")
+    runs = Runs(cliff, 300, 3000, 2000, 0.1, "sarsa", Alone())
     lengths = np.array([path_length(cliff, v.argmax(axis=1)) for v in runs.values])
     assert np.mean(np.isin(lengths, (15, 17))) > 0.97  # it never settles under a constant alpha
     mean, error = runs.mean_return(2000, 3000)
