@@ -50,7 +50,7 @@ COMMANDS = {
         ("tries", "silent-s", "stuck-s", "hosts-from"),
     ),
     "study": Takes(
-        "one of speedup, fusion, staleness, horizon, communication",
+        "one of speedup, fusion, staleness, horizon, communication, heterogeneity",
         options=("json", "runs", "figures"),
         mpi=True,
     ),

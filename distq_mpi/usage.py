@@ -141,7 +141,8 @@ def study(
     figures: Figures = "",
     json: AsJson = False,
 ) -> None:
-    """Study how the error falls: speedup, fusion, staleness, horizon or communication.
+    """Study how the error falls: speedup, fusion, staleness, horizon, communication or
+    heterogeneity.
 
     Under mpirun, on all ranks.
 

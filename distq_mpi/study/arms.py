@@ -12,8 +12,16 @@ import numpy as np
 from distq_mpi.architectures import Allreduce
 from distq_mpi.study import reduced, regret
 from distq_mpi.study.judging import Told, judged
-from distq_mpi.study.problems import N_PLAYED, hard, two_states
-from distq_mpi.study.running import Runs, settings
+from distq_mpi.study.problems import (
+    N_PLAYED,
+    best_policy,
+    hard,
+    mazes,
+    policy_worth,
+    random_models,
+    two_states,
+)
+from distq_mpi.study.running import Runs, fused_in_turn, settings
 
 if TYPE_CHECKING:
     from distq_mpi.transport import Transport
@@ -203,7 +211,64 @@ def communication(n_runs: int) -> Iterator[Arm]:
     yield functools.partial(_reduced_arm, n_runs)
 
 
+def _average_arm(n_runs: int, transport: Transport) -> Told:
+    """Policies for the mean of five models, and for each alone, in those five and in 20 others.
+
+    What exact backups fused after every step converge to is solved for; agents are not simulated.
+    """
+    found = []
+    for seed in range(transport.rank, n_runs, transport.size):
+        chances, rewards = random_models(25, seed)
+        seen = chances[:5]
+        fused, apart = [best_policy(seen.mean(axis=0), rewards, DISCOUNT)], [
+            best_policy(p, rewards, DISCOUNT) for p in seen
+        ]
+        worths = [
+            [[policy_worth(p, rewards, policy, DISCOUNT) for p in chances] for policy in policies]
+            for policies in (fused, apart)
+        ]
+        found.append([
+            float(np.mean(np.array(one)[:, part])) - 0.5 / (1 - DISCOUNT)
+            for one in worths for part in (slice(0, 5), slice(5, 25))
+        ])  # fmt: skip
+    told = [row for part in transport.gather_everywhere(found) for row in part]
+    means = np.mean(sorted(told), axis=0).tolist()
+    fine = means[0] - means[2] >= 0.2 and means[1] - means[3] >= 0.2
+    return Told(
+        "one policy for five environments", "mean value - 5, in those, in 20 others",
+        ["fused", "fused, others", "alone", "alone, others"], means, None, None, None,
+        "fused at least .2 above alone, in both (Jin et al. 2022)", "pass" if fine else "fail",
+    )  # fmt: skip
+
+
+def _local_steps_arm(n_runs: int, transport: Transport) -> Told:
+    """Error of 20 agents in 20 mazes after 8,000 steps, over local steps between fusions."""
+    periods, found = (1, 10, 40, 200), []
+    for period in periods:
+        errors = []
+        for seed in range(n_runs):
+            world, optimal = mazes(20, seed, 0.99)
+            tables = fused_in_turn(
+                transport, world, 20, period, 8_000 // period, 0.99, first=2.0, alpha=0.2
+            )
+            errors.append(float(np.abs(tables[-1] - optimal).max()))
+        found.append(errors)
+    means = np.mean(found, axis=1).tolist()
+    fine = means[0] < 1e-9 and bool(np.all(np.diff(means) > 0))
+    return Told(
+        "20 agents in 20 mazes", "local steps", list(map(float, periods)), means, None, None, None,
+        "one local step converges, more end further off (Wang, Yang & Su 2024)",
+        "pass" if fine else "fail",
+    )  # fmt: skip
+
+
+def heterogeneity(n_runs: int) -> Iterator[Arm]:
+    """Agents in different environments: what one table is worth to all, and where it ends."""
+    yield functools.partial(_average_arm, 150)
+    yield functools.partial(_local_steps_arm, max(1, n_runs // 5))
+
+
 STUDIES: dict[str, Callable[[int], Iterator[Arm]]] = {
     "speedup": speedup, "fusion": fusion, "staleness": staleness, "horizon": horizon,
-    "communication": communication,
+    "communication": communication, "heterogeneity": heterogeneity,
 }  # fmt: skip

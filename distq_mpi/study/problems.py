@@ -65,13 +65,28 @@ def two_chains() -> Environment:
     return mean_model("two chains", parts)
 
 
+def random_models(n: int, seed: int, n_states: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Chances (n, S, A, S) of n models that share their rewards, (S, A), as many actions as states.
+
+    Rewards and chances are uniform, of which four in five are 0. Jin, Peng, Yang, Wang & Zhang
+    (2022), "Federated reinforcement learning with environment heterogeneity", section 6.
+    """
+    rng, shape = np.random.default_rng(seed), (n_states, n_states)
+    rewards = rng.random(shape)
+    chances = (rng.random((n, *shape, n_states)) < 0.2) * rng.random((n, *shape, n_states))
+    empty = chances.sum(axis=3) == 0
+    chances[empty, rng.integers(n_states, size=int(empty.sum()))] = 1.0
+    return chances / chances.sum(axis=3, keepdims=True), rewards
+
+
 def mazes(n: int, seed: int, discount: float, size: int = 5) -> tuple[Environment, np.ndarray]:
     """The mean of n random mazes, in which a third of the moves is blocked and 1 is paid for the
     last cell, which ends an episode; and its Q* (S, 4). After Wang, Yang & Su (2024)."""
     rng, moves, n_cells = np.random.default_rng(seed), ((-1, 0), (0, 1), (1, 0), (0, -1)), size**2
     parts, goal = [], n_cells - 1
     for _ in range(n):
-        free, ahead = rng.random((n_cells, 4)) > 1 / 3, np.empty((n_cells, 4), np.int64)
+        free = rng.random((n_cells, 4)) > 1 / 3
+        ahead = np.empty((n_cells, 4), np.int64)
         for cell, k in np.ndindex(n_cells, 4):
             row, column = cell // size + moves[k][0], cell % size + moves[k][1]
             inside = 0 <= row < size and 0 <= column < size and free[cell, k]
@@ -87,5 +102,20 @@ def mazes(n: int, seed: int, discount: float, size: int = 5) -> tuple[Environmen
     q = np.zeros((n_cells, 4))
     for _ in range(round(40 / (1 - discount))):
         worth = mean.params[3] * (mean.params[2] + discount * goes_on * q.max(axis=1)[new])
-        q = np.bincount(rows, worth, 4 * n_cells).reshape(q.shape)
+        q = np.bincount(rows, weights=worth, minlength=4 * n_cells).reshape(q.shape)
     return mean, q
+
+
+def best_policy(p: np.ndarray, rewards: np.ndarray, discount: float) -> np.ndarray:
+    """The optimal policy (S,) of chances (S, A, S) and rewards (S, A)."""
+    v = np.zeros(len(p))
+    for _ in range(round(30 / (1 - discount))):
+        v = (rewards + discount * p @ v).max(axis=1)
+    return np.asarray((rewards + discount * p @ v).argmax(axis=1))
+
+
+def policy_worth(p: np.ndarray, rewards: np.ndarray, policy: np.ndarray, discount: float) -> float:
+    """The mean over states of a policy's value."""
+    states = np.arange(len(p))
+    flow = np.eye(len(p)) - discount * p[states, policy]
+    return float(np.linalg.solve(flow, rewards[states, policy]).mean())

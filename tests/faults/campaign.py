@@ -83,7 +83,8 @@ def draw(random_: random.Random, cell: str) -> Draw:
         phase = random_.choice(phases)
         if victims == [0] and random_.random() < 0.2:
             phase = "write"
-        if FREE.get(cell, set()) & set(victims) and phase == "push":  # a server never does
+        # A server never pushes, and who takes the place of a lost one has become one.
+        if phase == "push" and FREE.get(cell, set()) & {*victims, *map(int, found.deaths)}:
             phase = "move"
         for victim in victims:
             alive.remove(victim)
