@@ -102,7 +102,7 @@ def mazes(n: int, seed: int, discount: float, size: int = 5) -> tuple[Environmen
     q = np.zeros((n_cells, 4))
     for _ in range(round(40 / (1 - discount))):
         worth = mean.params[3] * (mean.params[2] + discount * goes_on * q.max(axis=1)[new])
-        q = np.bincount(rows, weights=worth, minlength=4 * n_cells).reshape(q.shape)
+        q[...] = np.bincount(rows, weights=worth, minlength=4 * n_cells).reshape(q.shape)
     return mean, q
 
 
