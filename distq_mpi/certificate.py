@@ -118,6 +118,18 @@ class Solver:
         """
         return None if self._optimal is None else self._optimal[: self.planner.mask.size]
 
+    def reachable(self) -> np.ndarray:
+        """Return for all states, uint8 (S,), whether an episode can come there. COLLECTIVE."""
+        planner = self.planner
+        if planner.alone:
+            found: np.ndarray = self.transport.broadcast(planner.mask if self._plans else None)
+            return found
+        whole = np.zeros(self.environment.n_states, np.uint8)
+        first, stop = planner.rows.block(self.transport.rank)
+        whole[first:stop] = planner.mask
+        self.transport.allgather_rows(whole, planner.rows)
+        return whole
+
     def solve(self) -> None:
         """Find V*, to within 1e-12 of the value range or what float64 can give.
 

@@ -61,7 +61,8 @@ class Asked:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A certificate by fresh samples. In units of reward; over all pairs.
+    """A certificate by fresh samples. In units of reward; over all pairs, or those of reachable
+    states where they are known.
 
     It is wrong with at most the chance `delta`. `q_error_floor` : |Q - Q*| is no less.
     `uncertified_pairs` were tried less than `samples` times: bounds hold where no certified pair
@@ -89,9 +90,12 @@ def requests(environment: Environment, q_dtype: Any) -> dict[str, Kernel]:
 
 def certify(
     holding: Holding, environment: Environment, kernels: dict[str, Any], discount: float,
-    asked: Asked,
+    asked: Asked, inside: np.ndarray | None = None,
 ) -> Sampled:  # fmt: skip
     """Return the certificate of a table, on every rank; COLLECTIVE.
+
+    inside : uint8 (S,), not 0 for the states that are spoken of, which no transition may leave;
+    None: all. Where the environment is stepped in Python it is not read.
 
     Its numbers are a function of table, environment and `asked`, not of the number of ranks. Every
     rank holds the largest value of every state.
@@ -116,7 +120,8 @@ def certify(
             raise ModelError(f"{environment.id}: the table has values that are not finite")
     if environment.kind == "stepped":
         return _by_wandering(holding, environment, v, discount, asked)
-    return _by_drawing(holding, environment, kernels, v, discount, asked, rows)
+    inside = np.ones(environment.n_states, np.uint8) if inside is None else inside
+    return _by_drawing(holding, environment, kernels, v, inside, discount, asked, rows)
 
 
 def _refuse(environment: Environment, discount: float, asked: Asked) -> None:
@@ -173,22 +178,23 @@ def _told(
 
 def _by_drawing(
     holding: Holding, environment: Environment, kernels: dict[str, Any], v: np.ndarray,
-    discount: float, asked: Asked, rows: Partition,
+    inside: np.ndarray, discount: float, asked: Asked, rows: Partition,
 ) -> Sampled:  # fmt: skip
-    """All pairs, `samples` of each, by the rank that has the row."""
-    transport, pairs = holding.transport, environment.n_states * environment.n_actions
+    """All pairs inside, `samples` of each, by the rank that has the row."""
+    transport, states = holding.transport, np.flatnonzero(inside)
+    pairs = len(states) * environment.n_actions
     told = np.array([-np.inf, -np.inf, 0.0])
-    kernels["rewards"](environment.params, np.array(rows.block(transport.rank)), told)
+    kernels["rewards"](environment.params, inside, np.array(rows.block(transport.rank)), told)
     transport.max_float(told)
     least = -told[1] if asked.least_reward is None else asked.least_reward
     most = told[0] if asked.most_reward is None else asked.most_reward
     ends = bool(told[2])
-    rates = _rates(v, discount, asked, least, most, ends, pairs)
+    rates = _rates(v[states], discount, asked, least, most, ends, pairs)
     found = np.array([-np.inf, -np.inf, -np.inf, 0.0])
     control = np.zeros(5, np.uint64)
     for piece in holding.slices(rows):
         control[:] = piece.start, piece.stride, asked.samples, asked.seed, asked.check
-        kernels["certify"](piece.q, v, environment.params, control, rates, found)
+        kernels["certify"](piece.q, v, inside, environment.params, control, rates, found)
     transport.max_float(found)
     return _told(transport, found, rates, ends, asked, pairs, 0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,28 +96,31 @@ def opened(command: Any, transport: Transport) -> Opened:
 
 
 def certified(
-    table: Opened, asked: Asked | None, kernels: dict[str, Any]
-) -> tuple[Certificate, Sampled | None, int | None]:
-    """Return the exact certificate (of kind `none` where there is none), the one by samples where
-    it is asked for, and the number of reachable states. COLLECTIVE."""
-    certificate, n_reachable, sampled = Certificate(kind="none"), None, None
+    table: Opened, asked: Sequence[Asked], kernels: dict[str, Any]
+) -> tuple[Certificate, list[Sampled], int | None]:
+    """Return the exact certificate (of kind `none` where there is none), those by samples that are
+    asked for, and the number of reachable states. COLLECTIVE."""
+    certificate, n_reachable, reachable = Certificate(kind="none"), None, None
     holding, discount = table.holding, table.config.learn.discount
     if table.exact:
         solver = Solver(table.environment, discount, kernels, holding.transport)
         solver.solve()
         certificate, n_reachable = solver.certify(holding, tight=True), solver.n_reachable
-    if asked is not None:
-        sampled = fresh.certify(holding, table.environment, kernels, discount, asked)
+        reachable = solver.reachable() if asked else None
+    sampled = [
+        fresh.certify(holding, table.environment, kernels, discount, one, reachable)
+        for one in asked
+    ]
     return certificate, sampled, n_reachable
 
 
-def kernels_of(table: Opened, asked: Asked | None) -> dict[str, Any]:
+def kernels_of(table: Opened, asked: Sequence[Asked]) -> dict[str, Any]:
     """Load what `certified` and sampled evaluation need. COLLECTIVE."""
     transport = table.holding.transport
     with transport.same_outcome():
         requested = None
         if transport.leads_node:
-            requested = _requests(table, asked is not None)
+            requested = _requests(table, bool(asked))
         return load(requested, transport)
 
 
@@ -127,14 +131,16 @@ def evaluate(command: Any, transport: Transport) -> int:
     written but the file that `--certificate` names. Raises as `opened` and `fresh.certify`.
     """
     with transport.same_outcome():
-        asked = certificate_file.asked_of(command.options) if command is not None else None
-    asked = transport.broadcast(asked)
+        one = certificate_file.asked_of(command.options) if command is not None else None
+    one = transport.broadcast(one)
+    asked = [one] if one is not None else []
     table = opened(command, transport)
     found, config, environment, holding = (
         table.found, table.config, table.environment, table.holding
     )  # fmt: skip
     kernels = kernels_of(table, asked)
-    certificate, sampled, n_reachable = certified(table, asked, kernels)
+    certificate, found_by_samples, n_reachable = certified(table, asked, kernels)
+    sampled = found_by_samples[0] if asked else None
     evaluation = sample(config, environment, kernels, holding)
     sha256 = holding.sha256() if found or holding.blocks is not None else ""
     with transport.same_outcome():

@@ -46,10 +46,11 @@ def note(found, mean, variance, n, value, rates):
     found[FLOOR] = max(found[FLOOR], abs(residual) - width)
 
 
-def certify(q, v, params, control, rates, found):
+def certify(q, v, inside, params, control, rates, found):
     """Draw fresh transitions of the pairs of a slice, and enter what they say of b = TQ - Q.
 
-    q : flat values of the slice; v : float64 (S,), max Q of all states. control : uint64 (5,):
+    q : flat values of the slice; v : float64 (S,), max Q of all states. inside : uint8 (S,), 0 for
+    states that are left out. control : uint64 (5,):
     first state, stride of q, samples of a pair, seed, number of the check. rates : float64 (5,):
     discount, range of a sample, log(pairs / d), least and largest reward that the range allows.
     found : float64 (4,), raised where less: largest b + h, largest h - b, largest |b| - h, samples
@@ -60,6 +61,8 @@ def certify(q, v, params, control, rates, found):
     count = control[CHECK] << CHECK_SHIFT
     for s in range(n_states):
         state = first + u8(s)
+        if inside[state] == 0:
+            continue
         for a in range(N_ACTIONS):
             pair = state * u8(N_ACTIONS) + u8(a)
             origin, total, squares = 0.0, 0.0, 0.0
@@ -78,10 +81,13 @@ def certify(q, v, params, control, rates, found):
             note(found, origin + total / n, variance, f8(n), value, rates)
 
 
-def rewards(params, states, found):
+def rewards(params, inside, states, found):
     """Raise found, float64 (3,), to the largest reward, minus the least, and whether (1.0) any
-    transition terminates, of the pairs of states [first, stop); states : int64 (2,)."""
+    transition terminates, of the pairs of states [first, stop) that are inside; states : int64
+    (2,)."""
     for s in range(states[0], states[1]):
+        if inside[s] == 0:
+            continue
         for a in range(N_ACTIONS):
             for i in range(outcomes(i8(s), i8(a), params)):
                 probability, _, reward, terminated = outcome(i8(s), i8(a), i8(i), params)
@@ -96,11 +102,12 @@ def fresh_kernels(environment: Any, q_dtype: Any) -> dict[str, Kernel]:
     parts = {"N_ACTIONS": environment.n_actions}
     sampled = {**parts, "law_step": environment.law_step}
     listed = {**parts, "outcomes": environment.outcomes, "outcome": environment.outcome}
-    params = environment.params
+    params, inside = environment.params, np.zeros(1, np.uint8)
     return {
         "certify": Kernel(
             certify, sampled,
-            (np.zeros(1, q_dtype), np.zeros(1), params, np.zeros(5, u8), np.zeros(5), np.zeros(4)),
+            (np.zeros(1, q_dtype), np.zeros(1), inside, params, np.zeros(5, u8), np.zeros(5),
+             np.zeros(4)),
         ),
-        "rewards": Kernel(rewards, listed, (params, np.zeros(2, i8), np.zeros(3))),
+        "rewards": Kernel(rewards, listed, (params, inside, np.zeros(2, i8), np.zeros(3))),
     }  # fmt: skip
