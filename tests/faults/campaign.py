@@ -18,7 +18,7 @@ ROUNDS = ("--parallel.agents", "4", "--stop.rounds", str(N_ROUNDS),
 GARNET = ("--env.id", "garnet", "--env.kwargs.states", "20000", "--env.kwargs.actions", "4",
           "--env.kwargs.branching", "2", "--evaluate.exact", "false")  # fmt: skip
 SHARDED = ("--parallel.architecture", "sharded", "--parallel.protect", "partner",
-           "--parallel.lanes", "64", "--parallel.steps_per_round", "100", "--env.id", "grid",
+           "--parallel.lanes", "64", "--parallel.steps_per_round", "400", "--env.id", "grid",
            "--env.kwargs.rows", "50", "--env.kwargs.columns", "50", "--stop.rounds", str(N_ROUNDS),
            "--checkpoint.every_rounds", "5")  # fmt: skip
 CELLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
