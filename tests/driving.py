@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from distq_mpi.architectures import Allreduce
+from distq_mpi.architectures.tiles import Tiles
 from distq_mpi.environments.base import Environment
 from distq_mpi.fusion import FUSIONS, FixedPoint, fusion_kernels
 from distq_mpi.kernels import loop
@@ -108,6 +109,7 @@ class Fuser:
             )  # fmt: skip
         self.each: list[list[np.ndarray]] = []
         self.lifetime = np.zeros(n_pairs, np.uint64)
+        self.touched = np.zeros(Tiles.number(n_states, self.record.width), np.uint8)
         scale = FixedPoint(self.n_agents, exponent, exponent)
         self.rates = np.array(
             [settings.learn.discount, step_parameter(settings.learn), scale.scale, scale.bound]
@@ -135,7 +137,8 @@ class Fuser:
         sums = [self.sums[name] for name in SUMS]
         if self.fusion.maximum:
             sums = [self.sums[name] for name in ("values", "visits", "winner")]
-        self.kernels["contribute"](*learned, *sums, self.rates, found)
+        tiles = () if self.fusion.maximum else (self.touched,)
+        self.kernels["contribute"](*learned, *sums, self.rates, found, *tiles)
         return found
 
     def fuse(self) -> Rows:
@@ -152,7 +155,7 @@ class Fuser:
         else:
             self.kernels["fuse"](
                 *tables, *(self.sums[name] for name in SUMS), self.lifetime, self.control,
-                self.rates, self.unstable,
+                self.rates, self.unstable, np.ones_like(self.touched),
             )  # fmt: skip
         return self.next
 

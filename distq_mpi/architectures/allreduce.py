@@ -30,6 +30,7 @@ from distq_mpi.architectures.schedules import (
     next_period,
     sweep_period,
 )
+from distq_mpi.architectures.tiles import Tiles
 from distq_mpi.files import SLICE_ROWS
 from distq_mpi.fusion import FixedPoint, adopts, fusion_kernels, fusion_of
 from distq_mpi.holding import Holding
@@ -50,6 +51,8 @@ WHOLE_BYTES = 1 << 19
 TILE = 1 << 13
 """Pairs that are added up at a time, in cache."""
 LINE_BYTES = 64
+SPARSE_RULES = ("q_learning", "sarsa", "expected_sarsa", "double_q")
+"""Rules that count a visit wherever they write."""
 
 
 class Allreduce(Host):
@@ -229,8 +232,8 @@ class Allreduce(Host):
     def _lifetimes_of(self, node_rank: int, n_pairs: int) -> list[np.ndarray]:
         """Visits, of even and odd rounds, that a rank of this host counts in common memory."""
         assert self.memory is not None
-        words = self.memory.own[node_rank].view(np.uint64)[self.sums.size :]
-        half = words.size // 2
+        words = self.memory.own[node_rank].view(np.uint64)[self._sums_words :]
+        half = self._visits_words // 2
         return [words[:n_pairs], words[half : half + n_pairs]]
 
     def held_visits(self) -> dict[int, np.ndarray]:
@@ -294,9 +297,16 @@ class Allreduce(Host):
         n_bytes = self.n_states * self.record.row_bytes
         padded = -(-n_bytes // LINE_BYTES) * LINE_BYTES
         self._sums_words = sums_bytes // 8
+        self._visits_words = 2 * int(self.blocks.counts.max()) * self.width * self.protects
         if sums_bytes:
-            visits = 16 * int(self.blocks.counts.max()) * self.width if self.protects else 0
-            self.memory = self.transport.host_memory(2 * padded, sums_bytes + visits)
+            n_tiles = Tiles.number(self.n_states, self.width)
+            own = sums_bytes + 8 * self._visits_words + -(-n_tiles // 8) * 8
+            self.memory = self.transport.host_memory(2 * padded, own)
+        learn, one_host = self.config.learn, self.memory is not None and not self.memory.across[1:]
+        counts_all = learn.rule in SPARSE_RULES and learn.n_steps == 1 and not self.frozen
+        self.tiles = Tiles(self.n_states, self.width, one_host and counts_all)
+        if self.tiles.sparse:
+            self.tiles.touched = self._touched_of(self.transport.node_rank)
         if self.memory is None:
             self.tables = [Rows(self.record, self.n_states), Rows(self.record, self.n_states)]
             return
@@ -310,6 +320,12 @@ class Allreduce(Host):
         """Contributions of a rank of this host, one part after the other."""
         assert self.memory is not None
         return self.memory.own[node_rank].view(np.int64)[: self._sums_words]
+
+    def _touched_of(self, node_rank: int) -> np.ndarray:
+        """Flags of the tiles that the agents of a rank of this host have touched."""
+        assert self.memory is not None
+        flags = self.memory.own[node_rank][8 * (self._sums_words + self._visits_words) :]
+        return flags[: Tiles.number(self.n_states, self.width)]
 
     @property
     def visits(self) -> np.ndarray:
@@ -338,11 +354,15 @@ class Allreduce(Host):
         if self.memory is None or self._dirty:  # owners clear what they have added up
             self.sums[:] = 0
         self._dirty = True
+        self.tiles.begin()
         if self.fusion.maximum and not self._lone:
             self.parts["values"][:] = -np.inf
         n_steps = self.steps_of_round()
         for k, agent in enumerate(self.agents):
-            self.replica.raw[:] = self.base.raw
+            row_bytes = self.record.row_bytes
+            for start, stop in self.tiles.replica_runs():
+                rows = slice(start * row_bytes, stop * row_bytes)
+                self.replica.raw[rows] = self.base.raw[rows]
             if self.frozen:
                 self.replica.clock[...] = 0
             agent.lanes.copy_from(agent.committed)
@@ -351,6 +371,7 @@ class Allreduce(Host):
             if self._forgets:
                 agent.lanes.forget()
             self._call("adopt" if self._lone else "contribute", k)
+            self.tiles.learned()
             add_agent(self.header, agent.found, agent.totals, LENGTH_UNIT, self.n_agents)
         self._n_steps = n_steps
 
@@ -407,7 +428,8 @@ class Allreduce(Host):
     def commit(self) -> None:
         """Make the round visible. Local."""
         if not self.protects:
-            np.add(self.lifetime, self.visits.view(np.uint64), out=self.lifetime)
+            self._add_visits(self.lifetime, self.lifetime, self.tiles.changed)
+        self.tiles.commit()
         self.current = 1 - self.current
         for agent in self.agents:
             agent.commit()
@@ -423,6 +445,7 @@ class Allreduce(Host):
         are stepped are brought back.
         """
         self.pending = self.progress
+        self.tiles.forget()
         for agent in self.agents:
             agent.rewind(self.progress.lane_steps, self._again)
         self._again = False
@@ -569,6 +592,7 @@ class Allreduce(Host):
         """Take rows [start, stop) of a checkpoint: what `checkpoint.read_rows` gave rank 0, None
         elsewhere. COLLECTIVE."""
         n, width, base = stop - start, self.width, self.base
+        self.tiles.forget()
         kinds = (base.record.dtype, np.dtype(np.uint32), np.dtype(np.uint64))
         q, clock, visits = (np.empty((n, width), kind) for kind in kinds)
         if stored is not None:
@@ -629,15 +653,20 @@ class Allreduce(Host):
         self.transport.sum_int(self.parts["visits"])
 
     def _fuse_owned(self) -> None:
-        sums = dict(self.parts)
+        sums, stale = dict(self.parts), []
+        if self.tiles.sparse:
+            ranks = range(self.transport.node_size)
+            self.tiles.meet([self._touched_of(rank) for rank in ranks])
+            stale = list(self.tiles.stale_sums(*self.owned))
         for i, name in enumerate(self.sent):
             if self.memory is None:
                 sums[name] = self.transport.sum_to_owners(self.parts[name], self.blocks)
             else:
-                sums[name] = self._sum_on_host(self.memory, i)
+                sums[name] = self._sum_on_host(self.memory, i, stale)
         self._owned_visits = sums["visits"]
         self.kernels["fuse"](
-            *self._tables(), *sums.values(), self.lifetime, self.control, self.rates, self.unstable
+            *self._tables(), *sums.values(), self.lifetime, self.control, self.rates, self.unstable,
+            self.tiles.due,
         )
         if self.memory is None:
             self.transport.allgather_rows(self._next.raw, self.blocks)
@@ -649,12 +678,20 @@ class Allreduce(Host):
 
     def _count_visits(self) -> None:
         """Add the round's visits, for the commit; before all ranks can have come to it. Local."""
-        before, after = self.lifetime, self.lifetimes[1 - self.current]
-        np.add(before, self.visits.view(np.uint64), out=after)
+        self._add_visits(self.lifetime, self.lifetimes[1 - self.current], self.tiles.due)
 
-    def _sum_on_host(self, memory: HostMemory, number: int) -> np.ndarray:
+    def _add_visits(self, before: np.ndarray, after: np.ndarray, flags: np.ndarray) -> None:
+        visits, first = self.visits.view(np.uint64), self.owned[0]
+        for start, stop in self.tiles.runs(flags, *self.owned):
+            pairs = slice((start - first) * self.width, (stop - first) * self.width)
+            np.add(before[pairs], visits[pairs], out=after[pairs])
+
+    def _sum_on_host(
+        self, memory: HostMemory, number: int, stale: list[tuple[int, int]]
+    ) -> np.ndarray:
         """Add up one part of what the ranks of this host contributed to the blocks of the ranks in
-        this one's place on all hosts; return the sum over hosts of the own block's."""
+        this one's place on all hosts; return the sum over hosts of the own block's. stale : rows
+        whose sums, of an earlier round, are none of this one."""
         n_pairs, width = self.n_states * self.width, self.width
         regions = [self._sums_of(rank)[number * n_pairs : (number + 1) * n_pairs]
                    for rank in range(self.transport.node_size)]  # fmt: skip
@@ -662,17 +699,21 @@ class Allreduce(Host):
         if number not in self._added:  # kept, for fresh memory would be given page by page
             self._added[number] = np.empty(sum(counts), np.int64)
         found, at = self._added[number], 0
+        for start, stop in stale:
+            found[(start - self.owned[0]) * width : (stop - self.owned[0]) * width] = 0
         for rank in memory.across:
-            first, stop = (row * width for row in self.blocks.block(rank))
-            for start in range(first, stop, TILE):
-                end = min(start + TILE, stop)
-                tile = found[at : at + end - start]
-                tile[:] = regions[0][start:end]
-                for region in regions[1:]:
-                    tile += region[start:end]
-                for region in regions:
-                    region[start:end] = 0
-                at += end - start
+            block = self.blocks.block(rank)
+            for first, last in self.tiles.runs(self.tiles.changed, *block):
+                for start in range(first * width, last * width, TILE):
+                    end = min(start + TILE, last * width)
+                    to = at + start - block[0] * width
+                    tile = found[to : to + end - start]
+                    tile[:] = regions[0][start:end]
+                    for region in regions[1:]:
+                        tile += region[start:end]
+                    for region in regions:
+                        region[start:end] = 0
+            at += (block[1] - block[0]) * width
         if len(memory.across) == 1:
             return found
         return memory.sum_across(found, Partition(np.cumsum([0, *counts])))
@@ -740,7 +781,7 @@ class Allreduce(Host):
             return (fresh.q, fresh.clock_words, parts["values"], parts["winner"], self.control)
         if name == "fuse":
             return (*self._tables(), *parts.values(), self.lifetime, self.control, self.rates,
-                    self.unstable)  # fmt: skip
+                    self.unstable, self.tiles.due)  # fmt: skip
         agent = self.agents[k]
         if name == "learn":
             seen = base.q if self.frozen else replica.q
@@ -759,4 +800,4 @@ class Allreduce(Host):
         if self.fusion.maximum:
             return (*learned, parts["values"], parts["visits"], parts["winner"], self.rates,
                     agent.found)  # fmt: skip
-        return (*learned, *parts.values(), self.rates, agent.found)
+        return (*learned, *parts.values(), self.rates, agent.found, self.tiles.touched)

@@ -232,8 +232,9 @@ def fusion_kernels(config: Any, record: Any) -> dict[str, Kernel]:
     parts |= {"WEIGHTED": fusion.weighted, "GAINS": fusion.gains, "kept": kept}
     parts |= {"share": fusion.share, "combine": fusion.combine}
     parts["advance"] = advance or fusion.advance
-    sums = (ints,) * 5
+    parts["TILE_ROWS"] = fusing.tile_rows(record.width)
+    sums, tiles = (ints,) * 5, np.zeros(1, np.uint8)
     return {
-        "contribute": Kernel(fusing.contribute, parts, (*tables, *sums, floats, floats)),
-        "fuse": Kernel(fusing.fuse, parts, (*tables, *sums, counts, counts, floats, ints)),
+        "contribute": Kernel(fusing.contribute, parts, (*tables, *sums, floats, floats, tiles)),
+        "fuse": Kernel(fusing.fuse, parts, (*tables, *sums, counts, counts, floats, ints, tiles)),
     }

@@ -40,8 +40,17 @@ WIDTH, STRIDE, CLOCK_STRIDE, CLOCK_OFFSET, VISITS_AHEAD = 4, 0, 0, 0, 0
 size, upcoming, store, kept = rescaled_linear, next_visit, exact, exact
 SIGNED, GAINS, WEIGHTED = False, False, False
 
+TILE_PAIRS = 1 << 12
+"""Pairs of a tile, about: 32 KB of sums."""
+TILE_ROWS = 1
+
 OVERFLOWS, LARGE, NON_FINITE, LENGTH, VISITS = range(5)
 DISCOUNT, ALPHA, SCALE, BOUND = range(4)
+
+
+def tile_rows(width):
+    """Return rows of a tile, a power of two."""
+    return 1 << max(0, (TILE_PAIRS // width).bit_length() - 1)
 
 
 def remaining(alpha, n):
@@ -167,7 +176,8 @@ def signed_clock(old, count, vote):
     return u4((sign << SIGN_SHIFT) | u4(min(count, i8(CLOCK_LIMIT))))
 
 
-def contribute(q, clock, base_q, base_clock, values, visits, ticks, votes, gains, rates, found):
+def contribute(q, clock, base_q, base_clock, values, visits, ticks, votes, gains, rates, found,
+               touched):  # fmt: skip
     """Add one agent's round to the fixed-point sums.
 
     q, clock : the agent's replica; base_q, base_clock : the last committed table; same layout.
@@ -179,6 +189,7 @@ def contribute(q, clock, base_q, base_clock, values, visits, ticks, votes, gains
         a scaled sum of all agents cannot overflow.
     found : float64 (5,), written: contributions at or above the bound (as a count), those above a
         sixteenth of it, non-finite ones, sum of alpha n (n - 1) and of n.
+    touched : uint8 (tiles,), set to 1 where a row of the tile was visited.
     """
     scale, bound = rates[SCALE], rates[BOUND]
     overflows, large, non_finite, length, total = 0.0, 0.0, 0.0, 0.0, 0.0
@@ -188,6 +199,7 @@ def contribute(q, clock, base_q, base_clock, values, visits, ticks, votes, gains
             n = i8(clock[cell + VISITS_AHEAD + a]) - i8(base_clock[cell + VISITS_AHEAD + a])
             if n == 0:
                 continue
+            touched[s // TILE_ROWS] = 1
             old, new = base_clock[cell + a], clock[cell + a]
             alpha = size(upcoming(old), rates[DISCOUNT], rates[ALPHA])
             x = share(f8(q[row + a]) - f8(base_q[row + a]), n, alpha)
@@ -215,17 +227,20 @@ def contribute(q, clock, base_q, base_clock, values, visits, ticks, votes, gains
 
 
 def fuse(next_q, next_clock, base_q, base_clock, values, visits, ticks, votes, gains, lifetime,
-         control, rates, unstable):  # fmt: skip
-    """Write the fused rows [first, first + n) from the sums of all agents.
+         control, rates, unstable, due):  # fmt: skip
+    """Write the fused rows [first, first + n) of tiles that are due from the sums of all agents.
 
     next_q, next_clock, base_q, base_clock : whole tables. values, visits, ticks, votes, gains :
     sums of the rows' pairs as in `contribute`, element 0 the first pair. lifetime : uint64 of the
     same pairs, before this round. control : uint64 (5,): first row, rows, agents, seed, round.
-    unstable : int64 (1,), written: pairs whose gains add up to GAIN_LIMIT or more.
+    unstable : int64 (1,), written: pairs whose gains add up to GAIN_LIMIT or more. due : uint8
+    (tiles of the table,), 0 where the next table is as the base, and the sums are 0.
     """
     first, n_rows, n_agents = i8(control[0]), i8(control[1]), i8(control[2])
     inverse, n_unstable = 1.0 / rates[SCALE], i8(0)
     for k in range(n_rows):
+        if due[(first + k) // TILE_ROWS] == 0:
+            continue
         row, cell = (first + k) * STRIDE, (first + k) * CLOCK_STRIDE + CLOCK_OFFSET
         for a in range(WIDTH):
             pair, n = k * WIDTH + a, visits[k * WIDTH + a]
