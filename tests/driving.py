@@ -137,7 +137,8 @@ class Fuser:
         sums = [self.sums[name] for name in SUMS]
         if self.fusion.maximum:
             sums = [self.sums[name] for name in ("values", "visits", "winner")]
-        tiles = () if self.fusion.maximum else (self.touched,)
+        marks = np.ones(self.touched.size, np.uint64)
+        tiles = () if self.fusion.maximum else (marks, self.touched)
         self.kernels["contribute"](*learned, *sums, self.rates, found, *tiles)
         return found
 

@@ -47,7 +47,8 @@ from distq_mpi.table import Rows, first_bound, initialise, record_of
 if TYPE_CHECKING:
     from distq_mpi.transport import HostMemory, Transport
 
-WHOLE_BYTES = 1 << 19
+WHOLE_BYTES = MARKED_BYTES = 1 << 19
+"""Contributions that are reduced whole; and beyond which `learn` marks the tiles it writes to."""
 TILE = 1 << 13
 """Pairs that are added up at a time, in cache."""
 LINE_BYTES = 64
@@ -150,12 +151,12 @@ class Allreduce(Host):
         fusing_kernels = fusion_kernels(config, record)
         if config.learn.sampling == "generative":
             return {**generative_kernels(config, environment, record), **fusing_kernels}
-        stepped = environment.kind == "stepped"
-        learning = stepping_kernels if stepped else loop.learning_kernels
-        return {
-            **learning(config.learn, environment, record, Lanes(0, 1)),
-            **fusing_kernels,
-        }
+        if environment.kind == "stepped":
+            learning = stepping_kernels(config.learn, environment, record, Lanes(0, 1))
+            return {**learning, **fusing_kernels}
+        rows = fusing.tile_rows(record.width) if _marks(config, environment, record.width) else 0
+        learning = loop.learning_kernels(config.learn, environment, record, Lanes(0, 1), rows)
+        return {**learning, **fusing_kernels}
 
     @property
     def base(self) -> Rows:
@@ -201,6 +202,11 @@ class Allreduce(Host):
         self.rates[:2] = learn.discount, step_parameter(learn)
         self.control = np.zeros(5, np.uint64)
         self.draws = np.zeros(2 * loop.BATCH, np.uint64)
+        self.marks = np.ones(Tiles.number(self.n_states, self.width), np.uint64)
+        self.marking = not self.generative and _marks(self.config, environment, self.width)
+        if self.marking:
+            self.draws = np.zeros(self.draws.size + self.marks.size, np.uint64)
+            self.marks = self.draws[2 * loop.BATCH :]
         if self.generative:
             self.draws = scratch_of(learn, self.n_states)
         self.unstable = np.zeros(1, np.int64)
@@ -302,9 +308,9 @@ class Allreduce(Host):
             n_tiles = Tiles.number(self.n_states, self.width)
             own = sums_bytes + 8 * self._visits_words + -(-n_tiles // 8) * 8
             self.memory = self.transport.host_memory(2 * padded, own)
-        learn, one_host = self.config.learn, self.memory is not None and not self.memory.across[1:]
-        counts_all = learn.rule in SPARSE_RULES and learn.n_steps == 1 and not self.frozen
-        self.tiles = Tiles(self.n_states, self.width, one_host and counts_all)
+        one_host = self.memory is not None and not self.memory.across[1:]
+        sparse = one_host and _counts_what_it_writes(self.config)
+        self.tiles = Tiles(self.n_states, self.width, sparse)
         if self.tiles.sparse:
             self.tiles.touched = self._touched_of(self.transport.node_rank)
         if self.memory is None:
@@ -367,6 +373,8 @@ class Allreduce(Host):
                 self.replica.clock[...] = 0
             agent.lanes.copy_from(agent.committed)
             agent.control[loop.EXPLORE] = self._explore_of(agent.number)
+            if self.marking:
+                self.marks[:] = 0
             agent.learn(self._bind("learn", k), self.progress.lane_steps + 1, n_steps)
             if self._forgets:
                 agent.lanes.forget()
@@ -800,4 +808,20 @@ class Allreduce(Host):
         if self.fusion.maximum:
             return (*learned, parts["values"], parts["visits"], parts["winner"], self.rates,
                     agent.found)  # fmt: skip
-        return (*learned, *parts.values(), self.rates, agent.found, self.tiles.touched)
+        return (*learned, *parts.values(), self.rates, agent.found, self.marks,
+                self.tiles.touched)  # fmt: skip
+
+
+def _counts_what_it_writes(config: Any) -> bool:
+    """Whether rows that a round changes are those whose visits it counts. Local."""
+    learn = config.learn
+    return learn.rule in SPARSE_RULES and learn.n_steps == 1 and learn.target == "live"
+
+
+def _marks(config: Any, environment: Any, width: int) -> bool:
+    """Whether `learn` marks the tiles it writes to: of tables that are not reduced whole. Local."""
+    fusion, n_pairs = fusion_of(config), environment.n_states * width
+    large = 8 * len(fusion.sums(config.learn.step_size)) * n_pairs > MARKED_BYTES
+    summed = not (adopts(config) or fusion.maximum or fusion.merge is not None)
+    stepped = environment.kind == "stepped"
+    return large and summed and not stepped and _counts_what_it_writes(config)

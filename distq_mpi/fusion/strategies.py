@@ -235,6 +235,8 @@ def fusion_kernels(config: Any, record: Any) -> dict[str, Kernel]:
     parts["TILE_ROWS"] = fusing.tile_rows(record.width)
     sums, tiles = (ints,) * 5, np.zeros(1, np.uint8)
     return {
-        "contribute": Kernel(fusing.contribute, parts, (*tables, *sums, floats, floats, tiles)),
+        "contribute": Kernel(
+            fusing.contribute, parts, (*tables, *sums, floats, floats, counts, tiles)
+        ),
         "fuse": Kernel(fusing.fuse, parts, (*tables, *sums, counts, counts, floats, ints, tiles)),
     }

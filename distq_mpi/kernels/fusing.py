@@ -177,7 +177,7 @@ def signed_clock(old, count, vote):
 
 
 def contribute(q, clock, base_q, base_clock, values, visits, ticks, votes, gains, rates, found,
-               touched):  # fmt: skip
+               marks, touched):  # fmt: skip
     """Add one agent's round to the fixed-point sums.
 
     q, clock : the agent's replica; base_q, base_clock : the last committed table; same layout.
@@ -189,39 +189,44 @@ def contribute(q, clock, base_q, base_clock, values, visits, ticks, votes, gains
         a scaled sum of all agents cannot overflow.
     found : float64 (5,), written: contributions at or above the bound (as a count), those above a
         sixteenth of it, non-finite ones, sum of alpha n (n - 1) and of n.
-    touched : uint8 (tiles,), set to 1 where a row of the tile was visited.
+    marks : uint64 (tiles,), 0 where no row of the tile can have been visited. touched : uint8
+        (tiles,), set to 1 where one was.
     """
     scale, bound = rates[SCALE], rates[BOUND]
     overflows, large, non_finite, length, total = 0.0, 0.0, 0.0, 0.0, 0.0
-    for s in range(values.size // WIDTH):
-        row, cell = s * STRIDE, s * CLOCK_STRIDE + CLOCK_OFFSET
-        for a in range(WIDTH):
-            n = i8(clock[cell + VISITS_AHEAD + a]) - i8(base_clock[cell + VISITS_AHEAD + a])
-            if n == 0:
-                continue
-            touched[s // TILE_ROWS] = 1
-            old, new = base_clock[cell + a], clock[cell + a]
-            alpha = size(upcoming(old), rates[DISCOUNT], rates[ALPHA])
-            x = share(f8(q[row + a]) - f8(base_q[row + a]), n, alpha)
-            pair = s * WIDTH + a
-            length += alpha * f8(n) * f8(n - 1)
-            total += f8(n)
-            visits[pair] += n
-            if WEIGHTED or SIGNED:
-                ticks[pair] += (i8(new & COUNT) - i8(old & COUNT)) * (n if WEIGHTED else 1)
-            if SIGNED:
-                votes[pair] += n * sign_of(new)
-            if GAINS:
-                gain = 1.0 - kept(old, n, rates[DISCOUNT], rates[ALPHA])
-                gains[pair] += i8(np.rint(gain * GAIN_SCALE))
-            magnitude = abs(x)
-            if not magnitude < np.inf:
-                non_finite += 1.0
-            elif magnitude >= bound:
-                overflows += 1.0
-            else:
-                large += f8(magnitude >= bound * 0.0625)
-                values[pair] += i8(np.rint(x * scale))
+    n_rows = values.size // WIDTH
+    for tile in range(marks.size):
+        if marks[tile] == 0:
+            continue
+        for s in range(tile * TILE_ROWS, min((tile + 1) * TILE_ROWS, n_rows)):
+            row, cell = s * STRIDE, s * CLOCK_STRIDE + CLOCK_OFFSET
+            for a in range(WIDTH):
+                n = i8(clock[cell + VISITS_AHEAD + a]) - i8(base_clock[cell + VISITS_AHEAD + a])
+                if n == 0:
+                    continue
+                touched[tile] = 1
+                old, new = base_clock[cell + a], clock[cell + a]
+                alpha = size(upcoming(old), rates[DISCOUNT], rates[ALPHA])
+                x = share(f8(q[row + a]) - f8(base_q[row + a]), n, alpha)
+                pair = s * WIDTH + a
+                length += alpha * f8(n) * f8(n - 1)
+                total += f8(n)
+                visits[pair] += n
+                if WEIGHTED or SIGNED:
+                    ticks[pair] += (i8(new & COUNT) - i8(old & COUNT)) * (n if WEIGHTED else 1)
+                if SIGNED:
+                    votes[pair] += n * sign_of(new)
+                if GAINS:
+                    gain = 1.0 - kept(old, n, rates[DISCOUNT], rates[ALPHA])
+                    gains[pair] += i8(np.rint(gain * GAIN_SCALE))
+                magnitude = abs(x)
+                if not magnitude < np.inf:
+                    non_finite += 1.0
+                elif magnitude >= bound:
+                    overflows += 1.0
+                else:
+                    large += f8(magnitude >= bound * 0.0625)
+                    values[pair] += i8(np.rint(x * scale))
     found[OVERFLOWS], found[LARGE], found[NON_FINITE] = overflows, large, non_finite
     found[LENGTH], found[VISITS] = length, total
 

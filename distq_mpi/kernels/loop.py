@@ -31,6 +31,7 @@ GROUP = 16
 STRIDE = u8(0)
 best, choose, law_step, law_start = best_of(4), epsilon_greedy(4), exact, exact
 learn_one, choose_first, FROZEN = exact, exact, False
+MARKS, TILE_SHIFT = False, u8(0)
 
 N_STEPS, FIRST_STEP, FIRST_LANE, N_LANES, SEED, EXPLORE, LIMIT = range(7)
 DISCOUNT, ALPHA = range(2)
@@ -63,7 +64,8 @@ def learn(seen, q, clock, state, action, next_state, reward, terminated, age, ga
     state, action, next_state : uint64 (L,); reward, gain : float64 (L,); terminated : bool (L,);
         age : uint32 (L,); changed in place.
     trace : the lanes' (lengths, pairs, values), see `traces`; changed in place.
-    draws : uint64 (2 * BATCH,), scratch.
+    draws : uint64 (2 * BATCH,), scratch; where it MARKS, behind it, (tiles,): set to 1 where a row
+        of the tile, of 2^TILE_SHIFT rows, is learned.
     control : uint64 (7,): steps, number of the first step (>= 1), number of the first lane, lanes,
         seed, `explore` (see `exploration`), time limit in steps (2^32 - 1 = none).
     rates : float64 (2,): discount, parameter of the step size.
@@ -96,6 +98,8 @@ def learn(seen, q, clock, state, action, next_state, reward, terminated, age, ga
                         bits, explore, discount, alpha, lane, length >= limit, trace,
                     )  # fmt: skip
                     square_sum += square
+                    if MARKS:
+                        draws[u8(2 * BATCH) + (state[lane] >> TILE_SHIFT)] = u8(1)
                     if ended or length >= limit:
                         n_episodes += 1.0
                         return_sum += total
@@ -241,15 +245,17 @@ def learning_parts(
 
 
 def learning_kernels(
-    learn_config: Any, environment: Any, record: Any, lanes: Any
+    learn_config: Any, environment: Any, record: Any, lanes: Any, tile_rows: int = 0
 ) -> dict[str, Kernel]:
     """Return the requests for `begin` and `learn` under a `[learn]` configuration. Local.
 
     environment : `environments.base.Environment`; record : `table.Record`; lanes : example
-    `lanes.Lanes`, for the types of its arrays.
+    `lanes.Lanes`, for the types of its arrays. tile_rows : rows of the tiles that are marked, a
+    power of two; 0: none are.
     """
     parts = learning_parts(learn_config, environment.n_actions, record, environment.n_states)
     parts |= {"law_step": environment.law_step, "law_start": environment.law_start}
+    parts |= {"MARKS": tile_rows > 0, "TILE_SHIFT": u8(max(0, tile_rows.bit_length() - 1))}
     q, clock = np.zeros(1, record.dtype), np.zeros(1, u4)
     control, rates = np.zeros(7, u8), np.zeros(2)
     arrays, params = lanes.arrays(), environment.params

@@ -112,6 +112,14 @@ def combinations() -> dict[str, dict[str, Any]]:
         "learn": {"rule": "double_q", **signed},
         "parallel": {"fusion": "mean", "steps_per_round": 20},
     }
+    # The same of tables of which a round touches little: passes leave out the rest.
+    for learn in ({}, {"rule": "double_q", "dtype": "float32"}, signed):
+        name = f"grid owners {learn.get('rule', '')}{learn.get('step_size', '')}"
+        found[name] = {
+            "env": {"id": "grid", "kwargs": {"rows": 150, "columns": 150, "slip": 0.2}},
+            "learn": learn,
+            "parallel": {"fusion": "count", "steps_per_round": 5},
+        }
     found["variants mean"] = {
         "env": {"id": "garnet?seed=1,garnet?seed=2,garnet?seed=3",
                 "kwargs": {"states": 50, "actions": 3, "branching": 4}},
