@@ -4,7 +4,8 @@
 
 A round of one step per lane: base to replica, contribution, exchange, commit. Slices of it and of
 `MPI.Allreduce` of as many float32 values alternate in one run; the figure is the median of paired
-ratios. The table is a grid, of which 64 lanes an agent touch little: passes over it are what costs.
+ratios. The table is a grid. Its rounds are `few`: 64 lanes an agent, which touch little; or `all`:
+16,384 lanes from anywhere, so that no tile is left untouched.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from distq_mpi import environments
 from distq_mpi.architectures import Allreduce
 from distq_mpi.config import Config, EnvConfig, LearnConfig, ParallelConfig, StopConfig, resolve
 from distq_mpi.kernels.objects import load
+from distq_mpi.preparation import build
 from distq_mpi.transport import Transport
 
-TABLES = {"256 pairs": (8, 8), "360 K pairs": (300, 300), "64 MB": (4096, 4096)}
-"""Rows and columns of the grids; 4 actions."""
+TABLES = {"256 pairs": (8, 8), "360 K pairs": (300, 300), "64 MB": (2048, 2048)}
+"""Rows and columns of the grids; 4 actions, values of 4 bytes."""
+MANY_LANES = 16_384
 SLICE_S = 0.05
 
 
@@ -36,6 +38,7 @@ class Row:
 
     table: str
     way: str
+    touched: str
     ranks: int
     fusion_s: float
     allreduce_s: float
@@ -47,13 +50,14 @@ class Row:
 class Fused:
     """A learner whose rounds are one step long."""
 
-    def __init__(self, table: str, transport: Transport, shared: bool) -> None:
+    def __init__(self, table: str, transport: Transport, shared: bool, everything: bool) -> None:
         rows, columns = TABLES[table]
-        environment = environments.make(EnvConfig("grid", {"rows": rows, "columns": columns}))
-        parallel = ParallelConfig(agents=transport.size, steps_per_round=1)
-        config = Config(
-            learn=LearnConfig(dtype="float32"), parallel=parallel, stop=StopConfig(wall_time_s=1e9)
-        )
+        env = EnvConfig("grid", {"rows": rows, "columns": columns})
+        environment = build(env, everything)
+        lanes = transport.size * MANY_LANES if everything else 0
+        parallel = ParallelConfig(agents=transport.size, lanes=lanes, steps_per_round=1)
+        learn = LearnConfig(dtype="float32", exploring_starts=everything)
+        config = Config(learn=learn, parallel=parallel, stop=StopConfig(wall_time_s=1e9))
         shape = environment.n_states, environment.n_actions
         config = resolve(config, *shape, transport.size, solvable=False)
         kernels = load(Allreduce.requests(config, environment), transport)
@@ -98,11 +102,13 @@ def timed(work: Any, transport: Transport, n: int) -> float:
     return float(took[0]) / n
 
 
-def measure(table: str, shared: bool, transport: Transport, repeats: int) -> Row:
+def measure(
+    table: str, shared: bool, everything: bool, transport: Transport, repeats: int
+) -> Row:
     """Alternate slices of both. COLLECTIVE."""
     from mpi4py import MPI
 
-    fused = Fused(table, transport, shared)
+    fused = Fused(table, transport, shared, everything)
     rows, columns = TABLES[table]
     mine, total = np.ones(4 * rows * columns, np.float32), np.zeros(4 * rows * columns, np.float32)
 
@@ -121,10 +127,11 @@ def measure(table: str, shared: bool, transport: Transport, repeats: int) -> Row
     ratios = [bare_s / fused_s for fused_s, bare_s in pairs]
     low, middle, high = statistics.quantiles(ratios, n=4)
     fused.close()
+    fusion_s, bare_s = (statistics.median(column) for column in zip(*pairs, strict=True))
+    touched = "all" if everything else "few"
     return Row(
-        table, fused.way, transport.size, statistics.median(f for f, _ in pairs),
-        statistics.median(b for _, b in pairs), middle, low, high,
-    )  # fmt: skip
+        table, fused.way, touched, transport.size, fusion_s, bare_s, middle, low, high
+    )
 
 
 def main() -> None:
@@ -136,14 +143,15 @@ def main() -> None:
     transport = Transport.connect()
     found = []
     for table in TABLES:
-        for shared in (True, False) if table != "256 pairs" else (True,):
-            found.append(measure(table, shared, transport, 3 if asked.quick else 9))
+        ways = [(True, False), (True, True), (False, True)]
+        for shared, everything in ways[: 1 if table == "256 pairs" else 3]:
+            found.append(measure(table, shared, everything, transport, 3 if asked.quick else 9))
     if transport.rank == 0:
         if asked.json:
             print(json.dumps([asdict(row) for row in found]))
         for row in () if asked.json else found:
-            print(f"{row.table:<12} {row.way:<14} {row.ranks} ranks  {1e3 * row.fusion_s:9.3f} ms  "
-                  f"Allreduce {1e3 * row.allreduce_s:9.3f} ms  {row.ratio:6.2f} x as fast "
+            print(f"{row.table:<12} {row.way:<14} {row.touched:<4} {row.ranks} ranks  "
+                  f"{1e3 * row.fusion_s:9.3f} ms  Allreduce {1e3 * row.allreduce_s:9.3f} ms  {row.ratio:6.2f} x as fast "
                   f"({row.low:.2f}-{row.high:.2f})")
     transport.close()
 
