@@ -151,7 +151,8 @@ def main() -> None:
             print(json.dumps([asdict(row) for row in found]))
         for row in () if asked.json else found:
             print(f"{row.table:<12} {row.way:<14} {row.touched:<4} {row.ranks} ranks  "
-                  f"{1e3 * row.fusion_s:9.3f} ms  Allreduce {1e3 * row.allreduce_s:9.3f} ms  {row.ratio:6.2f} x as fast "
+                  f"{1e3 * row.fusion_s:9.3f} ms  Allreduce {1e3 * row.allreduce_s:9.3f} ms  "
+                  f"{row.ratio:6.2f} x as fast "
                   f"({row.low:.2f}-{row.high:.2f})")
     transport.close()
 
