@@ -42,8 +42,9 @@ def share(
     if environment is not None:
         unset = dict.fromkeys(FUNCTIONS)
         bare = replace(environment, params=(), variants=(), **unset)  # type: ignore[arg-type]
-        bare = (bare, tuple(ARRAY if _is_array(p) else p for p in environment.params), cuts)
-    shared, params, cuts = transport.broadcast(bare)
+        params = tuple(ARRAY if _is_array(p) else p for p in environment.params)
+        bare = (bare, params, cuts, len(environment.variants))
+    shared, params, cuts, n_variants = transport.broadcast(bare)
     if cuts is not None:
         return share_rows(environment, shared, cuts, transport)
     with transport.same_outcome():
@@ -60,9 +61,8 @@ def share(
     told: list[tuple[Any, ...]] | None = None
     if transport.rank == 0 and environment is not None:
         told = [environment.params, *environment.variants]
-    n_told = transport.broadcast(told and len(told))
     mine, *variants = (
-        _on_node(told[k] if told else None, params, transport) for k in range(n_told)
+        _on_node(told[k] if told else None, params, transport) for k in range(1 + n_variants)
     )
     return guarded(replace(environment or shared, params=mine, variants=tuple(variants)))
 

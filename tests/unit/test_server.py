@@ -148,10 +148,10 @@ def test_rows_in_slots_learn_as_rows_in_order(rule: str, seed: int, n_lanes: int
     slots = 512
     worker = CachingWorker(
         Rows(record, slots), Rows(record, slots), Partition([0, 40]), 1, slots,
-        environment.params, whole.rates, kernels, Served_(), n_lanes=n_lanes, most=slots // 2,
+        environment.params_of, whole.rates, kernels, Served_(), n_lanes=n_lanes, most=slots // 2,
     )  # fmt: skip
     worker.agent = 0
-    agent: Any = type("Agent", (), {})()
+    agent: Any = type("Agent", (), {"number": 0})()
     agent.lanes, agent.totals = Lanes(0, n_lanes), np.zeros(3)
     agent.control = whole.control.copy()
     agent.lanes.copy_from(whole.lanes)
