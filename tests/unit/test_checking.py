@@ -179,7 +179,7 @@ class OtherHost(Alone):
 
 def test_hosts_that_make_different_models_are_refused() -> None:
     here, there = (law_environment("walk", Walk, {"reward": r}) for r in (0.0, 1.0))
-    transport: Any = OtherHost((here, here.params, None))
+    transport: Any = OtherHost((here, here.params, None, 0))
     assert share(None, lambda: here, transport) is here
     with pytest.raises(ModelError) as caught:
         share(None, lambda: there, transport)
