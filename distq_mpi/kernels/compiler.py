@@ -24,7 +24,7 @@ from numba.extending import intrinsic
 
 from distq_mpi.errors import ModelError
 from distq_mpi.kernels import Kernel, storing
-from distq_mpi.kernels.objects import target_machine
+from distq_mpi.kernels.objects import ENTRY, target_machine
 
 # No wrapper for Python callers, no reference counts: the object must stand alone.
 BARE: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
@@ -145,7 +145,9 @@ def export(kernel: Kernel, described: list[Any], path: str) -> None:
         raise ModelError(
             f"kernel {kernel.template.__name__} does not compile: {_reason(str(error))}"
         ) from error
-    module = llvm.parse_assembly(dispatcher.inspect_llvm(signature))
+    text = dispatcher.inspect_llvm(signature)
+    symbol = dispatcher.overloads[signature].fndesc.llvm_func_name
+    module = llvm.parse_assembly(text + _entry(llvm.parse_assembly(text), symbol))
     # numba keeps what a kernel can raise as pickled constants; those never raised are gone by now.
     if any(v.name.startswith(".const.pickle") for v in module.global_variables):
         raise ModelError(
@@ -158,10 +160,7 @@ def export(kernel: Kernel, described: list[Any], path: str) -> None:
             f"kernel {kernel.template.__name__} needs numba's run time ({', '.join(missing)}): "
             "a law must not allocate, raise or use Python objects"
         )
-    about = {
-        "symbol": dispatcher.overloads[signature].fndesc.llvm_func_name,
-        "arguments": described,
-    }
+    about = {"symbol": ENTRY, "arguments": described}
     for suffix, data in (
         (".o", target_machine().emit_object(module)),
         (".json", json.dumps(about).encode()),
@@ -170,6 +169,25 @@ def export(kernel: Kernel, described: list[Any], path: str) -> None:
         with open(temporary, "wb") as file:
             file.write(data)
         os.replace(temporary, path + suffix)
+
+
+def _entry(module: Any, symbol: str) -> str:
+    """LLVM's text of the function `ENTRY`, which takes the arguments of another from words of
+    memory: a call from Python with a hundred arguments takes longer than a small table's round.
+    """
+    kinds = [str(argument.type) for argument in module.get_function(symbol).arguments]
+    opaque = "ptr" in kinds  # pointers have no types from LLVM 17 on
+    words, lines = ("ptr" if opaque else "i64*"), []
+    for k, kind in enumerate(kinds):
+        lines.append(f"%p{k} = getelementptr i64, {words} %words, i64 {k}")
+        where = f"ptr %p{k}"
+        if not opaque:
+            lines.append(f"%c{k} = bitcast i64* %p{k} to {kind}*")
+            where = f"{kind}* %c{k}"
+        lines.append(f"%a{k} = load {kind}, {where}")
+    given = ", ".join(f"{kind} %a{k}" for k, kind in enumerate(kinds))
+    lines += [f'%status = call i32 @"{symbol}"({given})', "ret i32 %status"]
+    return f"\ndefine i32 @{ENTRY}({words} %words) {{\n" + "\n".join(lines) + "\n}\n"
 
 
 def _reason(text: str) -> str:

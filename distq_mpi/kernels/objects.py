@@ -13,7 +13,6 @@ import json
 import os
 import sys
 import tempfile
-from importlib.metadata import version
 from importlib.resources import files
 from typing import Any, Protocol
 
@@ -23,6 +22,10 @@ import numpy as np
 from distq_mpi.errors import DistqError, FileError
 from distq_mpi.kernels import Kernel, describe
 from distq_mpi.kernels.fingerprint import fingerprint
+
+ENTRY = "distq_entry"
+"""The symbol of a kernel in its object file: a function of one pointer, to its arguments as words.
+"""
 
 
 class Node(Protocol):
@@ -37,8 +40,7 @@ class Node(Protocol):
 
 
 def target_machine() -> Any:
-    """LLVM's description of this processor; a new one each time, for an engine owns and frees its.
-    """
+    """LLVM's description of this processor; always a new one, for an engine owns and frees it."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     return llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
@@ -71,6 +73,8 @@ def _compiler() -> str:
 
 
 def _key(kernel: Kernel, described: list[Any]) -> str:
+    from importlib.metadata import version  # reads mail headers: not for ranks that only load
+
     machine = (llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
     versions = (sys.version, version("numba"), version("llvmlite"), version("numpy"))
     sources = fingerprint({**kernel.parts, "template": kernel.template}, code=True)
@@ -115,11 +119,12 @@ def _prepare(requests: dict[str, Kernel]) -> dict[str, str]:
 class BoundKernel:
     """A compiled kernel with its arguments fixed; holds the arrays alive. Call it with nothing."""
 
-    def __init__(self, call: Any, flat: list[Any], arguments: tuple[Any, ...]) -> None:
-        self._call, self._flat, self._keep = call, flat, arguments
+    def __init__(self, call: Any, words: np.ndarray, arguments: tuple[Any, ...]) -> None:
+        self._call, self._place = call, ctypes.c_void_p(words.ctypes.data)
+        self._keep = words, arguments
 
     def __call__(self) -> None:
-        if self._call(*self._flat) not in (0, -2):
+        if self._call(self._place) not in (0, -2):
             raise DistqError("a compiled kernel reported an error")
 
 
@@ -135,46 +140,38 @@ class LoadedKernel:
         self._engine.add_object_file(code)
         self._engine.finalize_object()
         self._types = about["arguments"]
-        # numba's calling convention: where to put the result, where the exception, the arguments.
-        kinds: list[Any] = [ctypes.c_void_p, ctypes.c_void_p]
-        for described in self._types:
-            kinds += _c_types(described)
-        prototype = ctypes.CFUNCTYPE(ctypes.c_int32, *kinds)
+        prototype = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)
         self._call = prototype(self._engine.get_function_address(about["symbol"]))
-        self._result, self._error = ctypes.c_void_p(), ctypes.c_void_p()
+        self._results = np.zeros(2, np.uint64)
 
     def bind(self, *arguments: Any) -> BoundKernel:
         """Return a call over these very arrays (scalars keep their present value). Local.
 
         Raises TypeError where an argument has another type than the kernel was compiled for.
         """
-        flat: list[Any] = [ctypes.addressof(self._result), ctypes.addressof(self._error)]
+        # numba's calling convention: where to put the result, where the exception, the arguments.
+        words = [_word(self._results.ctypes.data), _word(self._results.ctypes.data + 8)]
         for described, argument in zip(self._types, arguments, strict=True):
             if describe(argument) != described:
                 raise TypeError(f"a kernel wants {described}, not {describe(argument)}")
-            flat += _flat(argument)
-        kinds = self._call.argtypes or ()
-        prepared = [kind(value) for kind, value in zip(kinds, flat, strict=True)]
-        return BoundKernel(self._call, prepared, (self, *arguments))
+            words += _words(argument)
+        packed = np.frombuffer(b"".join(words), np.uint64)
+        return BoundKernel(self._call, packed, (self, *arguments))
 
     def __call__(self, *arguments: Any) -> None:
         self.bind(*arguments)()
 
 
-def _c_types(described: list[Any]) -> list[Any]:
-    kind, *rest = described
-    if kind == "array":
-        extent = [ctypes.c_int64] * (2 * rest[1])
-        return [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 2 + [ctypes.c_void_p] + extent
-    if kind == "tuple":
-        return [c for item in rest[0] for c in _c_types(item)]
-    return [np.ctypeslib.as_ctypes_type(np.dtype(rest[0]))]
+def _word(value: Any) -> bytes:
+    """A scalar in 8 bytes, its own first."""
+    return np.asarray(value).tobytes().ljust(8, b"\0")
 
 
-def _flat(argument: Any) -> list[Any]:
+def _words(argument: Any) -> list[bytes]:
     if isinstance(argument, np.ndarray):
-        return [None, None, argument.size, argument.itemsize, argument.ctypes.data,
-                *argument.shape, *argument.strides]  # fmt: skip
+        numbers = [0, 0, argument.size, argument.itemsize, argument.ctypes.data,
+                   *argument.shape, *argument.strides]  # fmt: skip
+        return [np.array(numbers, np.int64).tobytes()]
     if isinstance(argument, tuple):
-        return [value for item in argument for value in _flat(item)]
-    return [argument.item() if isinstance(argument, np.generic) else argument]
+        return [words for item in argument for words in _words(item)]
+    return [_word(argument)]
