@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 from typing import Any
 
 from distq_mpi.commands import starts_mpi
 from distq_mpi.errors import DistqError
 from distq_mpi.launcher import give_up_hanging_ranks, launched_rank, launched_size
 
+WORKERS = {
+    "evaluate": "judging", "verify": "certificate_check", "probe": "probe", "study": "study",
+    "validate": "validation",
+}  # fmt: skip
+"""Where the work of a command on all ranks is; of all others, in `trainer`."""
 WITHOUT_MPI = {"--help", "-h", "--version", "--dry-run"}
 
 
@@ -98,6 +104,8 @@ def _run_on_all_ranks(argv: list[str]) -> int:
             transport = Transport.rejoin()
             return rejoin(transport)
         transport = Transport.connect()
+        if transport.rank > 0:  # while the first reads the command line
+            import_module("distq_mpi." + WORKERS.get(argv[0] if argv else "", "trainer"))
         with transport.same_outcome():
             command = None
             if transport.rank == 0:

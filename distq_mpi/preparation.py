@@ -38,7 +38,7 @@ from distq_mpi.environments.checking import check_all
 from distq_mpi.environments.sharing import share
 from distq_mpi.errors import ConfigError, FileError
 from distq_mpi.files import publish
-from distq_mpi.fusion import FUSIONS
+from distq_mpi.fusion import fusion_of
 from distq_mpi.kernels.checking import checking_kernel
 from distq_mpi.kernels.evaluation import evaluation_kernel
 from distq_mpi.kernels.fusing import ROUND_LIMIT
@@ -195,7 +195,7 @@ def settle(
     elif config.parallel.architecture == "server" and config.parallel.staleness != 0:
         Served.check(config, stepped)
     else:
-        FUSIONS[config.parallel.fusion].check(environment.deterministic, pessimistic, config)
+        fusion_of(config).check(environment.deterministic, pessimistic, config)
     need = memory_bytes(config, environment, exact, size, per_host)
     check_memory(config, need, shape, per_host)
     return config, environment, reason
@@ -249,7 +249,7 @@ def warnings(config: Config, environment: Environment) -> list[str]:
     learn, found = config.learn, variants.warnings(environment, config)
     in_step = config.parallel.architecture == "server" and config.parallel.staleness == 0
     if config.parallel.architecture == "allreduce" or in_step:
-        found += FUSIONS[config.parallel.fusion].warnings(config)
+        found += fusion_of(config).warnings(config)
     chosen = learn.step_size == "linear" and learn.rule not in OWN_STEP_SIZES
     if chosen and learn.discount > LINEAR_DISCOUNT:
         left = 1e6 ** (learn.discount - 1)

@@ -137,7 +137,7 @@ def study(
     name: str,
     /,
     *,
-    runs: Annotated[int, _named("--runs", "Runs, with other seeds, of every number.")] = 20,
+    runs: Annotated[int, _named("--runs", "Runs of a number, where its title has no others.")] = 20,
     figures: Figures = "",
     json: AsJson = False,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from distq_mpi.partition import Partition
 CHUNK_ELEMENTS = 1 << 20
 MESSAGE_BYTES = 64 << 20
 SHIFT_TAG = 4
+NAPS_S = 1e-4, 1e-2
+"""The first nap of a rank that waits, and the longest."""
 
 
 class Collectives:
@@ -22,13 +25,29 @@ class Collectives:
     _node: Any
     rank: int
     size: int
+    crowded: bool
+    """Whether this host has more ranks than cores."""
+
+    def come_together(self, comm: Any = None) -> None:
+        """Leave the cores to those that all wait for, where there are too few of them.
+
+        A rank that waits in a message keeps its core busy: 63 of them would leave the one that
+        reads the command line a thirty-second part of two cores.
+        """
+        if self.crowded:
+            request, nap_s = (comm or self._comm).Ibarrier(), NAPS_S[0]
+            while not request.Test():
+                time.sleep(nap_s)
+                nap_s = min(2 * nap_s, NAPS_S[1])
 
     def broadcast(self, value: Any) -> Any:
         """Return rank 0's object on every rank (pickled; for setup and rare events)."""
+        self.come_together()
         return self._comm.bcast(value, root=0)
 
     def broadcast_on_node(self, value: Any) -> Any:
         """Return the node leader's object on every rank of the node. COLLECTIVE on the node."""
+        self.come_together(self._node)
         return self._node.bcast(value, root=0)
 
     def gather(self, value: Any) -> list[Any] | None:
@@ -43,6 +62,7 @@ class Collectives:
 
     def gather_everywhere(self, value: Any) -> list[Any]:
         """Return every rank's object on every rank (pickled)."""
+        self.come_together()
         return self._comm.allgather(value)
 
     def shift(self, array: np.ndarray, received: np.ndarray, distance: int = 1) -> None:

@@ -55,6 +55,7 @@ class Transport(Collectives, Survival):
         self._node: Any = comm.Split_type(MPI.COMM_TYPE_SHARED, self.rank)
         self._derived.append(self._node)
         self.node_rank, self.node_size = self._node.rank, self._node.size
+        self.crowded = self.node_size > (os.cpu_count() or 1)
         leads = 0 if self.node_rank == 0 else MPI.UNDEFINED
         self._leaders = comm.Split(leads, self.rank)
         self._derived.append(self._leaders)
@@ -149,7 +150,7 @@ class Transport(Collectives, Survival):
             yield
         except DistqError as mistake:
             error = mistake
-        errors = [e for e in self._comm.allgather(error) if e is not None]
+        errors = [e for e in self.gather_everywhere(error) if e is not None]
         if errors:
             errors[0].agreed = True
             raise errors[0]
