@@ -60,8 +60,9 @@ def model_bytes(environment: Environment, cuts: Cuts | None = None, per_host: in
     each of its per_host ranks accounts for. Works on an environment of which nobody holds rows.
     """
     arrays = [p for p in environment.params if isinstance(p, np.ndarray)]
+    others = sum(p.nbytes for v in environment.variants for p in v if isinstance(p, np.ndarray))
     if not can_be_cut(environment):
-        return -(-sum(array.nbytes for array in arrays) // per_host)
+        return -(-(sum(array.nbytes for array in arrays) + others) // per_host)
 
     def rows_bytes(low: int, high: int) -> int:
         n_rows = (high - low) * environment.n_actions + 1
@@ -69,7 +70,7 @@ def model_bytes(environment: Environment, cuts: Cuts | None = None, per_host: in
 
     starts = sum(array.nbytes for array in arrays[4:7])
     if cuts is None:
-        return -(-(rows_bytes(0, environment.n_states) + starts) // per_host)
+        return -(-(rows_bytes(0, environment.n_states) + starts + others) // per_host)
     return max(rows_bytes(low, high) for low, high in cuts) - (-starts // per_host)
 
 
@@ -105,7 +106,7 @@ def memory_bytes(
     found = architecture.memory_bytes(config, *shape, size)
     found["model"] = model_bytes(environment, cuts_of(config, environment, size), per_host)
     if exact:
-        found["exact values"] = planner_bytes(shape[0], environment.n_transitions, size)
+        found["exact values"] = planner_bytes(*shape, environment.n_transitions, size)
     return found
 
 

@@ -53,13 +53,19 @@ SOLVED = 1e-12
 """Error of V*, as a share of the value range."""
 TIES = 1e-12
 """Actions this close to the best, as a share of the value range, count as equal."""
+RETRIED = 8
+"""Checks after which the other order of sweeps is tried again."""
 NEAR_ONE = (1 - 1e-5, 1 - 1e-6, 1 - 1e-7)
 OPTIMAL = 1e-9
 """Residual of an undiscounted policy, as a share of the largest value, that counts as none."""
 DENSE = 0.25
 """Share of others' states from which on all of them are fetched: to find them is then no search."""
-ROW_BYTES = 48
-"""Of a state that is planned: its values, twice, V*, three policies, a stack, a mask."""
+ROW_BYTES, OUTCOME_BYTES = 56, 24
+"""Of a state that is planned: its values, twice, V*, three policies, a stack, a mask, and where the
+outcomes of its policy begin; and of each of these, copied."""
+MOST_COPIED, SPARE = 64 << 20, 1.25
+"""Bytes of a policy's outcomes that are copied at most, and how many more there may be than those
+of a pair in the mean."""
 PART = 65_536
 """Numbers taken at a time where all rows or start states are gone over, and states of others that
 are met before their owners are told."""
@@ -77,11 +83,19 @@ def planner_rows(n_states: int, n_transitions: int, n_ranks: int) -> Partition:
     return Partition(blocks[-(-np.arange(n_ranks + 1) * (blocks.size - 1) // n_ranks)])
 
 
-def planner_bytes(n_states: int, n_transitions: int, n_ranks: int) -> int:
+def followed_outcomes(n_own: int, n_transitions: int, n_states: int, n_actions: int) -> int:
+    """Outcomes of a policy that a rank of `n_own` rows has room to copy, with some to spare; 0
+    where they would take more than `MOST_COPIED` bytes."""
+    n = int(SPARE * n_transitions / n_actions * n_own / max(1, n_states)) + 1
+    return n if n * OUTCOME_BYTES <= MOST_COPIED else 0
+
+
+def planner_bytes(n_states: int, n_actions: int, n_transitions: int, n_ranks: int) -> int:
     """Bytes a rank needs to plan, but for the states of others that its own lead to. Local."""
     rows = planner_rows(n_states, n_transitions, n_ranks)
-    alone = rows.block(0) == (0, n_states)
-    return ROW_BYTES * int(rows.counts.max()) + (0 if alone else -(-n_states // 8))
+    alone, most = rows.block(0) == (0, n_states), int(rows.counts.max())
+    copied = OUTCOME_BYTES * followed_outcomes(most, n_transitions, n_states, n_actions)
+    return ROW_BYTES * most + copied + (0 if alone else -(-n_states // 8))
 
 
 def beyond(change: float, mass: float, discount: float) -> float:
@@ -149,6 +163,45 @@ class Values:
         return self.extent()[1]
 
 
+class Followed:
+    """The outcomes of a policy in a mask's rows, side by side: sweeps over them give the same bits
+    as over the model, and need not jump from row to row of it. Local.
+
+    Attributes: `params`, as the kernels take them.
+    """
+
+    def __init__(self, params: tuple[Any, ...]) -> None:
+        self.params = params
+
+
+class Orders:
+    """Whether Jacobi sweeps alone close the bounds faster than Gauss-Seidel ones and then as many.
+
+    Where episodes mix fast, as on random models, what is left of the error is the same in all
+    states after some Jacobi sweeps, and the bounds need no more; on grids values must travel. Both
+    are tried in turn, and judged by what a sweep has closed: the same on any number of ranks.
+    """
+
+    def __init__(self) -> None:
+        self.smooths_only = False
+        self._gains: list[float | None] = [None, None]
+        self._width, self._n_sweeps, self._n = math.inf, 0, 0
+
+    def told(self, width: float, n_sweeps: int) -> None:
+        """Decide on the next sweeps, `n_sweeps` of both kinds; width : of the bounds now."""
+        if self._n and 0.0 < width < math.inf and self._width < math.inf:
+            gain = math.log(self._width / width) / self._n_sweeps
+            self._gains[self.smooths_only] = gain
+        self._width, self._n_sweeps, self._n = width, n_sweeps, self._n + 1
+        mixed, smooth = self._gains
+        if smooth is None:  # the first widths say little: values begin at 0
+            self.smooths_only = self._n > 2 and mixed is not None
+        elif mixed is None or self._n % RETRIED == 0:
+            self.smooths_only = not self.smooths_only
+        else:
+            self.smooths_only = smooth > mixed
+
+
 class Planner:
     """Reachable states, optimal and policy values of one environment.
 
@@ -186,6 +239,7 @@ class Planner:
         self.most = self.least = 0.0
         n_own = self.last - self.first
         self._neighbours: Neighbours | None = None
+        self._copied: tuple[np.ndarray, ...] | None = None
         self.where = (self.first, n_own, 63, self.halo, np.zeros(2, np.int32))
         self.mask = np.zeros(n_own, np.uint8)
         if not self.alone or transport.rank == 0:
@@ -337,7 +391,7 @@ class Planner:
     def relax(
         self,
         values: Values,
-        policy: np.ndarray | None,
+        policy: np.ndarray | Followed | None,
         greedy: np.ndarray | None,
         discount: float,
         n_sweeps: int,
@@ -347,8 +401,27 @@ class Planner:
         rates = np.array([discount, 0.0, *reward])
         self._sweep(values, policy, greedy, GAUSS_SEIDEL, n_sweeps, rates)
 
+    def follow(self, values: Values, policy: np.ndarray) -> np.ndarray | Followed:
+        """Return the outcomes of a policy in `values.mask`, until the next call; the policy itself
+        where there are too many. Local."""
+        if self._copied is None:
+            n_own, environment = self.mask.size, self.environment
+            n = followed_outcomes(
+                n_own, environment.n_transitions, environment.n_states, environment.n_actions
+            )
+            if n == 0:
+                return policy
+            self._copied = (
+                np.empty(n_own + 1, np.int64), np.empty(n, np.int64), np.empty(n), np.empty(n)
+            )  # fmt: skip
+        starts, codes, *_ = self._copied
+        self.call(
+            "follow", policy, values.mask, self.where, self.environment.params, *self._copied
+        )
+        return Followed((self.first, *self._copied)) if starts[-1] <= codes.size else policy
+
     def smooth(
-        self, values: Values, policy: np.ndarray, discount: float, n_sweeps: int
+        self, values: Values, policy: np.ndarray | Followed, discount: float, n_sweeps: int
     ) -> None:
         """Even out TV - V by Jacobi sweeps; the last state of a Gauss-Seidel sweep has none."""
         rates = np.array([discount, 0.0, 1.0, 0.0])
@@ -362,7 +435,7 @@ class Planner:
         can only raise V, so they converge whatever the policy.
         """
         values, policy = self.scratch(), np.zeros(self.mask.size, np.int32)
-        n_sweeps = FIRST_SWEEPS
+        n_sweeps, orders, path = FIRST_SWEEPS, Orders(), None
         while True:
             rise, fall, changed = self.backup(values, self.every, policy, discount)
             lower, upper = offsets(rise, fall, self.most, self.least, discount)
@@ -371,10 +444,13 @@ class Planner:
                 return values
             values.shift(lower)
             n_sweeps = FIRST_SWEEPS if changed else min(2 * n_sweeps, self._most_sweeps)
-            if changed:
+            orders.told(upper - lower, n_sweeps)
+            if changed and not orders.smooths_only:
                 self.relax(values, self.every, policy, discount, 2)
-            self.relax(values, policy, None, discount, n_sweeps)
-            self.smooth(values, policy, discount, n_sweeps)
+            path = self.follow(values, policy) if changed or path is None else path
+            if not orders.smooths_only:
+                self.relax(values, path, None, discount, n_sweeps)
+            self.smooth(values, path, discount, n_sweeps * (1 + orders.smooths_only))
 
     def optimise_undiscounted(self) -> tuple[Values, np.ndarray] | None:
         """Return V* and an optimal policy at discount 1; None where they are not found.
@@ -426,7 +502,7 @@ class Planner:
         masses : largest and smallest probability of going on under the policy. enough : the
         largest error that suffices, asked at every check.
         """
-        n_sweeps = FIRST_SWEEPS
+        n_sweeps, orders, path = FIRST_SWEEPS, Orders(), self.follow(values, policy)
         while True:
             rise, fall, _ = self.backup(values, policy, None, discount)
             lower, upper = offsets(rise, fall, *masses, discount)
@@ -435,8 +511,10 @@ class Planner:
             if upper - lower <= limit:
                 return
             values.shift((upper - lower) / 2)
-            self.relax(values, policy, None, discount, n_sweeps)
-            self.smooth(values, policy, discount, n_sweeps)
+            orders.told(upper - lower, n_sweeps)
+            if not orders.smooths_only:
+                self.relax(values, path, None, discount, n_sweeps)
+            self.smooth(values, path, discount, n_sweeps * (1 + orders.smooths_only))
             n_sweeps = min(2 * n_sweeps, self._most_sweeps)
 
     def horizon(
@@ -500,7 +578,7 @@ class Planner:
     def _sweep(
         self,
         values: Values,
-        policy: np.ndarray | None,
+        policy: np.ndarray | Followed | None,
         greedy: np.ndarray | None,
         order: int,
         n_sweeps: int,
@@ -508,13 +586,15 @@ class Planner:
     ) -> np.ndarray:
         found, none = np.zeros(3), np.zeros(0, np.int32)
         at_once = n_sweeps if self.alone else 1
-        how = (order, policy is None, greedy is not None)
+        name, params, every = "sweep", self.environment.params, policy is None
+        if isinstance(policy, Followed):
+            name, params, policy, every = "sweep_followed", policy.params, None, True
+        how = (order, every, greedy is not None)
         for begin in range(0, n_sweeps, at_once):
             self.call(
-                "sweep", values.v, values.other, none if policy is None else policy,
+                name, values.v, values.other, none if policy is None else policy,
                 none if greedy is None else greedy, values.mask, self._cuts, self.where,
-                np.array([begin, begin + at_once, *how], np.int64), rates,
-                self.environment.params, found,
+                np.array([begin, begin + at_once, *how], np.int64), rates, params, found,
             )  # fmt: skip
             if at_once % 2:
                 values.v, values.other = values.other, values.v

@@ -216,6 +216,41 @@ def sweep(v, new, policy, greedy, mask, cuts, where, control, rates, params, fou
     found[RISE], found[FALL], found[CHANGED] = rise, fall, changed
 
 
+def follow(policy, mask, where, params, starts, codes, chances, rewards):
+    """Copy the outcomes of a policy's actions in masked rows, one after the other.
+
+    starts : int64 (n_own + 1,), written: where the outcomes of each row begin. codes : int64
+    (n,), state ahead << 1 | terminated; chances, rewards : float64 (n,); written as far as they
+    go: where the last of `starts` is above n they lack outcomes.
+    """
+    first, n = where[0], 0
+    for s in range(mask.size):
+        starts[s] = n
+        if mask[s] == 0:
+            continue
+        action = i8(policy[s])
+        for i in range(outcomes(first + s, action, params)):
+            if n < codes.size:
+                probability, ahead, reward, terminated = outcome(first + s, action, i, params)
+                codes[n] = (i8(ahead) << 1) | i8(terminated)
+                chances[n], rewards[n] = probability, reward
+            n += 1
+    starts[mask.size] = n
+
+
+def followed_outcomes(s, a, params):
+    """The number of outcomes of a state whose policy was followed, whatever the action."""
+    first, starts = params[0], params[1]
+    return starts[s - first + 1] - starts[s - first]
+
+
+def followed_outcome(s, a, i, params):
+    """One of them, as an environment's `outcome`."""
+    first, starts, codes, chances, rewards = params
+    k = starts[s - first] + i
+    return chances[k], codes[k] >> 1, rewards[k], codes[k] & 1 == 1
+
+
 def settle(settled, policy, mask, where, params, found):
     """Mark own rows from which a policy can end the episode, as far as `settled` tells by now.
 
@@ -339,6 +374,7 @@ def planning_kernels(environment: Any, q_dtype: Any) -> dict[str, Kernel]:
     v, mask, policy = np.zeros(1), np.zeros(1, np.uint8), np.zeros(1, i4)
     control, rates, found = np.zeros(7, i8), np.zeros(4), np.zeros(7)
     where = (0, 0, 0, control, policy)
+    followed = backup_of(followed_outcomes, followed_outcome)
     return {
         "plan_reach": Kernel(
             reach, parts,
@@ -347,6 +383,14 @@ def planning_kernels(environment: Any, q_dtype: Any) -> dict[str, Kernel]:
         "plan_sweep": Kernel(
             sweep, parts,
             (v, v, policy, policy, mask, control, where, control, rates, params, found),
+        ),
+        "plan_follow": Kernel(
+            follow, parts, (policy, mask, where, params, control, control, v, v)
+        ),
+        "plan_sweep_followed": Kernel(
+            sweep, parts | {"N_ACTIONS": 1, "backup": followed},
+            (v, v, policy, policy, mask, control, where, control, rates,
+             (0, control, control, v, v), found),
         ),
         "plan_settle": Kernel(settle, parts, (mask, policy, mask, where, params, found)),
         "plan_expected": Kernel(expected, parts, (v, where, control, params, v)),
