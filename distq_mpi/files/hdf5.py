@@ -22,6 +22,8 @@ from distq_mpi.errors import FileError
 from distq_mpi.files.publishing import AnyPath, explain, publish
 
 SLICE_ROWS = 65_536
+SEND_BYTES = 8 << 20
+"""Written bytes that are sent to the disk at once."""
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -31,10 +33,18 @@ class Sink:
     HDF5 keeps metadata in memory until it closes. If the disk refuses it then, HDF5 can neither
     close nor forget the file, and may take the interpreter down at its exit. So the refusal is kept
     here, and the file is thrown away after HDF5 has closed it happily.
+
+    A thread sends what is written to the disk meanwhile: else the disk waits for the checksums, and
+    then everybody for the disk.
     """
 
     def __init__(self, path: Path) -> None:
         self.error: OSError | None = None
+        from concurrent.futures import Future, ThreadPoolExecutor  # brings `logging` along
+
+        self._unsent, self._sender = 0, ThreadPoolExecutor(1)
+        self._sent: Future[None] = Future()
+        self._sent.set_result(None)
         self._file: BinaryIO = open(path, "w+b", buffering=0)  # noqa: SIM115
 
     def _keep(self, call: Any, *arguments: Any) -> Any:
@@ -51,6 +61,11 @@ class Sink:
         total = len(view)
         while len(view) and self.error is None:
             view = view[self._keep(self._file.write, view) :]
+        self._unsent += total
+        if self._unsent >= SEND_BYTES and self._sent.done():
+            self._keep(self._sent.result)
+            self._sent = self._sender.submit(os.fdatasync, self._file.fileno())
+            self._unsent = 0
         return total
 
     def readinto(self, buffer: memoryview) -> int:
@@ -71,6 +86,8 @@ class Sink:
         """Nothing is buffered here; `publish` forces the file to the disk."""
 
     def close(self) -> None:
+        self._keep(self._sent.result)
+        self._sender.shutdown()
         try:
             self._file.close()
         except OSError as error:
