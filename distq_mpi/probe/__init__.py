@@ -17,6 +17,9 @@ from distq_mpi.memory import host_bytes, readable
 from distq_mpi.probe.ceilings import (
     BucketedExchange,
     RandomRows,
+    disk_bytes_per_s,
+    host_memory_bytes_per_s,
+    moved_bytes_per_s,
     reduced_bytes_per_s,
     triad_bytes_per_s,
 )
@@ -31,6 +34,7 @@ EXCHANGES = (1024, 8192, 65536)
 EXCHANGE_TABLE = 64 * MB
 TRIAD_BYTES = 192 * MB
 REDUCED = (2048, 1 * MB)
+SHARED, WRITTEN = 32 * MB, 64 * MB
 SHARE = 8
 """A table takes at most this part of the memory that a rank has."""
 FILE = "probe.json"
@@ -96,11 +100,24 @@ def measure(transport: Transport, tables: tuple[int, ...]) -> list[Ceiling]:
         "triad", "memory read and written, each rank, all at once",
         triad_bytes_per_s(transport, kernels, min(TRIAD_BYTES, 3 * max(tables))), "bytes",
     ))  # fmt: skip
+    if transport.size > 1:
+        calls = reduced_bytes_per_s(transport, 8) / 8
+        found.append(Ceiling("allreduce_calls", "Allreduce of 8 bytes", calls, "calls"))
     for n_bytes in REDUCED if transport.size > 1 else ():
         found.append(Ceiling(
             f"allreduce_{n_bytes}", f"Allreduce of {readable(n_bytes)}",
             reduced_bytes_per_s(transport, n_bytes), "bytes",
         ))  # fmt: skip
+    if transport.size > 1:
+        moved, shared = moved_bytes_per_s(transport, MB), host_memory_bytes_per_s(transport, SHARED)
+        found.append(Ceiling("alltoallv", "Alltoallv of 1 MB to every rank, each", moved, "bytes"))
+        if shared is not None:
+            what = "copied into common memory of the host, each rank, all at once"
+            found.append(Ceiling("host_memory", what, shared, "bytes"))
+    disk = disk_bytes_per_s(transport, os.getcwd(), WRITTEN)
+    if disk is not None:
+        what = f"written and safe on the disk here, {readable(WRITTEN)}"
+        found.append(Ceiling("disk", what, disk, "bytes"))
     return found
 
 
@@ -123,8 +140,10 @@ def _lines(transport: Transport, found: list[Ceiling]) -> list[str]:
         "medians"
     ]
     for one in found:
-        value = f"{readable(one.per_s)}/s" if one.unit == "bytes" else (
-            f"{one.per_s / 1e6:.3g} M {one.unit}/s"
-        )
+        value = f"{one.per_s / 1e6:.3g} M {one.unit}/s"
+        if one.unit == "bytes":
+            value = f"{readable(one.per_s)}/s"
+        elif one.unit == "calls":
+            value = f"{1e6 / one.per_s:.3g} us"
         lines.append(f"  {one.what:<66} {value:>18}")
     return lines

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -123,3 +125,56 @@ def reduced_bytes_per_s(transport: Transport, n_bytes: int) -> float:
             transport.sum_int(array)
 
     return rate(transport, work, n * array.nbytes, True)
+
+
+def moved_bytes_per_s(transport: Transport, n_bytes: int) -> float:
+    """Bytes per second that one rank sends while all send so many to every other (Alltoallv).
+    COLLECTIVE."""
+    size, rank = transport.size, transport.rank
+    counts = np.full(size, n_bytes // 64)
+    counts[rank] = 0
+    rows, received = (np.zeros((int(counts.sum()), 64), np.uint8) for _ in range(2))
+    starts = np.cumsum(counts) - counts
+
+    def work() -> None:
+        transport.move_rows(rows, starts, counts, received, counts)
+
+    return rate(transport, work, rows.nbytes, True)
+
+
+def host_memory_bytes_per_s(transport: Transport, n_bytes: int) -> float | None:
+    """Bytes per second that one rank copies into memory its host's ranks have in common while all
+    do; None where there is none. COLLECTIVE."""
+    memory = transport.host_memory(64, n_bytes)
+    if memory is None:
+        return None
+    source, target = np.ones(n_bytes, np.uint8), memory.own[transport.node_rank][:n_bytes]
+
+    def work() -> None:
+        target[:] = source
+
+    found = rate(transport, work, n_bytes, True)
+    memory.close()
+    return found
+
+
+def disk_bytes_per_s(transport: Transport, folder: str, n_bytes: int) -> float | None:
+    """Bytes per second that rank 0 writes into a folder until they are safe there; None where it
+    may not write. COLLECTIVE."""
+    block, fails = np.random.default_rng(1).bytes(n_bytes), np.zeros(1, np.int64)
+    path = os.path.join(folder, f".distq_mpi-probe-{os.getpid()}")
+
+    def work() -> None:
+        try:
+            with open(path, "wb", buffering=0) as file:
+                file.write(block)
+                os.fsync(file.fileno())
+        except OSError:
+            fails[0] = 1
+
+    found = rate(transport, work, n_bytes, transport.rank == 0)
+    if transport.rank == 0:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+    transport.max_int(fails)
+    return None if fails[0] else found
