@@ -152,7 +152,7 @@ class ParallelConfig:
     """Drift that steps_per_round = auto allows; 2 for slow networks."""
     fusion: Literal[
         "pooled", "count", "mean", "importance", "delta", "delta_capped", "median",
-        "trimmed_mean", "max",
+        "trimmed_mean", "max", "hogwild",
     ] = "pooled"  # fmt: skip
     """How the agents' tables become one."""
     trim: Count = 1
@@ -333,7 +333,8 @@ def check(config: Config) -> list[str]:
             f"parallel.lanes: {parallel.lanes} must be >= parallel.agents {parallel.agents}; "
             "every agent needs one"
         )
-    if parallel.architecture in OTHERWISE_REPRODUCIBLE and not parallel.reproducible:
+    exact = parallel.architecture in OTHERWISE_REPRODUCIBLE and parallel.fusion != "hogwild"
+    if exact and not parallel.reproducible:
         mistakes.append(
             "parallel.reproducible: false must be true with parallel.architecture "
             f"{parallel.architecture}, {OTHERWISE_REPRODUCIBLE[parallel.architecture]}"
@@ -345,6 +346,7 @@ def check(config: Config) -> list[str]:
             f"parallel.protect: {parallel.protect} has no meaning where every rank has the whole "
             "table; it must be off"
         )
+    mistakes += _check_hogwild(config)
     if parallel.architecture != "server":
         mistakes += [
             f"parallel.{key}: {getattr(parallel, key)} has a meaning with parallel.architecture "
@@ -384,6 +386,36 @@ def check(config: Config) -> list[str]:
             if getattr(parallel, key) != getattr(plain, key)
         ]
     return mistakes
+
+
+def _check_hogwild(config: Config) -> list[str]:
+    """Mistakes about agents that write to one table without locks."""
+    learn, parallel = config.learn, config.parallel
+    if parallel.fusion != "hogwild":
+        return []
+    wanted = [
+        ("parallel.reproducible", parallel.reproducible, (False,), "bits depend on who is faster"),
+        ("parallel.architecture", parallel.architecture, ("allreduce",), "one host has the table"),
+        ("learn.rule", learn.rule, ONE_STEP_RULES, "other rules keep more than a table"),
+        ("learn.n_steps", learn.n_steps, (1,), "traces follow a table that nobody else changes"),
+        ("learn.target", learn.target, ("live",), "there is no table that rests"),
+        ("learn.sampling", learn.sampling, ("auto", "trajectories"), "sweeps are of one agent"),
+    ]
+    mistakes = [
+        "learn.step_size: sign_change must be another with parallel.fusion hogwild: signs are "
+        "voted on"
+    ] * (learn.step_size == "sign_change")
+    return mistakes + [
+        f"{key}: {_told(value)} must be {' or '.join(map(_told, allowed))} with parallel.fusion "
+        f"hogwild: {why}"
+        for key, value, allowed, why in wanted
+        if value not in allowed
+    ]
+
+
+def _told(value: object) -> str:
+    """A value as it is written on the command line and in TOML."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _check_traces(config: Config) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from distq_mpi.config import to_toml
-from distq_mpi.fusion import FUSIONS
+from distq_mpi.fusion import fusion_of
 from distq_mpi.memory import memory_bytes, readable
 from distq_mpi.prediction import predict
 from distq_mpi.preparation import settle, warnings
@@ -32,7 +32,7 @@ def dry_run(command: Any, size: int) -> str:
         lines.append(f"# a push and a pull send {row} bytes of every row that was learned from")
     else:
         n_pairs = environment.n_states * record_of(config.learn, environment.n_actions).width
-        sent = FUSIONS[config.parallel.fusion].sent_bytes(config, n_pairs, size)
+        sent = fusion_of(config).sent_bytes(config, n_pairs, size)
         lines.append(f"# a round sends {readable(sent)} of contributions per rank")
     lines += [f"# warning: {warning}" for warning in warnings(config, environment)]
     return "\n".join(lines)

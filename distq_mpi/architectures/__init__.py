@@ -6,6 +6,7 @@ from typing import Any
 
 from distq_mpi.architectures.allreduce import Allreduce
 from distq_mpi.architectures.asking import ShardedStepped
+from distq_mpi.architectures.hogwild import Hogwild
 from distq_mpi.architectures.progress import Agreement, Progress
 from distq_mpi.architectures.served import Served
 from distq_mpi.architectures.server import ServedInStep
@@ -16,7 +17,8 @@ from distq_mpi.table import Record, record_of
 def architecture_of(config: Any, environment: Any) -> Any:
     """The class that learns an environment under a resolved `Config`. Local."""
     if config.parallel.architecture == "allreduce":
-        return Allreduce
+        shared = config.parallel.fusion == "hogwild" and config.parallel.agents > 1
+        return Hogwild if shared else Allreduce
     if config.parallel.architecture == "server":
         return ServedInStep if config.parallel.staleness == 0 else Served
     return ShardedStepped if environment.kind == "stepped" else Sharded

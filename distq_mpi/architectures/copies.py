@@ -12,7 +12,7 @@ from distq_mpi.partition import Partition
 from distq_mpi.table import Rows
 
 if TYPE_CHECKING:
-    from distq_mpi.architectures.allreduce import Allreduce
+    from distq_mpi.architectures.survivable import Survivable
     from distq_mpi.transport import Transport
 
 
@@ -44,7 +44,7 @@ class Rescued:
     whole: bool
 
     @classmethod
-    def of(cls, state: Allreduce) -> Rescued:
+    def of(cls, state: Survivable) -> Rescued:
         """Of an architecture, at its last committed round. Local."""
         return cls(state.base, state.members, state.blocks, state.held_visits(), state.whole)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -103,8 +104,7 @@ WISHES = slice(FIELDS.index("want_stop"), len(FIELDS))
 HEADER = 16
 
 
-@dataclass(frozen=True)
-class Agreement:
+class Agreement(NamedTuple):
     """What all ranks agreed on in a round: sums over agents (and over ranks, for wishes)."""
 
     overflows: int

@@ -298,7 +298,7 @@ class Sharded:
         square_sum = agreement.square_sum / float(self.rates[crossing.SCALE])
         whole, fraction = self.header[RETURNS].tolist()
         return_sum = whole + fraction / float(self.rates[crossing.RETURN_SCALE])
-        agreement = replace(agreement, square_sum=square_sum, return_sum=return_sum)
+        agreement = agreement._replace(square_sum=square_sum, return_sum=return_sum)
         progress = self.progress
         period = self._period(progress.lane_steps + self._n_ticks)
         self.pending = progress.after(

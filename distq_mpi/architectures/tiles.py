@@ -38,16 +38,19 @@ class Tiles:
 
     def begin(self) -> None:
         """A round begins: nobody here has touched anything."""
-        self.touched[:] = 0
+        if self.sparse:
+            self.touched[:] = 0
 
     def replica_runs(self) -> Iterator[tuple[int, int]]:
         """Yield rows [start, stop) in which the replica differs from the base; then none do."""
         yield from self.runs(self._replica, 0, self.n_rows)
-        self._replica[:] = 0
+        if self.sparse:
+            self._replica[:] = 0
 
     def learned(self) -> None:
         """The replica now differs in what this rank's agents have touched."""
-        np.bitwise_or(self._replica, self.touched, out=self._replica)
+        if self.sparse:
+            np.bitwise_or(self._replica, self.touched, out=self._replica)
 
     def meet(self, touched: list[np.ndarray]) -> None:
         """Take in what all ranks touched, before any of them begins another round."""
@@ -62,8 +65,9 @@ class Tiles:
 
     def commit(self) -> None:
         """The next table becomes the base, and differs from the old one in what changed."""
-        self._next = self.changed
-        np.bitwise_or(self._replica, self.changed, out=self._replica)
+        if self.sparse:
+            self._next = self.changed
+            np.bitwise_or(self._replica, self.changed, out=self._replica)
 
     def forget(self) -> None:
         """Anything may differ anywhere."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 START_EXPONENT = 4
 RAISE = 8
@@ -32,12 +33,12 @@ class FixedPoint:
     exponent: int = START_EXPONENT
     peak: int = START_EXPONENT
 
-    @property
+    @cached_property
     def bound(self) -> float:
         """Contributions must stay below this."""
         return 2.0**self.exponent
 
-    @property
+    @cached_property
     def scale(self) -> float:
         """2^f with f = 62 - ceil(log2 K) - exponent: K contributions cannot overflow int64."""
         return 2.0 ** (62 - math.ceil(math.log2(self.n_agents)) - self.exponent)

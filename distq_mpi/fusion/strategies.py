@@ -26,6 +26,7 @@ class Fusion:
     weighted : whether what clocks counted is summed times visits, for an average's clock.
     gains : whether 1 - kept is summed, for a limit on the sum of differences.
     maximum : whether values are reduced by MAX instead of by fixed-point sums.
+    shared : whether agents write to one table, so that there is nothing to fuse.
     merge : maker of `merging.fuse_each`'s part, for strategies that need every agent's value.
     source : where the rule comes from.
     """
@@ -38,6 +39,7 @@ class Fusion:
     weighted: bool = False
     gains: bool = False
     maximum: bool = False
+    shared: bool = False
     merge: Callable[..., Any] | None = None
     source: str = ""
 
@@ -55,7 +57,7 @@ class Fusion:
     def sent_bytes(self, config: Any, n_pairs: int, size: int) -> int:
         """Bytes of contributions that a rank sends in a round on `size` ranks, at most. Local."""
         n_agents, signed = config.parallel.agents, STEP_SIZES[config.learn.step_size].signed
-        if n_agents == 1:
+        if n_agents == 1 or self.shared:
             return 0
         if self.merge is None:
             return 8 * n_pairs * (len(self.sums(config.learn.step_size)) + self.maximum)
@@ -173,14 +175,22 @@ FROZEN = Fusion(
 """What `pooled` is where `learn.target` is frozen: agents' values are means of targets."""
 
 
+HOGWILD = Fusion("hogwild", shared=True, source="one table without locks (Recht et al. 2011)")
+"""What takes the place of fusion where all agents write to one table."""
+
+
 def fusion_of(config: Any) -> Fusion:
     """The strategy of a resolved `Config`. Local."""
+    if config.parallel.fusion == HOGWILD.name:
+        return HOGWILD
     return FROZEN if config.learn.target == "frozen" else FUSIONS[config.parallel.fusion]
 
 
 def adopts(config: Any) -> bool:
-    """Whether there is nothing to fuse: one agent, whose table is the next one. Local."""
-    return bool(config.parallel.agents == 1 and config.learn.target == "live")
+    """Whether there is nothing to fuse: one agent's table, or all agents', is the next one. Local.
+    """
+    one_table = config.parallel.agents == 1 or fusion_of(config).shared
+    return bool(one_table and config.learn.target == "live")
 
 
 def fusion_kernels(config: Any, record: Any) -> dict[str, Kernel]:

@@ -108,7 +108,7 @@ def test_all_mistakes_at_once_each_with_its_place(tmp_path: Path) -> None:
         f"env.kwargs.y in {file}: [1] must be true or false, an integer, a finite number or a text",
         "--learn.gama: unknown key; did you mean learn.discount?",
         '--parallel.fusion: "poled" must be pooled, count, mean, importance, delta, delta_capped, '
-        "median, trimmed_mean or max; did you mean pooled?",
+        "median, trimmed_mean, max or hogwild; did you mean pooled?",
         "--learn.alpha: needs a value",
         "--env.kwargs: one argument each: env.kwargs.NAME",
         "learn.discount: 1 must be < 1 with learn.step_size rescaled_linear, which never falls at "
