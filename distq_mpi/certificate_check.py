@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distq_mpi import certificate_file
+from distq_mpi.certificate import solvable
 from distq_mpi.errors import ConfigError
 from distq_mpi.files import plain
 from distq_mpi.fresh import Asked, Sampled
@@ -42,7 +43,12 @@ def recompute(command: Any, transport: Transport) -> int:
             claim = certificate_file.read(Path(command.options["certificate"]))
     claim = transport.broadcast(claim)
     table = opened(command, transport)
-    table.exact = table.exact and claim["exact"] is not None
+    with transport.same_outcome():
+        reason = solvable(table.environment, table.config.learn.discount)
+        if claim["exact"] is not None and reason is not None:
+            raise ConfigError(f"--certificate: claims exact values, but {reason}")
+    # What the file claims decides, not how the run was configured.
+    table.exact = claim["exact"] is not None
     asked = _asked(claim["sampled"])
     exact, found_by_samples, _ = certified(table, asked, kernels_of(table, asked))
     sampled, other = found_by_samples or (None, None)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import math
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +26,35 @@ def asked_of(options: dict[str, str]) -> Asked | None:
         if needless:
             raise ConfigError(f"--{needless[0]}: speaks of fresh samples; say --samples, too")
         return None
-    mistakes, least, most = [], None, None
-    samples, delta = float(options["samples"]), float(options.get("delta", Asked.delta))
-    check = float(options.get("check", Asked.check))
-    if samples < 2 or samples >= 2**40:
-        mistakes.append(f"--samples: {options['samples']} must be 2 to 2^40")
-    if not delta < 1:
-        mistakes.append(f"--delta: {options['delta']} must be below 1")
-    if check < 1 or check >= 2**23:
-        mistakes.append(f"--check: {options['check']} must be 1 to 2^23")
+    mistakes: list[str] = []
+    least: float | None = None
+    most: float | None = None
+    samples = _whole("samples", options["samples"], 2, 2**40, mistakes)
+    check = _whole("check", options.get("check", "1"), 1, 2**23, mistakes)
+    steps = _whole("steps", options.get("steps", str(Asked.steps)), 1, 2**62, mistakes)
+    seed = _whole("run.seed", options.get("run.seed", str(Asked.seed)), 0, 2**63, mistakes)
+    delta = float(options.get("delta", Asked.delta))
+    if not 0 < delta < 1:
+        mistakes.append(f"--delta: {options['delta']} must be between 0 and 1")
     if "rewards" in options:
         try:
             least, most = map(float, options["rewards"].split(","))
+            if not (-math.inf < least <= most < math.inf):
+                mistakes.append(f"--rewards: {options['rewards']} must be finite, the least first")
         except ValueError:
             mistakes.append(f"--rewards: {options['rewards']} must be two numbers, LEAST,MOST")
-        if least is not None and most is not None and not least <= most:
-            mistakes.append(f"--rewards: {options['rewards']}: the first must not be the larger")
     if mistakes:
         raise ConfigError("\n".join(mistakes))
-    steps = int(float(options.get("steps", Asked.steps)))
-    seed = int(options.get("run.seed", Asked.seed))
-    return Asked(int(samples), delta, int(check), seed, steps, least, most)
+    return Asked(samples, delta, check, seed, steps, least, most)
+
+
+def _whole(key: str, text: str, least: int, below: int, mistakes: list[str]) -> int:
+    """A whole number of an option, `1e6` and `7.0` among them; else a mistake is noted."""
+    value = float(text)
+    if not (value.is_integer() and least <= value < below):
+        mistakes.append(f"--{key}: {text} must be a whole number >= {least} and < {below:g}")
+        return least
+    return int(text) if text.lstrip("+-").isdigit() else int(value)
 
 
 def write(
@@ -74,7 +83,31 @@ def read(path: Path) -> dict[str, Any]:
     told = read_json(path)
     if not isinstance(told, dict) or told.get("format") != FORMAT:
         raise FileError(f"{path} is no certificate ({FORMAT})")
+    parts = {"exact": Certificate, "sampled": Sampled}
+    lacks = [key for key in ("model_id", "table_sha256", *parts) if key not in told]
+    for part, kind in parts.items():
+        claimed = told.get(part)
+        if claimed is not None and not isinstance(claimed, dict):
+            raise FileError(f"{path}: {part} is no section")
+        names = [field.name for field in fields(kind)]
+        lacks += [f"{part}.{name}" for name in names if claimed and name not in claimed]
+    if lacks:
+        raise FileError(f"{path} lacks {', '.join(lacks)}")
+    _refuse_samples(path, told["sampled"])
     return told
+
+
+def _refuse_samples(path: Path, sampled: dict[str, Any] | None) -> None:
+    """Raise FileError where samples cannot have been asked for like that."""
+    if sampled is None:
+        return
+    names = ("samples", "delta", "check", "steps")
+    options = {name: str(sampled[name]) for name in names} | {"run.seed": str(sampled["seed"])}
+    options["rewards"] = f"{sampled['least_reward']},{sampled['most_reward']}"
+    try:
+        asked_of(options)
+    except (ConfigError, ValueError) as mistake:
+        raise FileError(f"{path}: sampled: {mistake}") from mistake
 
 
 def lines_of(sampled: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distq_mpi.environments.guard import refuse_noted
 from distq_mpi.environments.worlds import wander
 from distq_mpi.errors import ConfigError, ModelError
 from distq_mpi.holding import Holding
@@ -105,7 +106,7 @@ def certify(
     ConfigError
         If the discount is 1, the table has too many states, or rewards have no known range.
     ModelError
-        If a reward is outside the range.
+        If a reward is outside the range, or a law was noted to break its promises.
     """
     with holding.transport.same_outcome():
         _refuse(environment, discount, asked)
@@ -188,6 +189,12 @@ def _by_drawing(
     transport.max_float(told)
     least = -told[1] if asked.least_reward is None else asked.least_reward
     most = told[0] if asked.most_reward is None else asked.most_reward
+    with transport.same_outcome():
+        if least > -told[1] or most < told[0]:
+            raise ConfigError(
+                f"--rewards: rewards of {environment.id} lie in [{-told[1]:g}, {told[0]:g}], more "
+                f"than {least:g},{most:g}; leave it out"
+            )
     ends = bool(told[2])
     rates = _rates(v[states], discount, asked, least, most, ends, pairs)
     found = np.array([-np.inf, -np.inf, -np.inf, 0.0])
@@ -196,6 +203,7 @@ def _by_drawing(
         control[:] = piece.start, piece.stride, asked.samples, asked.seed, asked.check
         kernels["certify"](piece.q, v, inside, environment.params, control, rates, found)
     transport.max_float(found)
+    refuse_noted(environment, transport, asked.seed, 0, range(0))
     return _told(transport, found, rates, ends, asked, pairs, 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,7 @@ def is_check_round(progress: Any, n_pairs: int) -> bool:
     return progress.steps > 0 and _power(progress.steps) > _power(before)
 
 
+@functools.lru_cache(maxsize=4)  # the steps before a round are those after the one before
 def _power(n_steps: int) -> int:
     """The largest k with CHECK_GROWTH^k <= n_steps; -1 below 1."""
     if n_steps < 1:

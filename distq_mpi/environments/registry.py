@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -65,13 +66,18 @@ def make(config: EnvironmentConfig, held_below: int | None = None) -> Environmen
         If the id is unknown, the arguments do not fit, or the result is not a Markov decision
         process.
     """
-    if SEPARATOR in config.id and config.id != SEPARATOR:
+    if _are_several(config.id):
         return mean_model(config.id, [make(part) for part in _parts(config)])
     found = _without_gymnasium(config, held_below)
     if found is not None:
         return _uncut(found, config)
     from distq_mpi.environments.gymnasium_models import gymnasium_model
     return gymnasium_model(config, BUILT_IN)
+
+
+def _are_several(id: str) -> bool:
+    """Whether an id names several environments: with commas, unless a file is called so."""
+    return SEPARATOR in id.strip(SEPARATOR) and not os.path.exists(id.removeprefix(PREFIX))
 
 
 def _parts(config: EnvironmentConfig) -> Iterator[Any]:
@@ -93,7 +99,7 @@ def make_world(config: EnvironmentConfig) -> Any:
 
     Raises ModelError as `make` does; the caller closes what Gymnasium made.
     """
-    found = _without_gymnasium(config)
+    found = make(config) if _are_several(config.id) else _without_gymnasium(config)
     if found is not None:
         return found
     from distq_mpi.environments.gymnasium_models import gymnasium_environment

@@ -1,8 +1,12 @@
 """Agents in different environments: several models of one shape, and the mean of them.
 
-A table that agents fuse cannot be right in each of their environments. What one local step and the
-fusion `mean` converge to is Q* of the mean model: chances and rewards averaged over the variants
-(Jin, Peng, Yang, Wang & Zhang 2022). That model is what exact values and certificates speak of.
+A table that agents fuse cannot be right in each of their environments. Where every agent learns
+from every pair alike (`learn.sampling` generative), one local step and the fusion `mean` converge
+to Q* of the mean model: chances and rewards averaged over the variants (Jin, Peng, Yang, Wang &
+Zhang 2022).
+That model is what exact values and certificates speak of. On trajectories an agent says nothing of
+pairs that it does not visit, and each environment weighs by the visits of its agents, whatever the
+fusion.
 """
 
 from __future__ import annotations
@@ -87,10 +91,10 @@ def mistakes(environment: Environment, config: Any) -> list[str]:
     if parallel.architecture == "sharded":
         return ["parallel.architecture: sharded has no agents that could be in different "
                 "environments; it must be allreduce or server"]  # fmt: skip
-    if parallel.agents < n:
+    if parallel.agents % n:
         found.append(
-            f"parallel.agents: {parallel.agents} must be {n} or more, one for each environment in "
-            "env.id"
+            f"parallel.agents: {parallel.agents} must be a multiple of {n}, as many for each "
+            "environment in env.id"
         )
     if parallel.fusion == "importance":
         found.append(
@@ -106,10 +110,15 @@ def warnings(environment: Environment, config: Any) -> list[str]:
         return []
     parallel, found = config.parallel, []
     in_step = parallel.architecture == "allreduce" or parallel.staleness == 0
-    if in_step and parallel.fusion != "mean":
+    if config.learn.sampling != "generative":
         found.append(
-            f"parallel.fusion: {parallel.fusion} converges to a mixture of the environments in "
-            "env.id weighted by visits; mean to their mean, which values speak of"
+            "learn.sampling: on trajectories each environment in env.id weighs by the visits of "
+            "its agents; generative learns their mean, which values speak of"
+        )
+    elif in_step and parallel.fusion not in ("mean", "pooled", "count"):
+        found.append(
+            f"parallel.fusion: {parallel.fusion} does not converge to the mean of the environments "
+            "in env.id, which values speak of; mean does"
         )
     if parallel.steps_per_round != 1:
         found.append(

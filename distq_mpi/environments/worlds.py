@@ -313,7 +313,7 @@ def wander(
     all their steps, in order. Local.
 
     Every episode is a function of (seed, check, its number), as far as the environment is one of
-    its seed; none of a check is one of another, or of learning.
+    its seed; one of a check is one of another, or of learning, by the chance of equal 32 bits only.
 
     Raises ModelError naming episode, state and action where the environment raises.
     """

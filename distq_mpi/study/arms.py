@@ -180,7 +180,7 @@ def _regret_arm(n_runs: int, transport: Transport) -> Told:
     )  # fmt: skip
     fine = 0.9 <= federated / alone <= 1.1 and rounds < 2500 and late < 0.15 * rounds
     return Told(
-        "FedQ-Hoeffding, 10 agents x 30,000 episodes, against one agent",
+        f"FedQ-Hoeffding, 10 agents x 30,000 episodes, against one agent, {n_runs} runs",
         "regret / sqrt(episodes), rounds",
         ["federated", "alone", "rounds", "rounds of the second half"],
         [federated, alone, rounds, late], None, None, None,
@@ -235,7 +235,8 @@ def _average_arm(n_runs: int, transport: Transport) -> Told:
     means = np.mean(sorted(told), axis=0).tolist()
     fine = means[0] - means[2] >= 0.2 and means[1] - means[3] >= 0.2
     return Told(
-        "one policy for five environments", "mean value - 5, in those, in 20 others",
+        f"one policy for five environments, {n_runs} runs",
+        "mean value - 5, in those, in 20 others",
         ["fused", "fused, others", "alone", "alone, others"], means, None, None, None,
         "fused at least .2 above alone, in both (Jin et al. 2022)", "pass" if fine else "fail",
     )  # fmt: skip
@@ -256,7 +257,8 @@ def _local_steps_arm(n_runs: int, transport: Transport) -> Told:
     means = np.mean(found, axis=1).tolist()
     fine = means[0] < 1e-9 and bool(np.all(np.diff(means) > 0))
     return Told(
-        "20 agents in 20 mazes", "local steps", list(map(float, periods)), means, None, None, None,
+        f"20 agents in 20 mazes, {n_runs} runs", "local steps", list(map(float, periods)), means,
+        None, None, None,
         "one local step converges, more end further off (Wang, Yang & Su 2024)",
         "pass" if fine else "fail",
     )  # fmt: skip

@@ -142,7 +142,7 @@ def test_free_running_learns_and_says_so(tmp_path: Path) -> None:
 
 def test_auto_is_sharded_where_replicas_do_not_fit(tmp_path: Path) -> None:
     options = ("--parallel.architecture", "auto", "--stop.steps", "1000", *GRID)
-    for limit, architecture in (("10000000", "allreduce"), ("1500000", "sharded")):
+    for limit, architecture in (("10000000", "allreduce"), ("2500000", "sharded")):
         ended = distq(
             2, "train", "--run.dir", architecture, *options, "--parallel.memory_bytes", limit,
             "--parallel.lanes", "64", cwd=tmp_path,
@@ -225,5 +225,9 @@ def test_probe_prints_and_keeps_what_it_found(tmp_path: Path) -> None:
     told = json.loads(ended.out)
     assert told == json.loads((tmp_path / "cache" / "probe.json").read_text())
     found = {one["name"]: one for one in told["ceilings"]}
-    assert {"random_rows_64mb", "random_rows_64mb_all", "exchange_8192", "triad"} <= set(found)
+    assert {
+        "random_rows_64mb", "random_rows_64mb_all", "exchange_8192", "triad", "allreduce_calls",
+        "allreduce_2048", "alltoallv", "host_memory", "disk",
+    } <= set(found)  # fmt: skip
+    assert not list(tmp_path.glob(".distq_mpi-probe-*"))
     assert all(one["per_s"] > 0 for one in found.values())

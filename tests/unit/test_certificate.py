@@ -456,3 +456,40 @@ def test_what_cannot_be_solved_says_why() -> None:
     large = make("grid", rows=1000, columns=1000, slip=0.2)
     assert solvable(large, 0.99) is None
     assert "learn.discount = 1" in (solvable(large, 1.0) or "")
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [make("garnet", states=300, actions=3, branching=4, seed=2),
+     make("grid", rows=12, columns=11, slip=0.2), make("CliffWalking-v1")],
+    ids=lambda environment: environment.id,
+)  # fmt: skip
+def test_copied_outcomes_give_the_bits_of_the_model(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    followed = solved(environment, 0.97)
+    assert followed.values is not None
+    wanted = followed.values.copy()
+    # Where a policy's outcomes are more than there is room for, sweeps go over the model.
+    monkeypatch.setattr(planning, "SPARE", 0.01)
+    from_model = solved(environment, 0.97)
+    assert from_model.values is not None and from_model.values.tobytes() == wanted.tobytes()
+    policy = np.zeros(environment.n_states, np.int32)
+    values = from_model.planner.scratch()
+    assert from_model.planner.follow(values, policy) is policy
+    assert isinstance(followed.planner.follow(values, policy), planning.Followed)
+
+
+def test_sweeps_follow_whatever_closes_the_bounds_faster() -> None:
+    orders, width, taken = planning.Orders(), 1.0, []
+    for _ in range(24):
+        orders.told(width, 4)
+        taken.append(orders.smooths_only)
+        width *= 0.1 if orders.smooths_only else 0.5
+    assert not any(taken[:2]) and sum(taken) > 18
+    orders, width, taken = planning.Orders(), 1.0, []
+    for _ in range(24):
+        orders.told(width, 4)
+        taken.append(orders.smooths_only)
+        width *= 0.9 if orders.smooths_only else 0.5
+    assert 0 < sum(taken) < 6

@@ -11,6 +11,7 @@ import pytest
 
 from distq_mpi.config import EnvConfig
 from distq_mpi.environments import is_law, make
+from distq_mpi.environments.laws import law_environment
 from distq_mpi.errors import ModelError
 
 u8 = np.uint64
@@ -343,3 +344,27 @@ def test_which_ids_every_rank_makes_for_itself():
     laws = ["grid", "river:River", "package.module:Law"]
     models = ["garnet", "Taxi-v4", "module:Name-v0", "model.npz", "ALE/Pong-v5"]
     assert [is_law(id) for id in laws + models] == [True] * 3 + [False] * 5
+
+
+class Wide:
+    """So many states that are all equally likely to begin with that their chances do not add up."""
+
+    n_states = n_starts = 100_000_000
+    n_actions, n_outcomes, uniform_starts = 1, 1, True
+
+    def __init__(self, off: float = 1.0) -> None:
+        self.params = (off / self.n_states,)
+
+    @staticmethod
+    def outcome(state, action, i, params):
+        return 1.0, state, 0.0, False
+
+    @staticmethod
+    def start(i, params):
+        return params[0], i
+
+
+def test_a_hundred_million_starts_are_not_all_looked_at():
+    assert law_environment("wide", Wide, {}).n_starts == 100_000_000
+    with pytest.raises(ModelError, match="probability 0.2, but the law says uniform_starts"):
+        law_environment("wide", Wide, {"off": 0.2e8})

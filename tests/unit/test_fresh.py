@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +13,15 @@ import pytest
 from distq_mpi import certificate_file, environments, fresh
 from distq_mpi.config import EnvConfig
 from distq_mpi.environments import Environment
-from distq_mpi.errors import ConfigError, ModelError
+from distq_mpi.environments.guard import guarded
+from distq_mpi.environments.laws import law_environment
+from distq_mpi.errors import ConfigError, FileError, ModelError
 from distq_mpi.fresh import Asked, Sampled
 from distq_mpi.holding import Holding
 from distq_mpi.partition import Partition
 from distq_mpi.table import Record, Rows
 from tests.stand_in import Alone, compiled, together
+from tests.unit.test_environments_guard import Small
 
 DISCOUNT = 0.9
 
@@ -88,20 +94,32 @@ def test_stepped_without_a_range_is_refused() -> None:
 def test_a_reward_outside_the_range_is_seen() -> None:
     environment = lake()
     kernels = compiled(fresh.requests(environment, np.dtype(np.float64)))
-    with pytest.raises(ModelError, match=r"outside \[0, 0.5\]"):
+    with pytest.raises(ConfigError, match=r"lie in \[0, 1\], more than 0,0.5"):
         judged(environment, Alone(), kernels, samples=500, most_reward=0.5)
     with pytest.raises(ModelError, match=r"outside \[0, 0.5\]"):
         judged(stepped(), Alone(), {}, samples=30, steps=20_000, least_reward=0.0, most_reward=0.5)
+
+
+def test_what_a_guard_notes_is_no_certificate() -> None:
+    whole = law_environment("small", Small, {})
+    environment = guarded(replace(whole, params=(64, 8, 2**40, 0.8, -1.0), trusted=False))
+    kernels = compiled(fresh.requests(environment, np.dtype(np.float64)))
+    with pytest.raises(ModelError, match="next_state 1099511627776"):
+        judged(environment, Alone(), kernels, samples=50)
 
 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
         ({"delta": "0.1"}, "say --samples, too"),
-        ({"samples": "1"}, "must be 2 to"),
-        ({"samples": "10", "delta": "1"}, "must be below 1"),
+        ({"samples": "1"}, "must be a whole number >= 2"),
+        ({"samples": "10.9"}, "--samples: 10.9 must be a whole number"),
+        ({"samples": "10", "steps": "0.5"}, "--steps: 0.5 must be a whole number"),
+        ({"samples": "10", "run.seed": "1.5"}, "--run.seed: 1.5 must be a whole number"),
+        ({"samples": "10", "delta": "1"}, "must be between 0 and 1"),
+        ({"samples": "10", "rewards": "-inf,inf"}, "must be finite"),
         ({"samples": "10", "rewards": "3"}, "two numbers"),
-        ({"samples": "10", "rewards": "3,1"}, "must not be the larger"),
+        ({"samples": "10", "rewards": "3,1"}, "the least first"),
     ],
 )
 def test_what_cannot_be_asked(options: dict[str, str], told: str) -> None:
@@ -111,5 +129,32 @@ def test_what_cannot_be_asked(options: dict[str, str], told: str) -> None:
 
 def test_what_can_be_asked() -> None:
     assert certificate_file.asked_of({}) is None
-    found = certificate_file.asked_of({"samples": "1e3", "rewards": "-1,0", "run.seed": "7"})
+    found = certificate_file.asked_of({"samples": "1e3", "rewards": "-1,0", "run.seed": "7.0"})
     assert found == Asked(1000, seed=7, least_reward=-1.0, most_reward=0.0)
+
+
+def claim(**changes: Any) -> dict[str, Any]:
+    sampled = Sampled(10, 0.1, 1, 0, 100, 0.0, 1.0, 4, 0, 0.1, 0.0, 0.2)
+    return {
+        "format": certificate_file.FORMAT, "model_id": "m", "table_sha256": "t", "exact": None,
+        "sampled": asdict(sampled) | changes,
+    }  # fmt: skip
+
+
+def test_files_that_are_no_certificates(tmp_path: Path) -> None:
+    path = tmp_path / "claim.json"
+    path.write_text(json.dumps(claim()))
+    assert certificate_file.read(path)["sampled"]["samples"] == 10
+    short = claim()
+    del short["sampled"]["pairs"], short["model_id"]
+    for told, why in (
+        ({"format": "another"}, "is no certificate"),
+        (short, "lacks model_id, sampled.pairs"),
+        (claim(samples=1), "sampled: --samples: 1 must be"),
+        (claim(delta=2), "sampled: --delta: 2 must be"),
+        (claim(most_reward=None), "sampled: --rewards"),
+        (claim(seed="x"), "sampled: could not convert"),
+    ):
+        path.write_text(json.dumps(told))
+        with pytest.raises(FileError, match=why):
+            certificate_file.read(path)

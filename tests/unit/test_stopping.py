@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,12 +63,12 @@ def test_no_certificate_no_verdict() -> None:
 
 def test_wishes() -> None:
     stop = StopConfig(wall_time_s=1.0)
-    asked = verdict(stop, PROGRESS, replace(QUIET, want_stop=True), None)
-    late = verdict(stop, PROGRESS, replace(QUIET, want_time=True), None)
+    asked = verdict(stop, PROGRESS, QUIET._replace(want_stop=True), None)
+    late = verdict(stop, PROGRESS, QUIET._replace(want_time=True), None)
     assert asked is not None and (asked.status, asked.exit_code) == ("interrupted", 75)
     assert late is not None and (late.status, late.exit_code) == ("finished", 0)
 
 
 def test_numbers_that_are_not_finite_end_the_run() -> None:
-    found = verdict(StopConfig(), PROGRESS, replace(QUIET, non_finite=1), None)
+    found = verdict(StopConfig(), PROGRESS, QUIET._replace(non_finite=1), None)
     assert found is not None and (found.status, found.exit_code) == ("diverged", 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from distq_mpi import environments
 from distq_mpi.cli import from_keywords
 from distq_mpi.config import EnvConfig
 from distq_mpi.errors import ConfigError, ModelError
+from distq_mpi.memory import model_bytes
 from distq_mpi.preparation import settle, warnings
 
 LAKES = "FrozenLake-v1?success_rate=0.5,FrozenLake-v1?success_rate=0.9"
@@ -77,7 +79,8 @@ def test_what_cannot_be_mixed(id: str, told: str) -> None:
     ("keywords", "told"),
     [
         ({"fusion": "importance", "agents": 2}, "importance weighs agents by their visits"),
-        ({"agents": 1}, "must be 2 or more"),
+        ({"agents": 1}, "must be a multiple of 2"),
+        ({"agents": 3}, "must be a multiple of 2"),
         ({"architecture": "sharded"}, "sharded has no agents"),
     ],
 )
@@ -89,8 +92,9 @@ def test_what_is_refused(keywords: dict[str, Any], told: str) -> None:
 
 def test_what_is_warned_of() -> None:
     for keywords, n in (
-        ({"fusion": "mean", "steps_per_round": 1}, 0),
-        ({"fusion": "count", "steps_per_round": 1}, 1),
+        ({"sampling": "generative", "fusion": "mean", "steps_per_round": 1}, 0),
+        ({"sampling": "generative", "fusion": "median", "steps_per_round": 1}, 1),
+        ({"fusion": "mean", "steps_per_round": 1}, 1),
         ({"fusion": "count", "steps_per_round": 5}, 2),
     ):
         config, environment, _ = settle(
@@ -98,3 +102,21 @@ def test_what_is_warned_of() -> None:
         )
         told = [w for w in warnings(config, environment) if "env.id" in w]
         assert len(told) == n, told
+
+
+def test_episodes_are_played_in_the_mean() -> None:
+    found = environments.make_world(EnvConfig(id=LAKES))
+    assert found.model_id == environments.make(EnvConfig(id=LAKES)).model_id
+
+
+def test_a_file_may_have_a_comma_in_its_name(tmp_path: Path) -> None:
+    name = str(tmp_path / "rate=.5,one.npz")
+    environments.write_model(name, environments.make(EnvConfig(id="FrozenLake-v1")))
+    assert environments.make(EnvConfig(id=name)).n_states == 16
+
+
+def test_memory_counts_every_variant() -> None:
+    mean = environments.make(EnvConfig(id=LAKES))
+    every = sum(p.nbytes for v in mean.variants for p in v if isinstance(p, np.ndarray))
+    alone = model_bytes(replace(mean, variants=()), None, 1)
+    assert every > alone / 2 and model_bytes(mean, None, 1) == alone + every
