@@ -27,7 +27,9 @@ from typing import Any
 DEFAULT_STEPS = 50_000_000
 TARGET = "stop.policy_gap"
 # A run that is timed should do nothing but learn; whoever wants more says so on the line.
-QUIET = {"evaluate.episodes": "0", "checkpoint.every_rounds": "0"}
+QUIET = {
+    "evaluate.episodes": "0", "checkpoint.every_rounds": "0", "run.report_every_s": "0.25",
+}  # fmt: skip
 GRACE_S = 10.0
 REACHED, MISSED = 0, 3
 
@@ -43,6 +45,9 @@ class Row:
     speedup: float
     efficiency: float
     exchange_share: float
+    late_efficiency: float | None
+    """Of the rates after the first quarter of the steps, while periods still grow."""
+    period: int
     time_to_policy_gap_s: float | None
     table_sha256: list[str]
 
@@ -147,9 +152,23 @@ def time_to_gap(summary: Any, options: dict[str, str]) -> float | None:
     return float(summary["learn_time_s"] + summary["exchange_time_s"])
 
 
+def late(folder: Path, summary: Any) -> tuple[float | None, int]:
+    """Steps per second of learning and exchange after the first quarter of the steps, None where
+    no report fell there; and the last period."""
+    told = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    later = [row for row in told if row["steps"] >= summary["steps"] / 4]
+    period = told[-1]["steps_per_round"] if told else 0
+    if not later or later[0]["steps"] == summary["steps"]:
+        return None, period
+    busy_s = summary["learn_time_s"] + summary["exchange_time_s"]
+    busy_s -= later[0]["learn_time_s"] + later[0]["exchange_time_s"]
+    return (summary["steps"] - later[0]["steps"]) / busy_s, period
+
+
 def rows(runs: list[dict[str, Any]]) -> list[Row]:
     """Condense the runs; speedup and efficiency are against the fewest ranks measured."""
     found: list[Row] = []
+    late_rate = None
     for n_ranks in sorted({run["ranks"] for run in runs}):
         mine = [run for run in runs if run["ranks"] == n_ranks]
         summaries = [run["summary"] for run in mine]
@@ -159,12 +178,18 @@ def rows(runs: list[dict[str, Any]]) -> list[Row]:
         shares = [
             s["exchange_time_s"] / (s["learn_time_s"] + s["exchange_time_s"]) for s in summaries
         ]
+        rates = [run["late"][0] for run in mine if run["late"][0] is not None]
+        median = statistics.median(rates) if rates else None
+        late_rate = median if late_rate is None else late_rate
+        late_speedup = median / late_rate if median and late_rate else None
         times = [time_to_gap(run["summary"], run["options"]) for run in mine]
         known = [value for value in times if value is not None]
         found.append(
             Row(
                 n_ranks, summaries[0]["agents"], summaries[0]["steps"], rate, speedup,
                 speedup / growth, statistics.median(shares),
+                late_speedup / growth if late_speedup else None,
+                int(statistics.median(run["late"][1] for run in mine)),
                 statistics.median(known) if known and len(known) == len(times) else None,
                 sorted({s["table_sha256"] for s in summaries}),
             )
@@ -175,15 +200,20 @@ def rows(runs: list[dict[str, Any]]) -> list[Row]:
 def table(found: list[Row], with_gap: bool) -> str:
     """Lay the rows out for a terminal; * marks more ranks than cores."""
     gap = "  s to gap" if with_gap else ""
-    lines = [f"ranks  agents         steps  M steps/s  speedup  efficiency  exchange{gap}  table"]
+    lines = [
+        "ranks  agents         steps  M steps/s  speedup  efficiency  late  period  exchange"
+        f"{gap}  table"
+    ]
     for row in found:
         mark = "*" if row.ranks > n_cores() else " "
         seconds = row.time_to_policy_gap_s
         shown = "missed" if seconds is None else f"{seconds:.3f}"
+        late_shown = "-" if row.late_efficiency is None else f"{row.late_efficiency:.2f}"
         middle = f"  {shown:>8}" if with_gap else ""
         lines.append(
             f"{row.ranks:5}{mark} {row.agents:6} {row.steps:14,} {row.steps_per_s / 1e6:10.2f} "
-            f"{row.speedup:8.2f} {row.efficiency:11.2f} {row.exchange_share:9.0%}{middle}  "
+            f"{row.speedup:8.2f} {row.efficiency:11.2f} {late_shown:>5} {row.period:7} "
+            f"{row.exchange_share:9.0%}{middle}  "
             + " ".join(digest[:12] for digest in row.table_sha256)
         )
     if found[-1].ranks > n_cores():
@@ -257,11 +287,16 @@ def main(argv: list[str] | None = None) -> int:
             except RuntimeError as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 1
-            runs.append({"ranks": n_ranks, "options": chosen, "summary": summary})
+            runs.append({
+                "ranks": n_ranks, "options": chosen, "summary": summary,
+                "late": late(folder, summary),
+            })  # fmt: skip
             rate = summary["steps_per_s"] / 1e6
             print(f"{n_ranks} ranks, repeat {repeat + 1}: {rate:.2f} M steps/s", file=sys.stderr)
     found = rows(runs)
     same, verdict = bits(options.mode, found)
+    if given.get("parallel.reproducible") == "false":
+        same, verdict = True, "table_sha256: not compared, for parallel.reproducible is false"
     where = f"{platform.node()}, {n_cores()} cores"
     print(f"{options.mode} scaling, medians of {options.repeats}; {where}")
     print(table(found, TARGET in given))

@@ -124,9 +124,9 @@ class TextbookC:
         return each * self.n_lanes / seconds
 
 
-def compile_c(defines: list[str]) -> ctypes.CDLL:
-    """Compile kernels.c with gcc -O3 -march=native and load it. Raises CalledProcessError."""
+def compile_c(defines: list[str], source: str = SOURCE) -> ctypes.CDLL:
+    """Compile with gcc -O3 -march=native and load it. Raises CalledProcessError."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "kernels.so")
-        subprocess.run(["gcc", *FLAGS, *defines, SOURCE, "-o", path], check=True)
+        subprocess.run(["gcc", *FLAGS, *defines, source, "-o", path], check=True)
         return ctypes.CDLL(path)
