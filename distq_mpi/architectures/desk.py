@@ -127,7 +127,8 @@ class Desk:
                 if words[NEXT]:
                     asks = int(words[NEXT_CLOCK]), int(words[NEXT_VERSION])
                     waiting[int(words[NEXT]) - 1] = peer, *asks
-            late = time.perf_counter() - begun > max(ROUND_S, PAUSE_SHARE * self.longest_s)
+            lasted_s = time.perf_counter() - begun
+            late = self.steps and lasted_s > max(ROUND_S, PAUSE_SHARE * self.longest_s)
             for agent, (rank, clock, known) in list(waiting.items()):
                 if self.leads and (self.steps >= n_steps or late):
                     self._send(rank, PAUSE, 0)
