@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distq_mpi.bounds import beyond
 from distq_mpi.holding import Holding, Slice
 from distq_mpi.kernels import Kernel
 from distq_mpi.kernels.sweeps import (
@@ -24,7 +25,7 @@ from distq_mpi.kernels.sweeps import (
     STATE_RISE,
     planning_kernels,
 )
-from distq_mpi.planning import PART, Planner, Values, beyond
+from distq_mpi.planning import PART, Planner, Values
 
 if TYPE_CHECKING:
     from distq_mpi.environments.base import Environment
@@ -147,6 +148,10 @@ class Solver:
         return self.transport.broadcast(self._certify(holding, tight, exact))
 
     @property
+    def _never_ends(self) -> bool:
+        return self.planner.least >= 1.0 and not self.environment.max_episode_steps
+
+    @property
     def _plans(self) -> bool:
         return not self.planner.alone or self.transport.rank == 0
 
@@ -163,9 +168,12 @@ class Solver:
         value, extent = planner.expectation(self._optimal), solution.range
         if policy is None:
             policy = planner.greedy(self._optimal, self.discount)
-        return value, extent, self._return(policy)
+        return value, extent, self._return(policy, value)
 
-    def _return(self, policy: np.ndarray) -> float | None:
+    def _return(self, policy: np.ndarray, value: float | None) -> float | None:
+        """The undiscounted value of a policy at the start; value : the discounted one, if known."""
+        if self._never_ends and value:
+            return None  # what it earns it earns for ever
         mask = self.planner.reach(policy)
         n_steps = self.environment.max_episode_steps
         if n_steps:
@@ -210,7 +218,9 @@ class Solver:
             certificate = self._compared(certificate, values.v, optimal)
         else:
             certificate = self._compared_undiscounted(certificate, policy, optimal)
-        return replace(certificate, policy_return=self._return(policy)) if tight else certificate
+        if not tight:
+            return certificate
+        return replace(certificate, policy_return=self._return(policy, certificate.policy_value))
 
     def _read(self, piece: Slice, v: np.ndarray) -> np.ndarray:
         """Note value and greedy action of a slice's states; return how many values are not finite

@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distq_mpi.bounds import Orders, offsets
+from distq_mpi.compact import MOST_TRANSITIONS, Compact, compact_bytes
 from distq_mpi.kernels.sweeps import (
+    BONUS,
+    BOTTOM,
     CHANGED,
     FALL,
     FIRST_START,
@@ -25,6 +29,7 @@ from distq_mpi.kernels.sweeps import (
     LEAST_MASS,
     MOST_CHANCE,
     MOST_MASS,
+    N_KEPT,
     N_MET,
     N_OUT,
     N_STACK,
@@ -32,16 +37,19 @@ from distq_mpi.kernels.sweeps import (
     REWARDED,
     RISE,
     SETTLED,
+    TOP,
     UNSETTLED,
+    WEIGHT,
 )
 from distq_mpi.partition import Partition
+from distq_mpi.table import aligned
 
 if TYPE_CHECKING:
     from distq_mpi.environments.base import Environment
     from distq_mpi.transport import Neighbours, Transport
 
-BLOCK_TRANSITIONS = 2_000_000
-"""Transitions that are worth a message per sweep: about 5 ms of work."""
+BLOCK_TRANSITIONS = 500_000
+"""Transitions that are worth a message per sweep: 1 ms of work, of one action's 0.2 ms."""
 MAX_BLOCKS = 64
 WORK_LIMIT = 3e8
 """Backed-up transitions after which an undiscounted problem counts as unsolvable."""
@@ -53,19 +61,17 @@ SOLVED = 1e-12
 """Error of V*, as a share of the value range."""
 TIES = 1e-12
 """Actions this close to the best, as a share of the value range, count as equal."""
-RETRIED = 8
-"""Checks after which the other order of sweeps is tried again."""
+SMOOTHS = 4
+"""Sweeps where one kind takes the place of two, which may end before."""
+EVEN = 0.1
+"""What may be left of the unevenness of TV - V when sweeps over a new policy's pairs end."""
 NEAR_ONE = (1 - 1e-5, 1 - 1e-6, 1 - 1e-7)
 OPTIMAL = 1e-9
 """Residual of an undiscounted policy, as a share of the largest value, that counts as none."""
 DENSE = 0.25
 """Share of others' states from which on all of them are fetched: to find them is then no search."""
-ROW_BYTES, OUTCOME_BYTES = 56, 24
-"""Of a state that is planned: its values, twice, V*, three policies, a stack, a mask, and where the
-outcomes of its policy begin; and of each of these, copied."""
-MOST_COPIED, SPARE = 64 << 20, 1.25
-"""Bytes of a policy's outcomes that are copied at most, and how many more there may be than those
-of a pair in the mean."""
+ROW_BYTES = 45
+"""Of a state that is planned: its values, twice, V*, three policies, a stack and a mask."""
 PART = 65_536
 """Numbers taken at a time where all rows or start states are gone over, and states of others that
 are met before their owners are told."""
@@ -83,38 +89,14 @@ def planner_rows(n_states: int, n_transitions: int, n_ranks: int) -> Partition:
     return Partition(blocks[-(-np.arange(n_ranks + 1) * (blocks.size - 1) // n_ranks)])
 
 
-def followed_outcomes(n_own: int, n_transitions: int, n_states: int, n_actions: int) -> int:
-    """Outcomes of a policy that a rank of `n_own` rows has room to copy, with some to spare; 0
-    where they would take more than `MOST_COPIED` bytes."""
-    n = int(SPARE * n_transitions / n_actions * n_own / max(1, n_states)) + 1
-    return n if n * OUTCOME_BYTES <= MOST_COPIED else 0
-
-
 def planner_bytes(n_states: int, n_actions: int, n_transitions: int, n_ranks: int) -> int:
     """Bytes a rank needs to plan, but for the states of others that its own lead to. Local."""
     rows = planner_rows(n_states, n_transitions, n_ranks)
     alone, most = rows.block(0) == (0, n_states), int(rows.counts.max())
-    copied = OUTCOME_BYTES * followed_outcomes(most, n_transitions, n_states, n_actions)
-    return ROW_BYTES * most + copied + (0 if alone else -(-n_states // 8))
-
-
-def beyond(change: float, mass: float, discount: float) -> float:
-    """The sum of change k + change k^2 + ..., k = discount x mass: what further backups can add."""
-    k = discount * mass
-    return change * k / (1.0 - k) if k < 1.0 else (0.0 if change == 0.0 else change * np.inf)
-
-
-def offsets(
-    rise: float, fall: float, most: float, least: float, discount: float
-) -> tuple[float, float]:
-    """Return (lower, upper): the fixed point of T lies in TV + [lower, upper] in every state.
-
-    rise, -fall : largest and smallest of TV - V. most, least : bounds on the probability of going
-    on; both are 1 where nothing terminates. MacQueen (1966), Porteus (1971).
-    """
-    lower = beyond(-fall, most if fall > 0 else least, discount)
-    upper = beyond(rise, most if rise > 0 else least, discount)
-    return lower, upper
+    needed = ROW_BYTES * most + (0 if alone else -(-n_states // 8))
+    if n_transitions <= MOST_TRANSITIONS:
+        needed += compact_bytes(most, n_actions, n_transitions * most / max(1, n_states))
+    return needed
 
 
 class Values:
@@ -122,12 +104,23 @@ class Values:
     the mask.
 
     most_of : makes an array of float64 the elementwise largest of all planners, in place.
+
+    Attributes: `v`, read by the next sweep, and `other`, written by it, halves of `both`;
+    `reads_from`, where `v` begins in it; `top`, `bottom`, largest and smallest value in the mask
+    after the last backup.
     """
 
     def __init__(self, n_own: int, n_halo: int, most_of: Callable[[np.ndarray], None]) -> None:
-        self.v, self.other = np.zeros(n_own + n_halo), np.zeros(n_own + n_halo)
+        self.both = aligned(16 * (n_own + n_halo)).view(np.float64)
+        self.v, self.other = self.both[: n_own + n_halo], self.both[n_own + n_halo :]
         self.mask = np.zeros(n_own, np.uint8)
-        self._most_of = most_of
+        self._most_of, self.reads_from = most_of, 0
+        self.top = self.bottom = 0.0
+
+    def swap(self) -> None:
+        """What was written becomes what is read. Local."""
+        self.v, self.other = self.other, self.v
+        self.reads_from = self.v.size - self.reads_from
 
     def begin(self, mask: np.ndarray, v: np.ndarray | float = 0.0) -> Values:
         """Take a mask and values, 0 outside it; v : with halo; may be this one's own. Local."""
@@ -141,6 +134,7 @@ class Values:
         n_own = self.mask.size
         np.add(self.v[:n_own], amount, out=self.v[:n_own], where=self.mask.view(np.bool_))
         self.v[n_own:] += amount
+        self.top, self.bottom = self.top + amount, self.bottom + amount
 
     def extent(self) -> tuple[float, float]:
         """Largest minus smallest value, and largest absolute value. COLLECTIVE."""
@@ -161,45 +155,6 @@ class Values:
     def size(self) -> float:
         """Largest absolute value. COLLECTIVE."""
         return self.extent()[1]
-
-
-class Followed:
-    """The outcomes of a policy in a mask's rows, side by side: sweeps over them give the same bits
-    as over the model, and need not jump from row to row of it. Local.
-
-    Attributes: `params`, as the kernels take them.
-    """
-
-    def __init__(self, params: tuple[Any, ...]) -> None:
-        self.params = params
-
-
-class Orders:
-    """Whether Jacobi sweeps alone close the bounds faster than Gauss-Seidel ones and then as many.
-
-    Where episodes mix fast, as on random models, what is left of the error is the same in all
-    states after some Jacobi sweeps, and the bounds need no more; on grids values must travel. Both
-    are tried in turn, and judged by what a sweep has closed: the same on any number of ranks.
-    """
-
-    def __init__(self) -> None:
-        self.smooths_only = False
-        self._gains: list[float | None] = [None, None]
-        self._width, self._n_sweeps, self._n = math.inf, 0, 0
-
-    def told(self, width: float, n_sweeps: int) -> None:
-        """Decide on the next sweeps, `n_sweeps` of both kinds; width : of the bounds now."""
-        if self._n and 0.0 < width < math.inf and self._width < math.inf:
-            gain = math.log(self._width / width) / self._n_sweeps
-            self._gains[self.smooths_only] = gain
-        self._width, self._n_sweeps, self._n = width, n_sweeps, self._n + 1
-        mixed, smooth = self._gains
-        if smooth is None:  # the first widths say little: values begin at 0
-            self.smooths_only = self._n > 2 and mixed is not None
-        elif mixed is None or self._n % RETRIED == 0:
-            self.smooths_only = not self.smooths_only
-        else:
-            self.smooths_only = smooth > mixed
 
 
 class Planner:
@@ -239,7 +194,7 @@ class Planner:
         self.most = self.least = 0.0
         n_own = self.last - self.first
         self._neighbours: Neighbours | None = None
-        self._copied: tuple[np.ndarray, ...] | None = None
+        self._compact: Compact | None = None
         self.where = (self.first, n_own, 63, self.halo, np.zeros(2, np.int32))
         self.mask = np.zeros(n_own, np.uint8)
         if not self.alone or transport.rank == 0:
@@ -272,6 +227,8 @@ class Planner:
         if not dense:
             buckets = _directory(self.halo, self.environment.n_states)
         self.where = (self.first, self.mask.size, *buckets)
+        if self.environment.n_transitions <= MOST_TRANSITIONS:
+            self._compact = Compact(self, self._cuts, int(control[N_KEPT]))
 
     def call(self, name: str, *arguments: Any) -> None:
         """Call one of the kernels. Local."""
@@ -303,7 +260,7 @@ class Planner:
         n_starts = self.environment.n_starts
         seen = np.zeros(1 if self.alone else -(-self.environment.n_states // 8), np.uint8)
         inbox, outbox = np.zeros(0, np.int64), np.zeros(1 if self.alone else PART, np.int64)
-        control = np.array([n_starts, policy is None, 0, 0, 0, n_starts, 0], np.int64)
+        control = np.array([n_starts, policy is None, 0, 0, 0, n_starts, 0, 0], np.int64)
         found, none = np.array([0.0, -1.0, 0.0]), np.zeros(0, np.int32)
         while True:
             self.call(
@@ -386,12 +343,13 @@ class Planner:
         rates = np.array([discount, slack, *reward])
         found = self._sweep(values, policy, greedy, JACOBI, 1, rates)
         self.most_of(found)
+        values.top, values.bottom = float(found[TOP]), -float(found[BOTTOM])
         return float(found[RISE]), float(found[FALL]), found[CHANGED] > 0
 
     def relax(
         self,
         values: Values,
-        policy: np.ndarray | Followed | None,
+        policy: np.ndarray | Compact | None,
         greedy: np.ndarray | None,
         discount: float,
         n_sweeps: int,
@@ -401,31 +359,35 @@ class Planner:
         rates = np.array([discount, 0.0, *reward])
         self._sweep(values, policy, greedy, GAUSS_SEIDEL, n_sweeps, rates)
 
-    def follow(self, values: Values, policy: np.ndarray) -> np.ndarray | Followed:
-        """Return the outcomes of a policy in `values.mask`, until the next call; the policy itself
-        where there are too many. Local."""
-        if self._copied is None:
-            n_own, environment = self.mask.size, self.environment
-            n = followed_outcomes(
-                n_own, environment.n_transitions, environment.n_states, environment.n_actions
-            )
-            if n == 0:
-                return policy
-            self._copied = (
-                np.empty(n_own + 1, np.int64), np.empty(n, np.int64), np.empty(n), np.empty(n)
-            )  # fmt: skip
-        starts, codes, *_ = self._copied
-        self.call(
-            "follow", policy, values.mask, self.where, self.environment.params, *self._copied
-        )
-        return Followed((self.first, *self._copied)) if starts[-1] <= codes.size else policy
+    def follow(self, policy: np.ndarray) -> np.ndarray | Compact:
+        """Return a policy's outcomes, until the next call; the policy itself where the environment
+        has too many to copy. Local."""
+        return policy if self._compact is None else self._compact.follow(policy)
 
-    def smooth(
-        self, values: Values, policy: np.ndarray | Followed, discount: float, n_sweeps: int
+    def close(
+        self,
+        values: Values,
+        path: np.ndarray | Compact,
+        discount: float,
+        n_sweeps: int,
+        orders: Orders,
+        spans: tuple[float, float],
     ) -> None:
-        """Even out TV - V by Jacobi sweeps; the last state of a Gauss-Seidel sweep has none."""
+        """Bring V nearer to a policy's values.
+
+        n_sweeps : of each kind, or that many times `SMOOTHS` of one. spans : largest minus smallest
+        TV - V before, and what suffices to end earlier.
+        """
         rates = np.array([discount, 0.0, 1.0, 0.0])
-        self._sweep(values, policy, None, JACOBI, n_sweeps, rates)
+        if not orders.smooths_only:
+            self.relax(values, path, None, discount, n_sweeps)
+        # The last state of a Gauss-Seidel sweep has a TV - V of 0: Jacobi sweeps even them out.
+        most, span, n = n_sweeps * (SMOOTHS if orders.smooths_only else 1), math.inf, 0
+        while n < most and span > spans[1]:
+            found = self._sweep(values, path, None, JACOBI, FIRST_SWEEPS, rates)
+            self.most_of(found)
+            span, n = found[RISE] + found[FALL], n + FIRST_SWEEPS
+        orders.swept(n if orders.smooths_only else n + n_sweeps, spans[0], span)
 
     def optimise(self, discount: float) -> Values:
         """Return V* for a discount below 1, within `SOLVED` or what float64 can give.
@@ -439,18 +401,19 @@ class Planner:
         while True:
             rise, fall, changed = self.backup(values, self.every, policy, discount)
             lower, upper = offsets(rise, fall, self.most, self.least, discount)
-            if upper - lower <= self._accuracy(values, discount, SOLVED):
+            accuracy = self._accuracy(values, discount, SOLVED)
+            if upper - lower <= accuracy:
                 values.shift((lower + upper) / 2)
                 return values
             values.shift(lower)
             n_sweeps = FIRST_SWEEPS if changed else min(2 * n_sweeps, self._most_sweeps)
-            orders.told(upper - lower, n_sweeps)
+            orders.told(upper - lower)
             if changed and not orders.smooths_only:
                 self.relax(values, self.every, policy, discount, 2)
-            path = self.follow(values, policy) if changed or path is None else path
-            if not orders.smooths_only:
-                self.relax(values, path, None, discount, n_sweeps)
-            self.smooth(values, path, discount, n_sweeps * (1 + orders.smooths_only))
+            path = self.follow(policy) if changed or path is None else path
+            share = accuracy / (upper - lower) / 2
+            spans = rise + fall, (rise + fall) * (max(EVEN, share) if changed else share)
+            self.close(values, path, discount, n_sweeps, orders, spans)
 
     def optimise_undiscounted(self) -> tuple[Values, np.ndarray] | None:
         """Return V* and an optimal policy at discount 1; None where they are not found.
@@ -502,7 +465,7 @@ class Planner:
         masses : largest and smallest probability of going on under the policy. enough : the
         largest error that suffices, asked at every check.
         """
-        n_sweeps, orders, path = FIRST_SWEEPS, Orders(), self.follow(values, policy)
+        n_sweeps, orders, path = FIRST_SWEEPS, Orders(), self.follow(policy)
         while True:
             rise, fall, _ = self.backup(values, policy, None, discount)
             lower, upper = offsets(rise, fall, *masses, discount)
@@ -511,10 +474,9 @@ class Planner:
             if upper - lower <= limit:
                 return
             values.shift((upper - lower) / 2)
-            orders.told(upper - lower, n_sweeps)
-            if not orders.smooths_only:
-                self.relax(values, path, None, discount, n_sweeps)
-            self.smooth(values, path, discount, n_sweeps * (1 + orders.smooths_only))
+            orders.told(upper - lower)
+            spans = rise + fall, (rise + fall) * limit / (upper - lower) / 2
+            self.close(values, path, discount, n_sweeps, orders, spans)
             n_sweeps = min(2 * n_sweeps, self._most_sweeps)
 
     def horizon(
@@ -578,34 +540,39 @@ class Planner:
     def _sweep(
         self,
         values: Values,
-        policy: np.ndarray | Followed | None,
+        policy: np.ndarray | Compact | None,
         greedy: np.ndarray | None,
         order: int,
         n_sweeps: int,
         rates: np.ndarray,
     ) -> np.ndarray:
-        found, none = np.zeros(3), np.zeros(0, np.int32)
+        found, none = np.zeros(5), np.zeros(0, np.int32)
         at_once = n_sweeps if self.alone else 1
-        name, params, every = "sweep", self.environment.params, policy is None
-        if isinstance(policy, Followed):
-            name, params, policy, every = "sweep_followed", policy.params, None, True
-        how = (order, every, greedy is not None)
+        how = (order, policy is None, greedy is not None)
+        policies = none if policy is None else policy, none if greedy is None else greedy
+        compact = self._compact if rates[WEIGHT] == 1.0 and rates[BONUS] == 0.0 else None
         for begin in range(0, n_sweeps, at_once):
-            self.call(
-                name, values.v, values.other, none if policy is None else policy,
-                none if greedy is None else greedy, values.mask, self._cuts, self.where,
-                np.array([begin, begin + at_once, *how], np.int64), rates, params, found,
-            )  # fmt: skip
+            control = np.array([begin, begin + at_once, *how, values.reads_from], np.int64)
+            over = values.mask, self._cuts, control, rates
+            if isinstance(policy, Compact):
+                self.call("sweep_followed", values.both, *over, *policy.policy, found)
+            elif compact is not None:
+                self.call("sweep_compact", values.both, *policies, *over, *compact.model, found)
+            else:
+                self.call(
+                    "sweep", values.v, values.other, *policies, values.mask, self._cuts,
+                    self.where, control, rates, self.environment.params, found,
+                )  # fmt: skip
             if at_once % 2:
-                values.v, values.other = values.other, values.v
+                values.swap()
             self.fetch(values.v)
         return found
 
     def _accuracy(self, values: Values, discount: float, tolerance: float) -> float:
         """The largest error to accept; rounding alone leaves some units in the last place."""
-        span, size = values.extent()
+        size = max(abs(values.top), abs(values.bottom))
         rounding = 64 * np.finfo(float).eps * size / (1.0 - discount * min(self.most, 1.0))
-        return max(tolerance * span, rounding)
+        return max(tolerance * (values.top - values.bottom), rounding)
 
     def _budget(self) -> float:
         return max(1e3, WORK_LIMIT / self.environment.n_transitions * self.environment.n_actions)

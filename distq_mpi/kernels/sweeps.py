@@ -19,13 +19,14 @@ u8, i8, i4, f8 = np.uint64, np.int64, np.int32, np.float64
 
 # Rates of a sweep: a backup is the mean of WEIGHT x reward + BONUS + DISCOUNT x value ahead.
 DISCOUNT, SLACK, WEIGHT, BONUS = range(4)
-BEGIN, END, ORDER, EVERY, KEEPS = range(5)
+BEGIN, END, ORDER, EVERY, KEEPS, READ = range(6)
 JACOBI, GAUSS_SEIDEL = range(2)
-RISE, FALL, CHANGED = range(3)
+RISE, FALL, CHANGED, TOP, BOTTOM = range(5)
 MOST_MASS, LEAST_MASS, MOST_CHANCE = range(3)
-N_STARTS, EVERY_ACTION, N_STACK, N_OUT, N_MET, FIRST_START, LAST_START = range(7)
+N_STARTS, EVERY_ACTION, N_STACK, N_OUT, N_MET, FIRST_START, LAST_START, N_KEPT = range(8)
 SETTLED, UNSETTLED, REWARDED = range(3)
 STRIDE, FIRST, LAST, KNOWN = range(4)
+NEAR_BIT, PLACE_BITS = np.uint64(31), np.uint64(2**31 - 1)
 PAIR_RISE, PAIR_FALL, DISTANCE, STATE_RISE, STATE_FALL, POLICY_MASS, POLICY_LEAST = range(7)
 
 
@@ -102,14 +103,15 @@ def reach(mask, stack, seen, inbox, outbox, policy, where, control, params, foun
     mask : uint8 (n_own,), stack : int64 (n_own,), rows marked but not looked at: kept between
     calls. seen : uint8, one bit per state, those of others that were ever written to outbox.
     inbox : int64, own states that others have met. outbox : int64, written: states of others.
-    control : int64 (7,): start states to look at (0 after the first call); whether every action is
+    control : int64 (8,): start states to look at (0 after the first call); whether every action is
     taken, or the policy's; changed: height of the stack, states in outbox, own states met so far,
-    and the range of numbers of own start states.
+    the range of numbers of own start states, and outcomes met that do not end (some twice).
     found : float64 (3,), raised: the largest and the negated smallest probability of going on over
     the pairs met, the largest chance of a start state.
     """
     first, n_own = where[0], where[1]
     n, n_out, met, full = control[N_STACK], 0, control[N_MET], False
+    n_kept = control[N_KEPT]
     most, least, chance = found[MOST_MASS], found[LEAST_MASS], found[MOST_CHANCE]
     for i in range(control[N_STARTS]):
         probability, state = start(i, params)
@@ -134,10 +136,13 @@ def reach(mask, stack, seen, inbox, outbox, policy, where, control, params, foun
         for a in range(N_ACTIONS):
             if control[EVERY_ACTION] == 0 and policy[s] != a:
                 continue
+            going_on = 0.0
             for i in range(outcomes(first + s, a, params)):
                 probability, ahead, reward, terminated = outcome(first + s, a, i, params)
                 if terminated or not probability > 0:
                     continue
+                going_on += probability
+                n_kept += 1
                 t = i8(ahead) - first
                 if 0 <= t < n_own:
                     if mask[t] == 0:
@@ -154,12 +159,11 @@ def reach(mask, stack, seen, inbox, outbox, policy, where, control, params, foun
                         seen[t >> 3] |= bit
                         outbox[n_out] = t
                         n_out += 1
-            going_on = mass(first + s, a, params)
             most, least = max(most, going_on), max(least, -going_on)
         if full:
             stack[n] = s
             n += 1
-    control[N_STACK], control[N_OUT], control[N_MET] = n, n_out, met
+    control[N_STACK], control[N_OUT], control[N_MET], control[N_KEPT] = n, n_out, met, n_kept
     found[MOST_MASS], found[LEAST_MASS], found[MOST_CHANCE] = most, least, chance
 
 
@@ -167,23 +171,24 @@ def sweep(v, new, policy, greedy, mask, cuts, where, control, rates, params, fou
     """Back up the rows of consecutive blocks several times, from `v` to `new` and back.
 
     v, new : of own rows and halo; that of `v` alone is read in the first sweep, and none written.
-    cuts : int64 (n_blocks + 1,), borders of the blocks as rows. control : int64 (5,): numbers of
+    cuts : int64 (n_blocks + 1,), borders of the blocks as rows. control : int64 (6,): numbers of
     the first sweep and of the one after the last; JACOBI, where a backup sees the values before the
     sweep only, or GAUSS_SEIDEL, where it sees those already written in its own block, and sweeps of
     even number run downwards. Either way it does not matter who computes the other blocks. Whether
-    every action is tried, or the policy's; whether `greedy` is written.
+    every action is tried, or the policy's; whether `greedy` is written; and one not used here.
     greedy : int32, the best action, but a later one only if it is better than the one kept so far
     by more than rates[SLACK].
-    found : float64 (3,), written, of the last sweep: largest change, largest change downwards
-    (negated smallest change), number of rows whose `greedy` changed.
+    found : float64 (5,), written, of the last sweep: largest change, largest change downwards
+    (negated smallest change), number of rows whose `greedy` changed, largest value, and the negated
+    smallest.
     """
     first_state, every, keeps = where[0], control[EVERY] != 0, control[KEEPS] != 0
-    rise, fall, changed = -np.inf, -np.inf, 0.0
+    rise, fall, top, bottom, changed = -np.inf, -np.inf, -np.inf, -np.inf, 0.0
     for k in range(control[BEGIN], control[END]):
         read, write = v, new
         if (k - control[BEGIN]) & 1:
             read, write = new, v
-        rise, fall, changed = -np.inf, -np.inf, 0.0
+        rise, fall, top, bottom, changed = -np.inf, -np.inf, -np.inf, -np.inf, 0.0
         for block in range(cuts.size - 1):
             first, last = cuts[block], cuts[block + 1]
             for j in range(last - first):
@@ -210,45 +215,158 @@ def sweep(v, new, policy, greedy, mask, cuts, where, control, rates, params, fou
                 change = best - read[s]
                 write[s] = best
                 rise, fall = max(rise, change), max(fall, -change)
+                top, bottom = max(top, best), max(bottom, -best)
                 if keeps and greedy[s] != action:
                     greedy[s] = i4(action)
                     changed += 1.0
     found[RISE], found[FALL], found[CHANGED] = rise, fall, changed
+    found[TOP], found[BOTTOM] = top, bottom
 
 
-def follow(policy, mask, where, params, starts, codes, chances, rewards):
-    """Copy the outcomes of a policy's actions in masked rows, one after the other.
+def compact(mask, where, cuts, params, starts, ahead, chances, rewards, begins):
+    """Copy what sweeps need of the outcomes of masked rows, pair after pair.
 
-    starts : int64 (n_own + 1,), written: where the outcomes of each row begin. codes : int64
-    (n,), state ahead << 1 | terminated; chances, rewards : float64 (n,); written as far as they
-    go: where the last of `starts` is above n they lack outcomes.
+    cuts : as in `sweep`. starts : uint32 (n_own * N_ACTIONS + 1,), where the outcomes of each pair
+    begin that do not end the episode; ahead : uint32, their places (see `place`), and 2^31 more for
+    those in the block of the row itself; chances : float64; rewards : float64
+    (n_own * N_ACTIONS,), the mean of each pair; begins : uint32 (n_own + 1,), where the outcomes of
+    one pair of each row begin, if there is room for as many as any of them has: all written.
     """
-    first, n = where[0], 0
-    for s in range(mask.size):
-        starts[s] = n
-        if mask[s] == 0:
+    first, n, most = where[0], u8(0), u8(0)
+    for block in range(cuts.size - 1):
+        low, high = cuts[block], cuts[block + 1]
+        for s in range(low, high):
+            begins[s], most_here = most, u8(0)
+            for a in range(N_ACTIONS):
+                pair, begin, mean = u8(s * N_ACTIONS + a), n, 0.0
+                starts[pair] = n
+                if mask[s] != 0:
+                    for i in range(outcomes(first + s, a, params)):
+                        probability, t, reward, terminated = outcome(first + s, a, i, params)
+                        mean += probability * reward
+                        if not terminated and probability > 0:
+                            at = place(i8(t), where)
+                            ahead[n] = u8(at) | (u8(low <= at < high) << NEAR_BIT)
+                            chances[n] = probability
+                            n += u8(1)
+                rewards[pair] = mean
+                most_here = max(most_here, n - begin)
+            most += most_here
+    starts[u8(mask.size * N_ACTIONS)] = n
+    begins[mask.size] = most
+
+
+def follow(policy, followed, begins, ends, starts, ahead, chances, rewards, own_ahead,
+           own_chances, own_rewards):  # fmt: skip
+    """Copy a policy's pairs from a compact model, where they are not those copied before.
+
+    followed : int32 (n_own,), the policy copied, changed; rows in which a policy is negative are
+    left as they are. begins : uint32 (n_own,), the room of each row; ends : written.
+    """
+    for s in range(u8(followed.size)):
+        action = policy[s]
+        if action == followed[s] or action < 0:
             continue
-        action = i8(policy[s])
-        for i in range(outcomes(first + s, action, params)):
-            if n < codes.size:
-                probability, ahead, reward, terminated = outcome(first + s, action, i, params)
-                codes[n] = (i8(ahead) << 1) | i8(terminated)
-                chances[n], rewards[n] = probability, reward
-            n += 1
-    starts[mask.size] = n
+        followed[s] = action
+        pair, n = s * u8(N_ACTIONS) + u8(action), u8(begins[s])
+        own_rewards[s] = rewards[pair]
+        for k in range(u8(starts[pair]), u8(starts[pair + u8(1)])):
+            own_ahead[n], own_chances[n] = ahead[k], chances[k]
+            n += u8(1)
+        ends[s] = n
 
 
-def followed_outcomes(s, a, params):
-    """The number of outcomes of a state whose policy was followed, whatever the action."""
-    first, starts = params[0], params[1]
-    return starts[s - first + 1] - starts[s - first]
+def sweep_compact(
+    both, policy, greedy, mask, cuts, control, rates, starts, ahead, chances, rewards, found
+):
+    """`sweep` over a compact model: rewards count once, rates[WEIGHT] is 1 and rates[BONUS] 0.
+
+    both : float64, two arrays of own rows and halo, one after the other; control[READ] : where
+    that begins which is read first.
+    """
+    discount, slack, half = rates[DISCOUNT], rates[SLACK], u8(both.size >> 1)
+    every, keeps, fresh = control[EVERY] != 0, control[KEEPS] != 0, control[ORDER] == GAUSS_SEIDEL
+    rise, fall, top, bottom, changed = -np.inf, -np.inf, -np.inf, -np.inf, 0.0
+    read = u8(control[READ])
+    for k in range(control[BEGIN], control[END]):
+        write, near = half - read, u8(0)
+        if fresh:  # rows of the same block are read where they are written
+            near = write - read
+            for s in range(u8(mask.size)):
+                both[write + s] = both[read + s]
+        rise, fall, top, bottom, changed = -np.inf, -np.inf, -np.inf, -np.inf, 0.0
+        for block in range(cuts.size - 1):
+            n_rows, s, step = u8(cuts[block + 1] - cuts[block]), u8(cuts[block]), u8(1)
+            if fresh and k & 1 == 0:
+                s, step = s + n_rows - u8(1), ~u8(0)
+            s -= step
+            for _ in range(n_rows):
+                s += step
+                if mask[s] == 0:
+                    continue
+                begin, end = u8(0), u8(N_ACTIONS)
+                if not every:
+                    begin = u8(policy[s])
+                    end = begin + u8(1)
+                best, kept, action = -np.inf, -np.inf, begin
+                for a in range(begin, end):
+                    pair, total = s * u8(N_ACTIONS) + a, 0.0
+                    for i in range(u8(starts[pair]), u8(starts[pair + u8(1)])):
+                        t = u8(ahead[i])
+                        at = (t & PLACE_BITS) + read + (t >> NEAR_BIT) * near
+                        total += chances[i] * both[at]
+                    other = rewards[pair] + discount * total
+                    best = max(best, other)
+                    if other > kept + slack:
+                        kept, action = other, a
+                change = best - both[read + s]
+                both[write + s] = best
+                rise, fall = max(rise, change), max(fall, -change)
+                top, bottom = max(top, best), max(bottom, -best)
+                if keeps and greedy[s] != i4(action):
+                    greedy[s] = i4(action)
+                    changed += 1.0
+        read = write
+    found[RISE], found[FALL], found[CHANGED] = rise, fall, changed
+    found[TOP], found[BOTTOM] = top, bottom
 
 
-def followed_outcome(s, a, i, params):
-    """One of them, as an environment's `outcome`."""
-    first, starts, codes, chances, rewards = params
-    k = starts[s - first] + i
-    return chances[k], codes[k] >> 1, rewards[k], codes[k] & 1 == 1
+def sweep_followed(
+    both, mask, cuts, control, rates, begins, ends, ahead, chances, rewards, found
+):
+    """`sweep_compact` over a policy's pairs: two thirds of the time where nothing is chosen.
+
+    found : float64 (5,), of which the largest changes are written.
+    """
+    discount, half, fresh = rates[DISCOUNT], u8(both.size >> 1), control[ORDER] == GAUSS_SEIDEL
+    rise, fall, read = -np.inf, -np.inf, u8(control[READ])
+    for k in range(control[BEGIN], control[END]):
+        write, near = half - read, u8(0)
+        if fresh:
+            near = write - read
+            for s in range(u8(mask.size)):
+                both[write + s] = both[read + s]
+        rise, fall = -np.inf, -np.inf
+        for block in range(cuts.size - 1):
+            n_rows, s, step = u8(cuts[block + 1] - cuts[block]), u8(cuts[block]), u8(1)
+            if fresh and k & 1 == 0:
+                s, step = s + n_rows - u8(1), ~u8(0)
+            s -= step
+            for _ in range(n_rows):
+                s += step
+                if mask[s] == 0:
+                    continue
+                total = 0.0
+                for i in range(u8(begins[s]), u8(ends[s])):
+                    t = u8(ahead[i])
+                    at = (t & PLACE_BITS) + read + (t >> NEAR_BIT) * near
+                    total += chances[i] * both[at]
+                value = rewards[s] + discount * total
+                change = value - both[read + s]
+                both[write + s] = value
+                rise, fall = max(rise, change), max(fall, -change)
+        read = write
+    found[RISE], found[FALL] = rise, fall
 
 
 def settle(settled, policy, mask, where, params, found):
@@ -372,9 +490,11 @@ def planning_kernels(environment: Any, q_dtype: Any) -> dict[str, Kernel]:
     }
     params, q = environment.params, np.zeros(1, q_dtype)
     v, mask, policy = np.zeros(1), np.zeros(1, np.uint8), np.zeros(1, i4)
-    control, rates, found = np.zeros(7, i8), np.zeros(4), np.zeros(7)
+    control, rates, found = np.zeros(8, i8), np.zeros(4), np.zeros(7)
     where = (0, 0, 0, control, policy)
-    followed = backup_of(followed_outcomes, followed_outcome)
+    index = np.zeros(1, np.uint32)
+    one = index, v, v
+    model = (index, *one)
     return {
         "plan_reach": Kernel(
             reach, parts,
@@ -384,13 +504,14 @@ def planning_kernels(environment: Any, q_dtype: Any) -> dict[str, Kernel]:
             sweep, parts,
             (v, v, policy, policy, mask, control, where, control, rates, params, found),
         ),
-        "plan_follow": Kernel(
-            follow, parts, (policy, mask, where, params, control, control, v, v)
+        "plan_compact": Kernel(compact, parts, (mask, where, control, params, *model, index)),
+        "plan_sweep_compact": Kernel(
+            sweep_compact, parts,
+            (v, policy, policy, mask, control, control, rates, *model, found),
         ),
+        "plan_follow": Kernel(follow, parts, (policy, policy, index, index, *model, *one)),
         "plan_sweep_followed": Kernel(
-            sweep, parts | {"N_ACTIONS": 1, "backup": followed},
-            (v, v, policy, policy, mask, control, where, control, rates,
-             (0, control, control, v, v), found),
+            sweep_followed, parts, (v, mask, control, control, rates, index, index, *one, found)
         ),
         "plan_settle": Kernel(settle, parts, (mask, policy, mask, where, params, found)),
         "plan_expected": Kernel(expected, parts, (v, where, control, params, v)),

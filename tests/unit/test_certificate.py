@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distq_mpi import environments, planning
+from distq_mpi.bounds import Orders
 from distq_mpi.certificate import Certificate, Solver, requests, solvable
+from distq_mpi.compact import Compact
 from distq_mpi.config import EnvConfig
 from distq_mpi.environments import Environment, explicit_model
 from distq_mpi.holding import Holding
@@ -464,32 +466,51 @@ def test_what_cannot_be_solved_says_why() -> None:
      make("grid", rows=12, columns=11, slip=0.2), make("CliffWalking-v1")],
     ids=lambda environment: environment.id,
 )  # fmt: skip
-def test_copied_outcomes_give_the_bits_of_the_model(
+def test_copied_outcomes_say_what_the_model_says(
     environment: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    followed = solved(environment, 0.97)
-    assert followed.values is not None
-    wanted = followed.values.copy()
-    # Where a policy's outcomes are more than there is room for, sweeps go over the model.
-    monkeypatch.setattr(planning, "SPARE", 0.01)
+    copied = solved(environment, 0.97)
+    policy = np.random.default_rng(3).integers(0, environment.n_actions, environment.n_states)
+    policy = policy.astype(np.int32)
+    assert isinstance(copied.planner.follow(policy), Compact)
+    table = held(np.random.default_rng(1).normal(size=policy.size * environment.n_actions),
+                 environment.n_actions)  # fmt: skip
+    told = copied.certify(table, tight=True)
+    monkeypatch.setattr(planning, "MOST_TRANSITIONS", environment.n_transitions - 1)
     from_model = solved(environment, 0.97)
-    assert from_model.values is not None and from_model.values.tobytes() == wanted.tobytes()
-    policy = np.zeros(environment.n_states, np.int32)
-    values = from_model.planner.scratch()
-    assert from_model.planner.follow(values, policy) is policy
-    assert isinstance(followed.planner.follow(values, policy), planning.Followed)
+    assert from_model.planner.follow(policy) is policy
+    assert copied.values is not None and from_model.values is not None
+    np.testing.assert_allclose(copied.values, from_model.values, rtol=1e-11, atol=1e-11)
+    for name, value in asdict(from_model.certify(table, tight=True)).items():
+        close = value if not isinstance(value, float) else pytest.approx(value, 1e-9, 1e-9)
+        assert getattr(told, name) == close
+
+
+def test_policies_followed_one_after_the_other_leave_nothing_behind() -> None:
+    environment = make("garnet", states=200, actions=3, branching=4, seed=2)
+    this, rng = solved(environment, 0.9), np.random.default_rng(5)
+    for _ in range(4):
+        policy = rng.integers(0, 3, 200).astype(np.int32)
+        values = this.planner.scratch()
+        this.planner.relax(values, this.planner.follow(policy), None, 0.9, 20)
+        found = values.v.copy()
+        values = this.planner.scratch()
+        this.planner.relax(values, policy, None, 0.9, 20)
+        assert np.array_equal(found, values.v)
 
 
 def test_sweeps_follow_whatever_closes_the_bounds_faster() -> None:
-    orders, width, taken = planning.Orders(), 1.0, []
-    for _ in range(24):
-        orders.told(width, 4)
-        taken.append(orders.smooths_only)
-        width *= 0.1 if orders.smooths_only else 0.5
-    assert not any(taken[:2]) and sum(taken) > 18
-    orders, width, taken = planning.Orders(), 1.0, []
-    for _ in range(24):
-        orders.told(width, 4)
-        taken.append(orders.smooths_only)
-        width *= 0.9 if orders.smooths_only else 0.5
-    assert 0 < sum(taken) < 6
+    def taken(smooth: float, mixed: float, declines: float) -> list[bool]:
+        orders, width, found = Orders(), 1.0, []
+        for _ in range(24):
+            orders.told(width)
+            found.append(orders.smooths_only)
+            orders.swept(4, 1.0, declines**4)
+            width *= smooth if orders.smooths_only else mixed
+        return found
+
+    assert all(taken(0.9, 0.1, 0.5))  # what is uneven halves with every sweep: good enough
+    found = taken(0.1, 0.5, 0.95)
+    assert all(found[:2]) and 18 < sum(found) < 24
+    found = taken(0.9, 0.5, 0.95)
+    assert all(found[:2]) and sum(found) < 9
