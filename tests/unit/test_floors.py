@@ -16,7 +16,8 @@ PACKAGE = Path(distq_mpi.__file__).parent
 FLOORS = [
     {"errors", "launcher", "commands", "__init__"},
     {"config", "partition", "files", "kernels"},
-    {"environments", "table", "lanes", "transport"},
+    {"bounds", "environments", "table", "lanes", "transport"},
+    {"compact"},
     {"fusion", "planning", "checkpoint", "holding"},
     {"certificate", "fresh", "sampling"},
     {"certificate_file"},
