@@ -33,7 +33,7 @@ class Compact:
 
     def __init__(self, planner: Planner, cuts: np.ndarray, n_outcomes: int) -> None:
         n_own, n_pairs = planner.mask.size, planner.mask.size * planner.environment.n_actions
-        self._planner, self._followed = planner, np.full(n_own, -1, np.int32)
+        self._followed = np.full(n_own, -1, np.int32)
         self.model = _index(n_pairs + 1), _index(n_outcomes), *map(_floats, (n_outcomes, n_pairs))
         begins = np.empty(n_own + 1, np.uint32)
         planner.call(
@@ -43,10 +43,10 @@ class Compact:
         room = int(begins[-1])
         self.policy = begins, _index(n_own), _index(room), *map(_floats, (room, n_own))
 
-    def follow(self, policy: np.ndarray) -> Compact:
-        """Copy the outcomes of a policy; return this object."""
+    def follow(self, policy: np.ndarray, planner: Planner) -> Compact:
+        """Copy the outcomes of a policy; return this object. planner : whose outcomes these are."""
         begins, ends, *copies = self.policy
-        self._planner.call("follow", policy, self._followed, begins, ends, *self.model, *copies)
+        planner.call("follow", policy, self._followed, begins, ends, *self.model, *copies)
         return self
 
 

@@ -199,7 +199,9 @@ class Planner:
         self.mask = np.zeros(n_own, np.uint8)
         if not self.alone or transport.rank == 0:
             self._discover()
-        self._values = Values(n_own, self.halo.size, self.most_of)
+        # Not a method of this object: large arrays would wait for the collector of cycles.
+        most_of = _own if self.alone else transport.max_float
+        self._values = Values(n_own, self.halo.size, most_of)
 
     def count_ranks(self) -> None:
         """Take as many ranks as there are for those that plan; where one plans alone, others may
@@ -362,7 +364,7 @@ class Planner:
     def follow(self, policy: np.ndarray) -> np.ndarray | Compact:
         """Return a policy's outcomes, until the next call; the policy itself where the environment
         has too many to copy. Local."""
-        return policy if self._compact is None else self._compact.follow(policy)
+        return policy if self._compact is None else self._compact.follow(policy, self)
 
     def close(
         self,
@@ -576,6 +578,10 @@ class Planner:
 
     def _budget(self) -> float:
         return max(1e3, WORK_LIMIT / self.environment.n_transitions * self.environment.n_actions)
+
+
+def _own(found: np.ndarray) -> None:
+    """The largest of one planner are its own."""
 
 
 def _bits(bits: np.ndarray) -> np.ndarray:

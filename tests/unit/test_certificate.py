@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import gc
+import weakref
 from dataclasses import asdict
 from typing import Any
 
@@ -378,6 +380,18 @@ def test_small_environments_are_solved_by_one_rank() -> None:
 
     results = together(64, work)
     assert results == [results[0]] * 64
+
+
+def test_what_a_solver_holds_is_given_back_at_once() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        this = solved(HAND, 0.5)
+        held_on_to = weakref.ref(this), weakref.ref(this.planner)
+        del this
+        assert [reference() for reference in held_on_to] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_compiled_kernels_are_the_plain_ones() -> None:
