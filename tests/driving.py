@@ -11,7 +11,7 @@ from distq_mpi.architectures import Allreduce
 from distq_mpi.architectures.tiles import Tiles
 from distq_mpi.environments.base import Environment
 from distq_mpi.fusion import FUSIONS, FixedPoint, fusion_kernels
-from distq_mpi.kernels import loop
+from distq_mpi.kernels import chunks, loop
 from distq_mpi.kernels.exploration import EXPLORATIONS
 from distq_mpi.kernels.step_sizes import step_parameter
 from distq_mpi.kernels.traces import depth_of
@@ -115,7 +115,7 @@ class Fuser:
             [settings.learn.discount, step_parameter(settings.learn), scale.scale, scale.bound]
         )
         self.control = np.array([0, n_states, self.n_agents, settings.run.seed, 1], np.uint64)
-        self.unstable = np.zeros(1, np.int64)
+        self.unstable, self.scratch = np.zeros(1, np.int64), chunks.scratch(self.record.width)
 
     @property
     def values(self) -> np.ndarray:
@@ -138,7 +138,7 @@ class Fuser:
         if self.fusion.maximum:
             sums = [self.sums[name] for name in ("values", "visits", "winner")]
         marks = np.ones(self.touched.size, np.uint64)
-        tiles = () if self.fusion.maximum else (marks, self.touched)
+        tiles = () if self.fusion.maximum else (marks, self.touched, *self.scratch)
         self.kernels["contribute"](*learned, *sums, self.rates, found, *tiles)
         return found
 
@@ -156,7 +156,7 @@ class Fuser:
         else:
             self.kernels["fuse"](
                 *tables, *(self.sums[name] for name in SUMS), self.lifetime, self.control,
-                self.rates, self.unstable, np.ones_like(self.touched),
+                self.rates, self.unstable, np.ones_like(self.touched), *self.scratch,
             )  # fmt: skip
         return self.next
 

@@ -2,7 +2,8 @@
 
 Small tables are reduced whole and fused by every rank alike: one message a round. Larger ones are
 reduced to the owners of the blocks, which fuse and share them: through memory that the ranks of a
-host have in common, where there is enough of it, else through messages. All give the same bits.
+host have in common, where there is enough of it, else through messages. Where no rank hosts two
+agents, owners look at the replicas themselves (`replicas`). All give the same bits.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from distq_mpi.architectures.progress import (
     Progress,
     add_agent,
 )
+from distq_mpi.architectures.replicas import FEW_BYTES, LINE_BYTES, ReadReplicas
 from distq_mpi.architectures.schedules import (
     LENGTH_UNIT,
     MAX_PERIOD,
@@ -29,12 +31,11 @@ from distq_mpi.architectures.schedules import (
     next_period,
     sweep_period,
 )
-from distq_mpi.architectures.survivable import Survivable
 from distq_mpi.architectures.tiles import Tiles
 from distq_mpi.files import SLICE_ROWS
 from distq_mpi.fusion import FixedPoint, adopts, fusion_kernels, fusion_of
 from distq_mpi.holding import Holding
-from distq_mpi.kernels import Kernel, fusing, loop
+from distq_mpi.kernels import Kernel, chunks, fusing, loop
 from distq_mpi.kernels.generative import generative_kernels, scratch_of, sweeps_left
 from distq_mpi.kernels.objects import LoadedKernel
 from distq_mpi.kernels.step_sizes import STEP_SIZES, step_parameter
@@ -51,12 +52,11 @@ WHOLE_BYTES = MARKED_BYTES = 1 << 19
 """Contributions that are reduced whole; and beyond which `learn` marks the tiles it writes to."""
 TILE = 1 << 13
 """Pairs that are added up at a time, in cache."""
-LINE_BYTES = 64
 SPARSE_RULES = ("q_learning", "sarsa", "expected_sarsa", "double_q")
 """Rules that count a visit wherever they write."""
 
 
-class Allreduce(Survivable):
+class Allreduce(ReadReplicas):
     """The learning state of this rank, and the phases of a round that change it.
 
     Parameters
@@ -96,9 +96,10 @@ class Allreduce(Survivable):
         self._forgets = forgets(config.learn) and not self._lone
         record = record_of(config.learn, self.n_actions)
         self.width, self.signed = record.width, STEP_SIZES[config.learn.step_size].signed
-        self.record, self.replica = record, Rows(record, self.n_states)
+        self.record = record
         self.current = 0
         self._again = self._dirty = False
+        self._moved = 0
         self.memory: HostMemory | None = None
         self.protects = self.survivable and transport.survives and transport.size > 1
         self.copies: Copies | None = None
@@ -198,7 +199,7 @@ class Allreduce(Survivable):
         learn = self.config.learn
         self.rates = np.zeros(4)
         self.rates[:2] = learn.discount, step_parameter(learn)
-        self.control = np.zeros(5, np.uint64)
+        self.control = np.zeros(6, np.uint64)
         self.draws = np.zeros(2 * loop.BATCH, np.uint64)
         self.marks = np.ones(Tiles.number(self.n_states, self.width), np.uint64)
         self.marking = not self.generative and _marks(self.config, environment, self.width)
@@ -207,7 +208,7 @@ class Allreduce(Survivable):
             self.marks = self.draws[2 * loop.BATCH :]
         if self.generative:
             self.draws = scratch_of(learn, self.n_states)
-        self.unstable = np.zeros(1, np.int64)
+        self.unstable, self.work = np.zeros(1, np.int64), chunks.scratch(self.width)
         self.unticked = np.zeros(self.base.clock_words.size if self.frozen else 1, np.uint32)
         self._bound: dict[tuple[str, int, int], Any] = {}
         self._added: dict[int, np.ndarray] = {}
@@ -218,13 +219,21 @@ class Allreduce(Survivable):
         merges = fusion.merge is not None and not self._lone
         names = ("visits",) if self._lone else fusion.sums(self.config.learn.step_size)
         small = len(names) * n_pairs * 8 <= WHOLE_BYTES
-        self.whole = self._lone or fusion.maximum or (small and not merges)
+        summed = not (self._lone or fusion.maximum or merges or self.frozen)
+        sparse = _counts_what_it_writes(self.config)
+        few = 8 * len(names) * n_pairs <= FEW_BYTES
+        self.reads = summed and not few and self._allocate_replicas(sparse)
+        self.whole = not self.reads and (self._lone or fusion.maximum or (small and not merges))
         self.owned = (0, self.n_states) if self.whole else block
-        self._allocate_tables(0 if self.whole or merges else 8 * len(names) * n_pairs)
+        if self.reads:
+            names = ()
+        else:
+            self.replica = Rows(self.record, self.n_states)
+            self._allocate_tables(0 if self.whole or merges else 8 * len(names) * n_pairs)
         n_agreed = HEADER + (self._kept_words() if self.protects else 0)
         if self.memory is not None:
             self.agreed = np.zeros(n_agreed, np.int64)
-            self.sums = self._sums_of(self.transport.node_rank)
+            self.sums = self._sums_of(self.transport.node_rank)  # none, where replicas are read
         else:
             # One message, where everything is reduced at once.
             message = np.zeros(n_agreed + len(names) * n_pairs, np.int64)
@@ -277,12 +286,6 @@ class Allreduce(Survivable):
         assert self.memory is not None
         return self.memory.own[node_rank].view(np.int64)[: self._sums_words]
 
-    def _touched_of(self, node_rank: int) -> np.ndarray:
-        """Flags of the tiles that the agents of a rank of this host have touched."""
-        assert self.memory is not None
-        flags = self.memory.own[node_rank][8 * (self._sums_words + self._visits_words) :]
-        return flags[: Tiles.number(self.n_states, self.width)]
-
     @property
     def visits(self) -> np.ndarray:
         """Visits of all agents in the round, int64, of the rows this rank fuses. Local."""
@@ -328,7 +331,10 @@ class Allreduce(Survivable):
             agent.learn(self._bind("learn", k), self.progress.lane_steps + 1, n_steps)
             if self._forgets:
                 agent.lanes.forget()
-            self._call("adopt" if self._lone else "contribute", k)
+            if self.reads:
+                self._contributed()
+            else:
+                self._call("adopt" if self._lone else "contribute", k)
             self.tiles.learned()
             add_agent(self.header, agent.found, agent.totals, LENGTH_UNIT, self.n_agents)
         self._n_steps = n_steps
@@ -342,7 +348,7 @@ class Allreduce(Survivable):
         self.header[WISHES] = wishes
         # Every rank of `whole` has counted the same pairs.
         counts = not self.whole or self.transport.rank == 0
-        self.header[UNSTABLE] = self.unstable[0] if counts else 0
+        self.header[UNSTABLE] = self._moved if counts else 0
         if self.protects:
             self.kept[:] = 0  # of one rank's bits and zeros, the sum is a copy for everybody
             for agent in self.agents:
@@ -351,32 +357,36 @@ class Allreduce(Survivable):
             self.transport.sum_int(self.agreed)
             self._share_lone()
             return self._agree(Agreement.read(self.header))
-        if self.whole and not self.fusion.maximum:
+        self.control[:5] = (
+            self.owned[0], self.owned[1] - self.owned[0], self.n_agents, self.config.run.seed,
+            self.progress.round + 1,
+        )  # fmt: skip
+        if self.reads:
+            agreement = self._fuse_replicas()
+        elif self.whole and not self.fusion.maximum:
             self.transport.sum_int(self.message)
+            agreement = Agreement.read(self.header)
         else:
             self.transport.sum_int(self.agreed)
-        agreement = Agreement.read(self.header)
-        if self.memory is not None:
-            self.memory.seen()
+            agreement = Agreement.read(self.header)
+            if self.memory is not None:
+                self.memory.seen()
         if agreement.overflows:
             raised = self._scale().raised()
             self.progress = replace(self.progress, exponent=raised.exponent, peak=raised.peak)
             self._again = True
             return None
-        if self.fusion.maximum:
+        if self.reads:
+            self._dirty = False
+        elif self.fusion.maximum:
             self._reduce_maximum()
+            self._call("fuse", 0)
         elif self._merges:
             values, visits, clocks = self.each
-            each = (
+            self._merge_owned(
                 self._gather_agents(values), self._gather_agents(visits),
                 self._gather_agents(clocks) if self.signed else clocks,
             )  # fmt: skip
-        self.control[:] = (
-            self.owned[0], self.owned[1] - self.owned[0], self.n_agents, self.config.run.seed,
-            self.progress.round + 1,
-        )  # fmt: skip
-        if self._merges:
-            self._merge_owned(*each)
         elif self.whole:
             self._call("fuse", 0)
         else:
@@ -385,6 +395,7 @@ class Allreduce(Survivable):
 
     def commit(self) -> None:
         """Make the round visible. Local."""
+        self._moved = int(self.unstable[0])
         if not self.protects:
             self._add_visits(self.lifetime, self.lifetime, self.tiles.changed)
         self.tiles.commit()
@@ -529,15 +540,13 @@ class Allreduce(Survivable):
             else:
                 sums[name] = self._sum_on_host(self.memory, i, stale)
         self._owned_visits = sums["visits"]
-        self.kernels["fuse"](
-            *self._tables(),
-            *sums.values(),
-            self.lifetime,
-            self.control,
-            self.rates,
-            self.unstable,
-            self.tiles.due,
-        )
+        key, one_host = ("fuse", 0, self.current), self.memory and not self.memory.across[1:]
+        if not one_host or key not in self._bound:  # there sums lie where they lay before
+            self._bound[key] = self.kernels["fuse"].bind(
+                *self._tables(), *sums.values(), self.lifetime, self.control, self.rates,
+                self.unstable, self.tiles.due, *self.work,
+            )  # fmt: skip
+        self._bound[key]()
         if self.memory is None:
             self.transport.allgather_rows(self._next.raw, self.blocks)
         else:
@@ -641,7 +650,7 @@ class Allreduce(Survivable):
             return (fresh.q, fresh.clock_words, parts["values"], parts["winner"], self.control)
         if name == "fuse":
             return (*self._tables(), *parts.values(), self.lifetime, self.control, self.rates,
-                    self.unstable, self.tiles.due)  # fmt: skip
+                    self.unstable, self.tiles.due, *self.work)  # fmt: skip
         agent = self.agents[k]
         if name == "learn":
             seen = base.q if self.frozen else replica.q
@@ -661,7 +670,7 @@ class Allreduce(Survivable):
             return (*learned, parts["values"], parts["visits"], parts["winner"], self.rates,
                     agent.found)  # fmt: skip
         return (*learned, *parts.values(), self.rates, agent.found, self.marks,
-                self.tiles.touched)  # fmt: skip
+                self.tiles.touched, *self.work)  # fmt: skip
 
 
 def _counts_what_it_writes(config: Any) -> bool:

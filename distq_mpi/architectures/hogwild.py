@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from distq_mpi.architectures.allreduce import LINE_BYTES, Allreduce
+from distq_mpi.architectures.allreduce import Allreduce
 from distq_mpi.architectures.progress import HEADER, WISHES, Agreement, Progress, add_agent
+from distq_mpi.architectures.replicas import LINE_BYTES
 from distq_mpi.architectures.schedules import LENGTH_UNIT
 from distq_mpi.architectures.tiles import Tiles
 from distq_mpi.errors import ConfigError

@@ -6,12 +6,13 @@ import math
 from typing import Any
 
 from distq_mpi.kernels.exploration import EXPLORATIONS
+from distq_mpi.kernels.fusing import UNIT
 
 MAX_PERIOD = 512
 LONE_PERIOD = 512
 LONE_STEPS = 10_000_000
 STEPPED_STEPS = 32_768
-LENGTH_UNIT = 1024.0
+LENGTH_UNIT = UNIT
 MAX_TICKS, ROUND_STEPS, TICK_SHARE = 2048, 1 << 22, 8
 
 

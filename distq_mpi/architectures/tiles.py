@@ -55,18 +55,18 @@ class Tiles:
     def meet(self, touched: list[np.ndarray]) -> None:
         """Take in what all ranks touched, before any of them begins another round."""
         if self.sparse:
-            self.changed = np.bitwise_or.reduce(touched)
-            self.due = self.changed | self._next
+            np.bitwise_or.reduce(touched, out=self.changed)
+            np.bitwise_or(self.changed, self._next, out=self.due)
 
     def stale_sums(self, first: int, stop: int) -> Iterator[tuple[int, int]]:
         """Yield rows of [first, stop) with sums of earlier rounds that this one has none of."""
         yield from self.runs(self._sums & ~self.changed & 1, first, stop)
-        self._sums = self.changed
+        self._sums[:] = self.changed
 
     def commit(self) -> None:
         """The next table becomes the base, and differs from the old one in what changed."""
         if self.sparse:
-            self._next = self.changed
+            self._next[:] = self.changed
             np.bitwise_or(self._replica, self.changed, out=self._replica)
 
     def forget(self) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from distq_mpi.errors import ConfigError
-from distq_mpi.kernels import Kernel, fusing, merging
+from distq_mpi.kernels import Kernel, fusing, merging, summing
+from distq_mpi.kernels.chunks import chunk_parts
 from distq_mpi.kernels.step_sizes import STEP_SIZES, by_rounds, step_parameter
 from distq_mpi.kernels.storing import exact, stochastic
 
@@ -21,10 +22,11 @@ class Fusion:
     Parameters
     ----------
     name : as in `parallel.fusion`.
-    share, combine, advance : parts of `fusing.contribute` and `fusing.fuse`.
+    share, combine, advance : parts of the loops in `summing`.
     advance_signed : `advance` where clocks count changes of sign; None = the same.
     weighted : whether what clocks counted is summed times visits, for an average's clock.
     gains : whether 1 - kept is summed, for a limit on the sum of differences.
+    powers : whether `share` and `combine` look at powers of 1 - alpha.
     maximum : whether values are reduced by MAX instead of by fixed-point sums.
     shared : whether agents write to one table, so that there is nothing to fuse.
     merge : maker of `merging.fuse_each`'s part, for strategies that need every agent's value.
@@ -38,6 +40,7 @@ class Fusion:
     advance_signed: Callable[..., Any] | None = None
     weighted: bool = False
     gains: bool = False
+    powers: bool = False
     maximum: bool = False
     shared: bool = False
     merge: Callable[..., Any] | None = None
@@ -131,7 +134,7 @@ def _first_alpha(learn: Any) -> float:
 FUSIONS = {
     fusion.name: fusion
     for fusion in (
-        Fusion("pooled", source="all targets pooled, as FedQ case 2 (Zheng et al. 2024)"),
+        Fusion("pooled", powers=True, source="all targets pooled, as FedQ case 2 (Zheng et al. 2024)"),
         Fusion(
             "count",
             fusing.share_count, fusing.combine_count, fusing.advance_count, weighted=True,
@@ -239,14 +242,15 @@ def fusion_kernels(config: Any, record: Any) -> dict[str, Kernel]:
                 (*tables, each, uints, uints, ints, floats, counts, floats),
             ),
         }  # fmt: skip
-    parts |= {"WEIGHTED": fusion.weighted, "GAINS": fusion.gains, "kept": kept}
-    parts |= {"share": fusion.share, "combine": fusion.combine}
-    parts["advance"] = advance or fusion.advance
+    parts = chunk_parts(fusion, record, step_size, parts["store"], advance or fusion.advance)
     parts["TILE_ROWS"] = fusing.tile_rows(record.width)
     sums, tiles = (ints,) * 5, np.zeros(1, np.uint8)
+    contributed = (*tables, *sums, floats, floats, counts, tiles, floats, ints)
+    fused = (*tables, *sums, counts, counts, floats, ints, tiles, floats, ints)
+    read = (*tables, q, clock, ints, counts, counts, floats, floats, ints, tiles, tiles, counts, floats,
+            ints)
     return {
-        "contribute": Kernel(
-            fusing.contribute, parts, (*tables, *sums, floats, floats, counts, tiles)
-        ),
-        "fuse": Kernel(fusing.fuse, parts, (*tables, *sums, counts, counts, floats, ints, tiles)),
+        "contribute": Kernel(summing.contribute, parts, contributed),
+        "fuse": Kernel(summing.fuse, parts, fused),
+        "fuse_replicas": Kernel(summing.fuse_replicas, parts, read),
     }

@@ -30,9 +30,8 @@ from distq_mpi.kernels.objects import ENTRY, target_machine
 BARE: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
 
 
-@intrinsic
-def prefetch(context, array, index):
-    """`storing.prefetch` as the processor's instruction (prefetch for writing)."""
+def _prefetch(to_write):
+    """Emitter of the processor's instruction that asks for a cache line."""
 
     def emit(context, builder, signature, arguments):
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
@@ -40,10 +39,22 @@ def prefetch(context, array, index):
         kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
         pointer = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
-        builder.call(function, [pointer, word(1), word(3), word(1)])
+        builder.call(function, [pointer, word(to_write), word(3), word(1)])
         return context.get_dummy_value()
 
-    return nb.void(array, index), emit
+    return emit
+
+
+@intrinsic
+def prefetch(context, array, index):
+    """`storing.prefetch` as the processor's instruction."""
+    return nb.void(array, index), _prefetch(1)
+
+
+@intrinsic
+def prefetch_read(context, array, index):
+    """`storing.prefetch_read` as the processor's instruction."""
+    return nb.void(array, index), _prefetch(0)
 
 
 @intrinsic
@@ -78,6 +89,7 @@ def lowest_bit(context, x):
 
 INSTRUCTIONS = {
     storing.prefetch: prefetch,
+    storing.prefetch_read: prefetch_read,
     storing.bits_of: bits_of,
     storing.float_of: float_of,
     storing.bits_of_single: bits_of_single,

@@ -1,9 +1,10 @@
-"""The loops of fusion: what an agent contributes to a pair, and what the owner makes of the sums.
+"""The laws of fusion for one pair: what an agent contributes to it, what the owner makes of the
+sums; and the loops of fusions that sum nothing, of one agent and of a maximum.
 
-Contributions are differences to the base in 64-bit fixed point, so their sum does not depend on
-the order or the number of ranks. Free names that are parts: the layout constants, `size` and
-`upcoming` of the step size, `share` (an agent's difference to what it contributes), `combine`
-(sums to the new difference) and `advance` (sums to the clock's new count).
+Makers of parts for the loops in `summing`: `share` (an agent's difference to what it contributes),
+`combine` (sums to the new difference) and `advance` (sums to the clock's new count). `power` is
+(1 - alpha)^n, what n visits keep of a value. `share` and `combine` have no branches, so that many
+pairs are worked on at once.
 
 A pair here is an entry of a row: under Double Q a state has two for each action.
 """
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from distq_mpi.kernels.draws import ROUNDING, threefry
 from distq_mpi.kernels.step_sizes import (
     COUNT,
     MINUS,
@@ -22,7 +22,6 @@ from distq_mpi.kernels.step_sizes import (
     next_visit,
     rescaled_linear,
 )
-from distq_mpi.kernels.storing import exact
 
 u8, u4, f8, i8 = np.uint64, np.uint32, np.float64, np.int64
 
@@ -37,15 +36,16 @@ GAIN_LIMIT = 2.0
 
 # Stand-ins for the parts.
 WIDTH, STRIDE, CLOCK_STRIDE, CLOCK_OFFSET, VISITS_AHEAD = 4, 0, 0, 0, 0
-size, upcoming, store, kept = rescaled_linear, next_visit, exact, exact
-SIGNED, GAINS, WEIGHTED = False, False, False
+size, upcoming = rescaled_linear, next_visit
 
 TILE_PAIRS = 1 << 12
 """Pairs of a tile, about: 32 KB of sums."""
-TILE_ROWS = 1
 
 OVERFLOWS, LARGE, NON_FINITE, LENGTH, VISITS = range(5)
 DISCOUNT, ALPHA, SCALE, BOUND = range(4)
+
+UNIT = 2.0**14
+"""Fixed point of LENGTH: its sum over pairs does not depend on who adds them up."""
 
 
 def tile_rows(width):
@@ -84,49 +84,48 @@ def kept_after(step_size):
     return kept
 
 
-def share_pooled(difference, n, alpha):
+def share_pooled(difference, n, alpha, power):
     """n (C - base): the target mean seen n times; C undoes the agent's own contraction."""
-    if n == 1:
-        return difference / alpha
-    return f8(n) * difference / (1.0 - remaining(alpha, n))
+    many = f8(n) * difference / (1.0 - power if n > 1 else 1.0)
+    return difference / alpha if n == 1 else many
 
 
-def share_count(difference, n, alpha):
+def share_count(difference, n, alpha, power):
     """n (Q - base)."""
     return f8(n) * difference
 
 
-def share_mean(difference, n, alpha):
+def share_mean(difference, n, alpha, power):
     """Q - base."""
     return difference
 
 
-def combine_pooled(total, n, alpha, n_agents, gain):
+def combine_pooled(total, n, alpha, power, n_agents, gain):
     """[1 - (1 - alpha)^n] total / n: as if one agent had seen all n targets."""
-    return (1.0 - remaining(alpha, n)) * total / f8(n)
+    return (1.0 - power) * total / f8(n)
 
 
-def combine_frozen(total, n, alpha, n_agents, gain):
+def combine_frozen(total, n, alpha, power, n_agents, gain):
     """alpha total / n: a step towards the mean of all targets of the round."""
     return alpha * (total / f8(n))
 
 
-def combine_count(total, n, alpha, n_agents, gain):
+def combine_count(total, n, alpha, power, n_agents, gain):
     """total / n."""
     return total / f8(n)
 
 
-def combine_mean(total, n, alpha, n_agents, gain):
+def combine_mean(total, n, alpha, power, n_agents, gain):
     """total / K."""
     return total / f8(n_agents)
 
 
-def combine_delta(total, n, alpha, n_agents, gain):
+def combine_delta(total, n, alpha, power, n_agents, gain):
     """total: the agents' differences are added."""
     return total
 
 
-def combine_delta_capped(total, n, alpha, n_agents, gain):
+def combine_delta_capped(total, n, alpha, power, n_agents, gain):
     """total / max(1, gain): never further than to a mean of the agents' targets."""
     return total / max(1.0, gain)
 
@@ -161,9 +160,6 @@ def advance_delta_capped(count, n, ticks, lifetime, n_agents, gain, word):
     return count + i8(np.rint(f8(ticks) / max(1.0, gain)))
 
 
-share, combine, advance = share_pooled, combine_pooled, advance_pooled
-
-
 def sign_of(clock):
     """The sign that a clock holds, as an integer."""
     return i8(clock >> SIGN_SHIFT == PLUS) - i8(clock >> SIGN_SHIFT == MINUS)
@@ -174,102 +170,6 @@ def signed_clock(old, count, vote):
     stays = old >> SIGN_SHIFT if old >> SIGN_SHIFT > 0 else NO_SIGN
     sign = PLUS if vote > 0 else MINUS if vote < 0 else stays
     return u4((sign << SIGN_SHIFT) | u4(min(count, i8(CLOCK_LIMIT))))
-
-
-def contribute(q, clock, base_q, base_clock, values, visits, ticks, votes, gains, rates, found,
-               marks, touched):  # fmt: skip
-    """Add one agent's round to the fixed-point sums.
-
-    q, clock : the agent's replica; base_q, base_clock : the last committed table; same layout.
-    values, visits : int64 (S * width,), added to: contributions, and visits.
-    ticks : the same, of what clocks counted, times visits where WEIGHTED; votes : visits times
-        sign of the TD error; gains : 1 - kept in units of 1 / GAIN_SCALE. Each has one element
-        where unused.
-    rates : float64 (4,): discount, parameter of the step size, the scale 2^f, the bound below which
-        a scaled sum of all agents cannot overflow.
-    found : float64 (5,), written: contributions at or above the bound (as a count), those above a
-        sixteenth of it, non-finite ones, sum of alpha n (n - 1) and of n.
-    marks : uint64 (tiles,), 0 where no row of the tile can have been visited. touched : uint8
-        (tiles,), set to 1 where one was.
-    """
-    scale, bound = rates[SCALE], rates[BOUND]
-    overflows, large, non_finite, length, total = 0.0, 0.0, 0.0, 0.0, 0.0
-    n_rows = values.size // WIDTH
-    for tile in range(marks.size):
-        if marks[tile] == 0:
-            continue
-        for s in range(tile * TILE_ROWS, min((tile + 1) * TILE_ROWS, n_rows)):
-            row, cell = s * STRIDE, s * CLOCK_STRIDE + CLOCK_OFFSET
-            for a in range(WIDTH):
-                n = i8(clock[cell + VISITS_AHEAD + a]) - i8(base_clock[cell + VISITS_AHEAD + a])
-                if n == 0:
-                    continue
-                touched[tile] = 1
-                old, new = base_clock[cell + a], clock[cell + a]
-                alpha = size(upcoming(old), rates[DISCOUNT], rates[ALPHA])
-                x = share(f8(q[row + a]) - f8(base_q[row + a]), n, alpha)
-                pair = s * WIDTH + a
-                length += alpha * f8(n) * f8(n - 1)
-                total += f8(n)
-                visits[pair] += n
-                if WEIGHTED or SIGNED:
-                    ticks[pair] += (i8(new & COUNT) - i8(old & COUNT)) * (n if WEIGHTED else 1)
-                if SIGNED:
-                    votes[pair] += n * sign_of(new)
-                if GAINS:
-                    gain = 1.0 - kept(old, n, rates[DISCOUNT], rates[ALPHA])
-                    gains[pair] += i8(np.rint(gain * GAIN_SCALE))
-                magnitude = abs(x)
-                if not magnitude < np.inf:
-                    non_finite += 1.0
-                elif magnitude >= bound:
-                    overflows += 1.0
-                else:
-                    large += f8(magnitude >= bound * 0.0625)
-                    values[pair] += i8(np.rint(x * scale))
-    found[OVERFLOWS], found[LARGE], found[NON_FINITE] = overflows, large, non_finite
-    found[LENGTH], found[VISITS] = length, total
-
-
-def fuse(next_q, next_clock, base_q, base_clock, values, visits, ticks, votes, gains, lifetime,
-         control, rates, unstable, due):  # fmt: skip
-    """Write the fused rows [first, first + n) of tiles that are due from the sums of all agents.
-
-    next_q, next_clock, base_q, base_clock : whole tables. values, visits, ticks, votes, gains :
-    sums of the rows' pairs as in `contribute`, element 0 the first pair. lifetime : uint64 of the
-    same pairs, before this round. control : uint64 (5,): first row, rows, agents, seed, round.
-    unstable : int64 (1,), written: pairs whose gains add up to GAIN_LIMIT or more. due : uint8
-    (tiles of the table,), 0 where the next table is as the base, and the sums are 0.
-    """
-    first, n_rows, n_agents = i8(control[0]), i8(control[1]), i8(control[2])
-    inverse, n_unstable = 1.0 / rates[SCALE], i8(0)
-    for k in range(n_rows):
-        if due[(first + k) // TILE_ROWS] == 0:
-            continue
-        row, cell = (first + k) * STRIDE, (first + k) * CLOCK_STRIDE + CLOCK_OFFSET
-        for a in range(WIDTH):
-            pair, n = k * WIDTH + a, visits[k * WIDTH + a]
-            if n == 0:
-                next_q[row + a] = base_q[row + a]
-                next_clock[cell + a] = base_clock[cell + a]
-                continue
-            old, gain = base_clock[cell + a], 0.0
-            if GAINS:
-                gain = f8(gains[pair]) / GAIN_SCALE
-                n_unstable += i8(gain >= GAIN_LIMIT)
-            alpha = size(upcoming(old), rates[DISCOUNT], rates[ALPHA])
-            change = combine(f8(values[pair]) * inverse, n, alpha, n_agents, gain)
-            number = u8((first + k) * WIDTH + a)
-            word, bits = threefry(control[4], number, control[3], ROUNDING)
-            next_q[row + a] = store(base_q[row + a], change, bits)
-            ticked = ticks[pair] if WEIGHTED or SIGNED else n
-            seen = i8(lifetime[pair]) + n
-            count = advance(i8(old & COUNT), n, ticked, seen, n_agents, gain, word)
-            if SIGNED:
-                next_clock[cell + a] = signed_clock(old, count, votes[pair])
-            else:
-                next_clock[cell + a] = u4(min(count, i8(CLOCK_LIMIT)))
-    unstable[0] = n_unstable
 
 
 def limited(clock):

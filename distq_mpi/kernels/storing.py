@@ -19,6 +19,10 @@ def prefetch(array, index):
     """Ask for the cache line of array[index], to be written; changes nothing."""
 
 
+def prefetch_read(array, index):
+    """Ask for the cache line of array[index], to be read; changes nothing."""
+
+
 def bits_of(x):
     """The bits of a float64 as uint64."""
     return u8(struct.unpack("<Q", struct.pack("<d", float(x)))[0])

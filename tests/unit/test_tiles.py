@@ -11,7 +11,7 @@ from distq_mpi import environments
 from distq_mpi.architectures import Allreduce
 from distq_mpi.architectures.tiles import Tiles
 from distq_mpi.config import EnvConfig
-from tests.stand_in import compiled, config, together
+from tests.stand_in import Alone, compiled, config, together
 
 N = 110
 
@@ -69,26 +69,43 @@ def learned(transport: Any, kernels: Any, settings: Any, environment: Any) -> tu
         told.append(state.base.raw.tobytes())
     (visits,) = (state.lifetime.copy(),)
     lanes = b"".join(agent.committed.raw.tobytes() for agent in state.agents)
-    sparse = state.tiles.sparse
+    ways = bytes([state.tiles.sparse, state.reads])
     state.close()
-    return told[-1], visits.tobytes(), lanes, bytes([sparse])
+    return told[-1], visits.tobytes(), lanes, ways
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"fusion": "count"}, {"rule": "double_q"}, {"step_size": "sign_change"},
-     {"fusion": "delta_capped"}],
-)  # fmt: skip
-def test_in_common_memory_the_bits_are_those_of_messages(changes: dict[str, Any]) -> None:
+CHANGES = [
+    {}, {"fusion": "count"}, {"rule": "double_q"}, {"step_size": "sign_change"},
+    {"fusion": "delta_capped"}, {"fusion": "mean", "dtype": "float32"}, {"n_steps": 3},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+@pytest.mark.parametrize("agents", [4, 3, 2])
+def test_common_memory_messages_and_replicas_that_owners_read_give_the_same_bits(
+    changes: dict[str, Any], agents: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four agents on three ranks are added up; three, or two, are read where they learned."""
     env = EnvConfig(id="grid", kwargs={"rows": N, "columns": N, "slip": 0.2})
     environment = environments.make(env)
-    settings = config(agents=4, lanes=12, steps_per_round=9, seed=3, **changes)
+    settings = config(agents=agents, lanes=12, steps_per_round=9, seed=3, **changes)
     kernels = compiled(Allreduce.requests(settings, environment))
+    ways = []
 
     def run(transport: Any) -> tuple[bytes, ...]:
-        return learned(transport, kernels, settings, environment)
+        found = learned(transport, kernels, settings, environment)
+        ways.append(found[3])
+        return found
 
+    alone = run(Alone())
     shared, apart = together(3, run, [0, 0, 0]), together(3, run, [0, 1, 2])
-    assert [one[3] for one in shared] == [b"\1"] * 3 and [one[3] for one in apart] == [b"\0"] * 3
-    assert [one[:3] for one in shared] == [one[:3] for one in apart]
-    assert len({one[0] for one in shared}) == 1
+    two = together(2, run, [0, 0])
+    sparse, reads = "n_steps" not in changes, agents < 4
+    assert [one[3] for one in shared] == [bytes([sparse, reads])] * 3
+    assert [one[3] for one in apart] == [bytes([sparse and reads, reads])] * 3
+    assert [one[3] for one in two] == [bytes([sparse, agents == 2])] * 2
+    assert {one[0] for one in (*shared, *apart, *two)} == {alone[0]}
+    for ranks in (shared, apart, two):
+        visits = b"".join(one[1] for one in ranks)
+        assert visits == alone[1]
+        assert b"".join(one[2] for one in ranks) == alone[2]

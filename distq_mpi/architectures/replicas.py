@@ -1,0 +1,227 @@
+"""Fusion without sums: owners look at every agent's replica themselves.
+
+Where no rank hosts two agents there is nothing to add up beforehand. An owner reads what every agent
+made of its rows, fuses them in cache, and writes the next table. On one host replicas lie in memory
+that the ranks have in common; where every rank has a host of its own, the rows that somebody has
+touched travel to their owners, and back when they are fused. The numbers are those of the sums that
+other ways send, and so are the bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from distq_mpi.architectures.progress import Agreement, add_agent
+from distq_mpi.architectures.schedules import LENGTH_UNIT
+from distq_mpi.architectures.survivable import Survivable
+from distq_mpi.architectures.tiles import Tiles
+from distq_mpi.kernels import summing
+from distq_mpi.kernels.objects import LoadedKernel
+from distq_mpi.partition import Partition
+from distq_mpi.table import Record, Rows
+
+FEW_BYTES = 1 << 17
+"""Sums that are rather reduced whole: a small table's round waits for calls, not for its pairs."""
+REPLICA_BYTES = 8 << 20
+"""The largest replica in memory that ranks have in common: it is on small pages, of which a core
+knows some thousand at a time."""
+LINE_BYTES = 64
+NO_TOTALS = np.zeros(3)
+
+
+class ReadReplicas(Survivable):
+    """The fusion of replicas that owners read; `Allreduce` sets the attributes declared.
+
+    Attributes: `reads`, whether this is how this run fuses now; `replica`, of this rank's agent.
+    """
+
+    reads = False
+    hosting: Partition
+    replica: Rows
+    record: Record
+    n_states: int
+    header: np.ndarray
+    agreed: np.ndarray
+    control: np.ndarray
+    rates: np.ndarray
+    unstable: np.ndarray
+    marks: np.ndarray
+    marking: bool
+    work: tuple[np.ndarray, np.ndarray]
+    kernels: dict[str, LoadedKernel]
+    _owned_visits: np.ndarray
+    _bound: dict[tuple[str, int, int], Any]
+
+    def _allocate_replicas(self, sparse: bool) -> bool:
+        """Make room for tables, and for replicas where owners can read them; False, and nothing
+        made, where sums must do. COLLECTIVE.
+
+        sparse : whether rows that a round changes are those whose visits it counts.
+        """
+        transport, n_bytes = self.transport, self.n_states * self.record.row_bytes
+        if self.hosting.counts.max() > 1 or transport.size == 1:
+            return False
+        hosts = len(set(transport.hosts))
+        if hosts == transport.size:
+            self.memory, common = None, None
+        elif hosts > 1 or n_bytes > REPLICA_BYTES or not self._share_memory():
+            return False
+        else:
+            assert self.memory is not None
+            common = self.memory.common
+        padded, n_slots = self._slot_rows * self.record.row_bytes, self.n_agents + 2
+        slots: list[Any] = [None] * n_slots
+        if common is not None:
+            slots = [common[k * padded : k * padded + n_bytes] for k in range(n_slots)]
+        self.tables = [Rows(self.record, self.n_states, slot) for slot in slots[:2]]
+        mine = self.agents[0].number if self.agents else 0
+        self.replica = Rows(self.record, self.n_states, slots[2 + mine])
+        self.tiles = Tiles(self.n_states, self.width, sparse)
+        self._places = np.zeros(self._n_tiles, np.uint64)
+        if common is None:
+            first, stop = self.blocks.block(transport.rank)
+            self._received = Rows(self.record, (stop - first) * transport.size)
+        else:
+            self._received = Rows(self.record, self.n_agents * self._slot_rows, common[2 * padded :])
+            if sparse:
+                self.tiles.touched = self._touched_of(transport.node_rank)
+        first, stop = self.blocks.block(transport.rank)
+        self._owned_visits = np.zeros((stop - first) * self.width, np.int64)
+        self._found = np.zeros(5)
+        return True
+
+    def _share_memory(self) -> bool:
+        """Get memory of the host for tables, replicas, visits and flags. COLLECTIVE."""
+        self._sums_words = 0
+        self._visits_words = 2 * int(self.blocks.counts.max()) * self.width * self.protects
+        padded = self._slot_rows * self.record.row_bytes
+        self.memory = self.transport.host_memory(
+            (2 + self.n_agents) * padded, 8 * self._visits_words + -(-self._n_tiles // 8) * 8
+        )
+        return self.memory is not None
+
+    @property
+    def _n_tiles(self) -> int:
+        return Tiles.number(self.n_states, self.width)
+
+    @property
+    def _slot_rows(self) -> int:
+        """Rows from one table or replica to the next, of whole cache lines."""
+        each = max(1, LINE_BYTES // self.record.row_bytes)
+        return -(-self.n_states // each) * each
+
+    def _touched_of(self, node_rank: int) -> np.ndarray:
+        """Flags of the tiles that the agents of a rank of this host have touched."""
+        assert self.memory is not None
+        flags = self.memory.own[node_rank][8 * (self._sums_words + self._visits_words) :]
+        return flags[: self._n_tiles]
+
+    def _contributed(self) -> None:
+        """Say which tiles the agent here has touched. Local."""
+        if self.tiles.sparse:
+            self.tiles.touched[:] = self.marks != 0 if self.marking else 1
+
+    def _fuse_replicas(self) -> Agreement:
+        """MOVE, FUSE, SHARE, and AGREE, in which who has fused its rows waits for all. COLLECTIVE."""
+        if self.memory is not None:
+            self.memory.barrier()  # all have learned
+            if self.tiles.sparse:
+                ranks = range(self.transport.node_size)
+                self.tiles.meet([self._touched_of(rank) for rank in ranks])
+        else:
+            self._meet_apart()
+            self._move_rows()
+        self._call_fusion()
+        add_agent(self.header, self._found, NO_TOTALS, LENGTH_UNIT, self.n_agents)
+        if self.protects and self.memory is not None:
+            self._count_visits()
+        self._share_rows()
+        return Agreement.read(self.header)
+
+    def _share_rows(self) -> None:
+        """Everybody gets the rows that others have fused, and agrees. COLLECTIVE."""
+        if self.memory is None:
+            self._share_apart()
+        self.transport.sum_int(self.agreed)
+        if self.memory is not None:
+            self.memory.seen()
+
+    def _call_fusion(self) -> None:
+        key = ("fuse_replicas", 0, self.current)
+        if key not in self._bound:
+            fresh, base, read = self.tables[1 - self.current], self.base, self._received
+            if self.memory is not None:
+                self.control[summing.SLOT] = self._slot_rows
+            self._bound[key] = self.kernels["fuse_replicas"].bind(
+                fresh.q, fresh.clock_words, base.q, base.clock_words, read.q, read.clock_words,
+                self._owned_visits, self.lifetime, self.control, self.rates, self._found,
+                self.unstable, self.tiles.changed, self.tiles.due, self._places, *self.work,
+            )  # fmt: skip
+        self._bound[key]()
+
+    def _meet_apart(self) -> None:
+        """Learn which tiles anybody has touched. COLLECTIVE."""
+        if self.tiles.sparse:
+            flags = self.tiles.touched.astype(np.int64)
+            self.transport.max_int(flags)
+            self.tiles.meet([flags.astype(np.uint8)])
+
+    def _move_rows(self) -> None:
+        """Send what the agent here made of rows to their owners. COLLECTIVE."""
+        transport, row_bytes = self.transport, self.record.row_bytes
+        counts, packed = self._packed(self.replica)
+        mine = int(counts[transport.rank])
+        n_hosted = np.minimum(self.hosting.counts, 1)
+        sent = counts if self.agents else np.zeros_like(counts)
+        transport.move_rows(
+            packed, np.cumsum(counts) - counts, sent,
+            self._received.raw[: self.n_agents * mine * row_bytes].reshape(-1, row_bytes),
+            mine * n_hosted,
+        )  # fmt: skip
+        self.control[summing.SLOT] = mine
+        place = 0
+        for first, stop in self._changed_runs(transport.rank):
+            for tile in range(first // self.tiles.rows, -(-stop // self.tiles.rows)):
+                low, high = max(first, tile * self.tiles.rows), (tile + 1) * self.tiles.rows
+                self._places[tile] = (place - low) % 2**64
+                place += min(high, stop) - low
+
+    def _share_apart(self) -> None:
+        """Give everybody the rows that are fused here; bring the others of the next table up to
+        date. COLLECTIVE."""
+        fresh, base, row_bytes = self.tables[1 - self.current], self.base, self.record.row_bytes
+        if not self.tiles.sparse:
+            self.transport.allgather_rows(fresh.raw, self.blocks)
+            return
+        stale = self.tiles.due & ~self.tiles.changed & 1
+        for first, stop in self.tiles.runs(stale, 0, self.n_states):
+            rows = slice(first * row_bytes, stop * row_bytes)
+            fresh.raw[rows] = base.raw[rows]
+        counts, packed = self._packed(fresh)
+        borders = Partition(np.cumsum([0, *counts]))
+        self.transport.allgather_rows(packed, borders)
+        place, table = 0, fresh.raw.reshape(-1, row_bytes)
+        for owner in range(self.transport.size):
+            for first, stop in self._changed_runs(owner):
+                if owner != self.transport.rank:
+                    table[first:stop] = packed[place : place + stop - first]
+                place += stop - first
+
+    def _changed_runs(self, owner: int) -> list[tuple[int, int]]:
+        """Rows of an owner's block that somebody has touched, in runs."""
+        found = self.tiles.runs(self.tiles.changed, *self.blocks.block(owner))
+        return [(first, stop) for first, stop in found if first < stop]
+
+    def _packed(self, table: Rows) -> tuple[np.ndarray, np.ndarray]:
+        """How many rows of each block somebody has touched, and all of these, one after the other:
+        the table itself where that is all of them."""
+        rows = table.raw.reshape(self.n_states, -1)
+        runs = [self._changed_runs(owner) for owner in range(self.transport.size)]
+        counts = np.array([sum(stop - first for first, stop in block) for block in runs])
+        if counts.sum() == self.n_states:
+            return counts, rows
+        return counts, np.concatenate(
+            [rows[first:stop] for block in runs for first, stop in block] or [rows[:0]]
+        )
