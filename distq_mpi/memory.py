@@ -27,9 +27,9 @@ KEEPS = {
 
 ROW_BYTES, ENTRY_BYTES = 8, 32
 """Of a pair and of a transition of an explicit model."""
-CUT_TRANSITIONS = 2 * BLOCK_TRANSITIONS
-"""Transitions from which on no rank holds a whole model under `sharded`: fewer are planned by one
-rank alone, which needs them all."""
+CUT_TRANSITIONS = 8 * BLOCK_TRANSITIONS
+"""Transitions from which on no rank holds a whole model under `sharded`; so many are planned by all
+ranks together, for one alone would need them all."""
 
 
 def host_bytes() -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distq_mpi import __version__, checkpoint, environments
-from distq_mpi.architectures import Served, Sharded, architecture_of, record_of_run
+from distq_mpi.architectures import Allreduce, Served, Sharded, architecture_of, record_of_run
 from distq_mpi.architectures.schedules import MAX_PERIOD
 from distq_mpi.architectures.server import check_split
 from distq_mpi.certificate import requests as certificate_requests
@@ -44,7 +44,7 @@ from distq_mpi.kernels.evaluation import evaluation_kernel
 from distq_mpi.kernels.fusing import ROUND_LIMIT
 from distq_mpi.kernels.objects import LoadedKernel, load
 from distq_mpi.kernels.optimism import OPTIMISTIC
-from distq_mpi.launcher import process_age_s
+from distq_mpi.launcher import process_age_s, survives_deaths
 from distq_mpi.memory import (
     CUT_TRANSITIONS,
     check_memory,
@@ -291,7 +291,8 @@ def prepare(
     if settled is not None:
         settled.environment = environment  # else it would keep a model whole that was cut
     with transport.same_outcome():
-        requests = _requests(config, environment, exact) if transport.leads_node else None
+        leads, size = transport.leads_node, transport.size
+        requests = _requests(config, environment, exact, size) if leads else None
         kernels = load(requests, transport)
         if settled is not None and "check" in kernels:
             check_all(environment, kernels["check"])
@@ -423,9 +424,16 @@ def watch(prepared: Prepared, transport: Transport, quiet: bool = False) -> Moni
     return monitor
 
 
-def _requests(config: Config, environment: Environment, exact: bool) -> dict[str, Any]:
+def _requests(
+    config: Config, environment: Environment, exact: bool, size: int
+) -> dict[str, Any]:
     record = record_of_run(config, environment.n_actions)
-    found = architecture_of(config, environment).requests(config, environment)
+    kind = architecture_of(config, environment)
+    found = kind.requests(config, environment)
+    if issubclass(kind, Allreduce) and not survives_deaths():  # fewer ranks might need others
+        shape = environment.n_states, environment.n_actions
+        for name in kind.unneeded(config, *shape, size):
+            found.pop(name, None)
     if environment.kind != "stepped":
         found |= evaluation_kernel(config.learn, environment, record)
     if environment.kind == "law":

@@ -97,6 +97,7 @@ class Fuser:
         self.n_agents, self.n_states = settings.parallel.agents, n_states
         self.fusion = FUSIONS[settings.parallel.fusion]
         requests = requests or fusion_kernels(settings, self.record)
+        requests = {k: v for k, v in requests.items() if k in ("adopt", "contribute", "fuse")}
         if use_compiled:
             self.kernels: dict[str, Any] = dict(compiled(requests))
         else:

@@ -37,7 +37,7 @@ from distq_mpi.fusion import FixedPoint, adopts, fusion_kernels, fusion_of
 from distq_mpi.holding import Holding
 from distq_mpi.kernels import Kernel, chunks, fusing, loop
 from distq_mpi.kernels.generative import generative_kernels, scratch_of, sweeps_left
-from distq_mpi.kernels.objects import LoadedKernel
+from distq_mpi.kernels.objects import LoadedKernel, load
 from distq_mpi.kernels.step_sizes import STEP_SIZES, step_parameter
 from distq_mpi.kernels.stepping import stepping_kernels
 from distq_mpi.kernels.traces import depth_in, forgets
@@ -162,6 +162,26 @@ class Allreduce(ReadReplicas):
         learning = loop.learning_kernels(config.learn, environment, record, Lanes(0, 1), rows)
         return {**learning, **fusing_kernels}
 
+    @classmethod
+    def unneeded(cls, config: Any, n_states: int, n_actions: int, size: int) -> tuple[str, ...]:
+        """Kernels of `requests` that a run on `size` ranks does without, most likely: the loops of
+        sums, or the one that reads replicas. Local. What is needed after all is loaded then."""
+        n_pairs = n_states * record_of(config.learn, n_actions).width
+        hosting, _ = cls.placement(config, n_states, size)
+        few = 8 * len(fusion_of(config).sums(config.learn.step_size)) * n_pairs <= FEW_BYTES
+        if size == 1 or few or config.learn.target == "frozen" or hosting.counts.max() > 1:
+            return ("fuse_replicas",)
+        return ("contribute", "fuse") if fusion_of(config).adds else ()
+
+    def _load_lacking(self) -> None:
+        """Load the kernels of this way to fuse that were not expected to be needed. COLLECTIVE."""
+        lacking = {"fuse_replicas"} if self.reads else {"contribute", "fuse"}
+        if self._lone or not lacking - self.kernels.keys():
+            return
+        found = fusion_kernels(self.config, self.record)
+        requests = {name: found[name] for name in lacking} if self.transport.leads_node else None
+        self.kernels = {**self.kernels, **load(requests, self.transport)}
+
     @property
     def _next(self) -> Rows:
         return self.tables[1 - self.current]
@@ -196,6 +216,7 @@ class Allreduce(ReadReplicas):
         self.blocks = blocks
         self._allocate_sums(blocks.block(self.transport.rank))
         self._allocate_lifetimes()
+        self._load_lacking()
         learn = self.config.learn
         self.rates = np.zeros(4)
         self.rates[:2] = learn.discount, step_parameter(learn)
@@ -219,7 +240,7 @@ class Allreduce(ReadReplicas):
         merges = fusion.merge is not None and not self._lone
         names = ("visits",) if self._lone else fusion.sums(self.config.learn.step_size)
         small = len(names) * n_pairs * 8 <= WHOLE_BYTES
-        summed = not (self._lone or fusion.maximum or merges or self.frozen)
+        summed = fusion.adds and not (self._lone or self.frozen)
         sparse = _counts_what_it_writes(self.config)
         few = 8 * len(names) * n_pairs <= FEW_BYTES
         self.reads = summed and not few and self._allocate_replicas(sparse)
@@ -240,7 +261,7 @@ class Allreduce(ReadReplicas):
             self.agreed, self.sums = message[:n_agreed], message[n_agreed:]
             self.message = message
         self.header, self.kept = self.agreed[:HEADER], self.agreed[HEADER:]
-        none = np.zeros(1, np.int64)
+        none: np.ndarray = np.zeros(1, np.int64)
         self.parts = dict.fromkeys(("values", "visits", "ticks", "votes", "gains"), none)
         for i, name in enumerate(names):
             self.parts[name] = self.sums[i * n_pairs : (i + 1) * n_pairs]

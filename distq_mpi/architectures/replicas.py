@@ -1,10 +1,10 @@
 """Fusion without sums: owners look at every agent's replica themselves.
 
-Where no rank hosts two agents there is nothing to add up beforehand. An owner reads what every agent
-made of its rows, fuses them in cache, and writes the next table. On one host replicas lie in memory
-that the ranks have in common; where every rank has a host of its own, the rows that somebody has
-touched travel to their owners, and back when they are fused. The numbers are those of the sums that
-other ways send, and so are the bits.
+Where no rank hosts two agents there is nothing to add up beforehand. An owner reads what every
+agent made of its rows, fuses them in cache, and writes the next table. On one host replicas lie in
+memory that the ranks have in common; where every rank has a host of its own, the rows that somebody
+has touched travel to their owners, and back when they are fused. The numbers are those of the sums
+that other ways send, and so are the bits.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class ReadReplicas(Survivable):
             first, stop = self.blocks.block(transport.rank)
             self._received = Rows(self.record, (stop - first) * transport.size)
         else:
-            self._received = Rows(self.record, self.n_agents * self._slot_rows, common[2 * padded :])
+            n_rows = self.n_agents * self._slot_rows
+            self._received = Rows(self.record, n_rows, common[2 * padded :])
             if sparse:
                 self.tiles.touched = self._touched_of(transport.node_rank)
         first, stop = self.blocks.block(transport.rank)
@@ -124,7 +125,7 @@ class ReadReplicas(Survivable):
             self.tiles.touched[:] = self.marks != 0 if self.marking else 1
 
     def _fuse_replicas(self) -> Agreement:
-        """MOVE, FUSE, SHARE, and AGREE, in which who has fused its rows waits for all. COLLECTIVE."""
+        """MOVE, FUSE, SHARE, and AGREE, in which who has fused waits for all. COLLECTIVE."""
         if self.memory is not None:
             self.memory.barrier()  # all have learned
             if self.tiles.sparse:

@@ -46,6 +46,11 @@ class Fusion:
     merge: Callable[..., Any] | None = None
     source: str = ""
 
+    @property
+    def adds(self) -> bool:
+        """Whether what agents contribute is added up."""
+        return not (self.maximum or self.shared or self.merge)
+
     def sums(self, step_size: str) -> tuple[str, ...]:
         """Names of the int64 arrays that are reduced over agents, in the order they are sent."""
         if self.merge is not None:
@@ -134,7 +139,10 @@ def _first_alpha(learn: Any) -> float:
 FUSIONS = {
     fusion.name: fusion
     for fusion in (
-        Fusion("pooled", powers=True, source="all targets pooled, as FedQ case 2 (Zheng et al. 2024)"),
+        Fusion(
+            "pooled", powers=True,
+            source="all targets pooled, as FedQ case 2 (Zheng et al. 2024)",
+        ),
         Fusion(
             "count",
             fusing.share_count, fusing.combine_count, fusing.advance_count, weighted=True,
@@ -247,9 +255,9 @@ def fusion_kernels(config: Any, record: Any) -> dict[str, Kernel]:
     sums, tiles = (ints,) * 5, np.zeros(1, np.uint8)
     contributed = (*tables, *sums, floats, floats, counts, tiles, floats, ints)
     fused = (*tables, *sums, counts, counts, floats, ints, tiles, floats, ints)
-    read = (*tables, q, clock, ints, counts, counts, floats, floats, ints, tiles, tiles, counts, floats,
-            ints)
-    return {
+    read = (*tables, q, clock, ints, counts, counts, floats, floats, ints, tiles, tiles, counts,
+            floats, ints)
+    return {  # of which a run needs the first two or the third
         "contribute": Kernel(summing.contribute, parts, contributed),
         "fuse": Kernel(summing.fuse, parts, fused),
         "fuse_replicas": Kernel(summing.fuse_replicas, parts, read),

@@ -42,8 +42,8 @@ u8, u4, f8, i8 = np.uint64, np.uint32, np.float64, np.int64
 CHUNK = 512
 """Pairs of a chunk, about."""
 AHEAD = u8(4)
-"""Rows that are asked for ahead. (It also keeps the compiler from gathers, which take twice as long as
-loads one after the other.)"""
+"""Rows that are asked for ahead. It also keeps the compiler from gathers, which take twice as long
+as loads one after the other."""
 LONGEST = i8(1 << 38)
 """Of one pair's part of LENGTH, in its units: no sum of an agent's is then beyond 2^52."""
 
@@ -63,7 +63,9 @@ def scratch(width: int) -> tuple[np.ndarray, np.ndarray]:
     return np.zeros((OLD + 1) * n), np.zeros((GAIN + 1) * n, np.int64)
 
 
-def chunk_parts(fusion: Any, record: Any, step_size: Any, store: Any, advance: Any) -> dict[str, Any]:
+def chunk_parts(
+    fusion: Any, record: Any, step_size: Any, store: Any, advance: Any
+) -> dict[str, Any]:
     """Return the parts that work on chunks, and the sizes of these.
 
     fusion : `strategies.Fusion`; record : `table.Record`; step_size : `step_sizes.StepSize`;
@@ -220,8 +222,9 @@ def _writing(
 ) -> dict[str, Callable[..., Any]]:
     """Parts that make the next table's rows [first, end)."""
     width, pairs = record.width, chunk_rows(record.width) * record.width
-    stride, clock_stride, offset = u8(record.stride), u8(record.clock_stride), u8(record.clock_offset)
+    stride, clock_stride = u8(record.stride), u8(record.clock_stride)
     clocks, sums, ticks, votes, gains = (u8(k * pairs) for k in (CLOCK, SUM, TICKS, VOTES, GAIN))
+    offset = u8(record.clock_offset)
     every, step, power, olds = u8(ALL * pairs), u8(STEP * pairs), u8(POWER * pairs), u8(OLD * pairs)
     combine, ticked, gained = fusion.combine, fusion.weighted or step_size.signed, fusion.gains
     signed = step_size.signed

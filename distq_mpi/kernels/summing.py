@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from distq_mpi.kernels.chunks import ALL, CHUNK, GAIN, N, SUM, TICKS, VOTES
+from distq_mpi.kernels.chunks import ALL, CHUNK, GAIN, SUM, TICKS, VOTES, N
 from distq_mpi.kernels.fusing import LENGTH, UNIT
 from distq_mpi.kernels.storing import exact
 
@@ -21,7 +21,8 @@ u8, u4, f8, i8 = np.uint64, np.uint32, np.float64, np.int64
 # Stand-ins for the parts.
 WIDTH, TILE_ROWS, CHUNK_ROWS, PAIRS = 4, 1, 1, CHUNK
 TICKED, SIGNED, GAINS = False, False, False
-visits_of, bases, alphas, powers, differences, shares, others, changes, scatter, still, clear = (exact,) * 11
+visits_of, bases, differences, alphas, powers, shares, others, clear = (exact,) * 8
+changes, scatter, still = exact, exact, exact
 
 FIRST, ROWS, AGENTS, SEED, ROUND, SLOT = range(6)
 

@@ -94,6 +94,11 @@ class Transport(Collectives, Survival):
             threading.Thread(target=stay_alive, daemon=True).start()
         return transport
 
+    @classmethod
+    def alone(cls) -> Transport:
+        """Return the transport of a run of this rank alone, beside the one it is in. Local."""
+        return cls(MPI.COMM_SELF)
+
     @property
     def library(self) -> str:
         """Name and version of the MPI library. Local."""

@@ -85,17 +85,20 @@ class Bench:
         return self._solved[key]
 
     def solve(self, environment: Environment, discount: float) -> Solved:
-        """Exact values of an environment small enough for one planner."""
+        """Exact values of an environment, found by rank 0 alone."""
         transport, found = self.transport, None
         with transport.same_outcome():
             wanted = requests(environment, np.dtype(np.float64)) if transport.leads_node else None
             kernels = load(wanted, transport)
-        solver = Solver(environment, discount, kernels, transport)
-        solver.solve()
-        planner = solver.planner
-        assert planner.alone
-        if transport.rank == 0 and solver.values is not None:
-            values, limit = solver.values, environment.max_episode_steps
+        values = None
+        if transport.rank == 0:
+            apart = type(transport).alone()
+            solver = Solver(environment, discount, kernels, apart)
+            solver.solve()
+            planner, values = solver.planner, solver.values
+            apart.close()
+        if values is not None:
+            limit = environment.max_episode_steps
             policy = planner.greedy(values, discount)
             aware = returns = None
             if limit:
