@@ -23,7 +23,7 @@ from distq_mpi.architectures.progress import (
     Progress,
     add_agent,
 )
-from distq_mpi.architectures.replicas import FEW_BYTES, LINE_BYTES, ReadReplicas
+from distq_mpi.architectures.replicas import FEW_BYTES, ReadReplicas
 from distq_mpi.architectures.schedules import (
     LENGTH_UNIT,
     MAX_PERIOD,
@@ -242,15 +242,17 @@ class Allreduce(ReadReplicas):
         small = len(names) * n_pairs * 8 <= WHOLE_BYTES
         summed = fusion.adds and not (self._lone or self.frozen)
         sparse = _counts_what_it_writes(self.config)
-        few = 8 * len(names) * n_pairs <= FEW_BYTES
-        self.reads = summed and not few and self._allocate_replicas(sparse)
+        sums_bytes = 8 * len(names) * n_pairs
+        few, self.memory = sums_bytes <= FEW_BYTES, None
+        self._sums_words = self._visits_words = 0
+        self.reads = summed and not few and self._allocate_replicas(sparse, sums_bytes)
         self.whole = not self.reads and (self._lone or fusion.maximum or (small and not merges))
         self.owned = (0, self.n_states) if self.whole else block
         if self.reads:
             names = ()
         else:
             self.replica = Rows(self.record, self.n_states)
-            self._allocate_tables(0 if self.whole or merges else 8 * len(names) * n_pairs)
+            self._allocate_tables(0 if self.whole or merges else sums_bytes)
         n_agreed = HEADER + (self._kept_words() if self.protects else 0)
         if self.memory is not None:
             self.agreed = np.zeros(n_agreed, np.int64)
@@ -280,14 +282,9 @@ class Allreduce(ReadReplicas):
 
     def _allocate_tables(self, sums_bytes: int) -> None:
         """Bases, and contributions where they go to owners: in memory of the host if possible."""
-        n_bytes = self.n_states * self.record.row_bytes
-        padded = -(-n_bytes // LINE_BYTES) * LINE_BYTES
-        self._sums_words = sums_bytes // 8
-        self._visits_words = 2 * int(self.blocks.counts.max()) * self.width * self.protects
-        if sums_bytes:
-            n_tiles = Tiles.number(self.n_states, self.width)
-            own = sums_bytes + 8 * self._visits_words + -(-n_tiles // 8) * 8
-            self.memory = self.transport.host_memory(2 * padded, own)
+        n_bytes, padded = self.n_states * self.record.row_bytes, self._padded_bytes
+        if sums_bytes and self.memory is None:
+            self._share_memory(2, sums_bytes)
         one_host = self.memory is not None and not self.memory.across[1:]
         sparse = one_host and _counts_what_it_writes(self.config)
         self.tiles = Tiles(self.n_states, self.width, sparse)

@@ -2,9 +2,9 @@
 
 Where no rank hosts two agents there is nothing to add up beforehand. An owner reads what every
 agent made of its rows, fuses them in cache, and writes the next table. On one host replicas lie in
-memory that the ranks have in common; where every rank has a host of its own, the rows that somebody
-has touched travel to their owners, and back when they are fused. The numbers are those of the sums
-that other ways send, and so are the bits.
+memory that the ranks have in common. Where every rank has a host of its own, or there is no such
+memory, the rows that somebody has touched travel to their owners, and back when they are fused. The
+numbers are those of the sums that other ways send, and so are the bits.
 """
 
 from __future__ import annotations
@@ -49,32 +49,33 @@ class ReadReplicas(Survivable):
     unstable: np.ndarray
     marks: np.ndarray
     marking: bool
+    sums: np.ndarray
     work: tuple[np.ndarray, np.ndarray]
     kernels: dict[str, LoadedKernel]
     _owned_visits: np.ndarray
     _bound: dict[tuple[str, int, int], Any]
 
-    def _allocate_replicas(self, sparse: bool) -> bool:
-        """Make room for tables, and for replicas where owners can read them; False, and nothing
-        made, where sums must do. COLLECTIVE.
+    def _allocate_replicas(self, sparse: bool, sums_bytes: int) -> bool:
+        """Make room for tables, and for replicas where owners read them; False where sums are
+        better, with memory of the host for these if there is any. COLLECTIVE.
 
-        sparse : whether rows that a round changes are those whose visits it counts.
+        sparse : whether rows that a round changes are those whose visits it counts. sums_bytes : of
+        sums that a rank would need.
         """
         transport, n_bytes = self.transport, self.n_states * self.record.row_bytes
-        if self.hosting.counts.max() > 1 or transport.size == 1:
+        n_hosts, common, padded = len(set(transport.hosts)), None, self._padded_bytes
+        if self.hosting.counts.max() > 1 or transport.size == 1 or 1 < n_hosts < transport.size:
             return False
-        hosts = len(set(transport.hosts))
-        if hosts == transport.size:
-            self.memory, common = None, None
-        elif hosts > 1 or n_bytes > REPLICA_BYTES or not self._share_memory():
-            return False
-        else:
-            assert self.memory is not None
-            common = self.memory.common
-        padded, n_slots = self._slot_rows * self.record.row_bytes, self.n_agents + 2
-        slots: list[Any] = [None] * n_slots
+        if n_hosts == 1:
+            large = n_bytes > REPLICA_BYTES
+            self._share_memory(2 if large else 2 + self.n_agents, sums_bytes if large else 0)
+            if self.memory is not None:
+                if large:
+                    return False
+                common = self.memory.common
+        slots: list[Any] = [None] * (self.n_agents + 2)
         if common is not None:
-            slots = [common[k * padded : k * padded + n_bytes] for k in range(n_slots)]
+            slots = [common[k * padded : k * padded + n_bytes] for k in range(len(slots))]
         self.tables = [Rows(self.record, self.n_states, slot) for slot in slots[:2]]
         mine = self.agents[0].number if self.agents else 0
         self.replica = Rows(self.record, self.n_states, slots[2 + mine])
@@ -93,15 +94,18 @@ class ReadReplicas(Survivable):
         self._found = np.zeros(5)
         return True
 
-    def _share_memory(self) -> bool:
-        """Get memory of the host for tables, replicas, visits and flags. COLLECTIVE."""
-        self._sums_words = 0
+    def _share_memory(self, n_tables: int, sums_bytes: int) -> None:
+        """Get memory of the host for tables and replicas, and for each rank's sums, visits and
+        flags, if there is any. COLLECTIVE."""
+        self._sums_words = sums_bytes // 8
         self._visits_words = 2 * int(self.blocks.counts.max()) * self.width * self.protects
-        padded = self._slot_rows * self.record.row_bytes
-        self.memory = self.transport.host_memory(
-            (2 + self.n_agents) * padded, 8 * self._visits_words + -(-self._n_tiles // 8) * 8
-        )
-        return self.memory is not None
+        own = sums_bytes + 8 * self._visits_words + -(-self._n_tiles // 8) * 8
+        self.memory = self.transport.host_memory(n_tables * self._padded_bytes, own)
+
+    @property
+    def _padded_bytes(self) -> int:
+        """Bytes from one table or replica to the next."""
+        return self._slot_rows * self.record.row_bytes
 
     @property
     def _n_tiles(self) -> int:

@@ -39,7 +39,7 @@ from distq_mpi.kernels.storing import prefetch, prefetch_read
 
 u8, u4, f8, i8 = np.uint64, np.uint32, np.float64, np.int64
 
-CHUNK = 512
+CHUNK = 128
 """Pairs of a chunk, about."""
 AHEAD = u8(4)
 """Rows that are asked for ahead. It also keeps the compiler from gathers, which take twice as long

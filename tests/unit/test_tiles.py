@@ -99,13 +99,14 @@ def test_common_memory_messages_and_replicas_that_owners_read_give_the_same_bits
 
     alone = run(Alone())
     shared, apart = together(3, run, [0, 0, 0]), together(3, run, [0, 1, 2])
-    two = together(2, run, [0, 0])
+    two, messages = together(2, run, [0, 0]), together(3, run)
     sparse, reads = "n_steps" not in changes, agents < 4
     assert [one[3] for one in shared] == [bytes([sparse, reads])] * 3
     assert [one[3] for one in apart] == [bytes([sparse and reads, reads])] * 3
     assert [one[3] for one in two] == [bytes([sparse, agents == 2])] * 2
-    assert {one[0] for one in (*shared, *apart, *two)} == {alone[0]}
-    for ranks in (shared, apart, two):
+    assert [one[3] for one in messages] == [bytes([sparse and reads, reads])] * 3
+    assert {one[0] for one in (*shared, *apart, *two, *messages)} == {alone[0]}
+    for ranks in (shared, apart, two, messages):
         visits = b"".join(one[1] for one in ranks)
         assert visits == alone[1]
         assert b"".join(one[2] for one in ranks) == alone[2]
