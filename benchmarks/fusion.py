@@ -6,6 +6,12 @@ A round of one step per lane: base to replica, contribution, exchange, commit. S
 `MPI.Allreduce` of as many float32 values alternate in one run; the figure is the median of paired
 ratios. The table is a grid. Its rounds are `few`: 64 lanes an agent, which touch little; or `all`:
 16,384 lanes from anywhere, so that no tile is left untouched.
+
+    python benchmarks/fusion.py --hosts 2
+
+does the same, messages only, between virtual hosts on this machine (network namespaces, TCP between
+them; needs root, iproute2 and the Open MPI of this environment). There the bytes that a rank sends
+and receives are printed too, of a fusion and of the Allreduce.
 """
 
 from __future__ import annotations
@@ -13,8 +19,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +54,9 @@ class Row:
     ratio: float
     low: float
     high: float
+    fusion_bytes: int = 0
+    allreduce_bytes: int = 0
+    """Sent and received by the first rank in one of each; 0 where nobody counted."""
 
 
 class Fused:
@@ -130,11 +142,12 @@ def measure(
     ]
     ratios = [bare_s / fused_s for fused_s, bare_s in pairs]
     low, middle, high = statistics.quantiles(ratios, n=4)
+    sent = [counted(work, transport) for work in (fused, bare)]
     fused.close()
     fusion_s, bare_s = (statistics.median(column) for column in zip(*pairs, strict=True))
     touched = "all" if everything else "few"
     return Row(
-        table, fused.way, touched, transport.size, fusion_s, bare_s, middle, low, high
+        table, fused.way, touched, transport.size, fusion_s, bare_s, middle, low, high, *sent
     )
 
 
@@ -154,20 +167,69 @@ def count_beside_mean(table: str, transport: Transport, repeats: int) -> list[fl
     return statistics.quantiles(ratios, n=4)
 
 
+def between_hosts(n_hosts: int) -> None:
+    """Run this program on virtual hosts, and print what it prints."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from tests.hosts import Hosts, missing
+
+    if missing():
+        raise SystemExit(f"virtual hosts need {', '.join(missing())}")
+    words = [word for word in sys.argv[1:] if word == "--quick"]
+    with tempfile.TemporaryDirectory() as folder:
+        hosts = Hosts(Path(folder), n_hosts, 1)
+        try:
+            ended = hosts.start(n_hosts, str(Path(__file__).resolve()), *words).wait(1800)
+        finally:
+            hosts.close()
+    print(ended.out, end="")
+    if ended.code:
+        raise SystemExit(ended.err)
+
+
+def wire_bytes() -> int:
+    """Bytes that this host has sent and received over its network. Local."""
+    lines = Path("/proc/self/net/dev").read_text().splitlines()
+    told = [line.split(":")[1].split() for line in lines if line.strip().startswith("eth0:")]
+    return sum(int(one[0]) + int(one[8]) for one in told)
+
+
+def counted(work: Any, transport: Transport) -> int:
+    """Bytes over the network of the first rank's host in a call, or 0. COLLECTIVE."""
+    transport.sum_int(np.zeros(1, np.int64))
+    before = wire_bytes()
+    work()
+    transport.sum_int(np.zeros(1, np.int64))
+    return wire_bytes() - before
+
+
+def told_bytes(row: Row) -> str:
+    """Bytes as they are printed."""
+    if not row.fusion_bytes:
+        return ""
+    return f"  {row.fusion_bytes / 1e6:.2f} MB, Allreduce {row.allreduce_bytes / 1e6:.2f} MB"
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="3 pairs instead of 9")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--hosts", type=int, default=0, help="virtual hosts, of one rank each")
     asked = parser.parse_args()
+    if asked.hosts:
+        between_hosts(asked.hosts)
+        return
     transport = Transport.connect()
-    found = []
+    found, repeats = [], 3 if asked.quick else 9
+    apart = transport.node_size < transport.size
     for table in TABLES:
-        ways = [(True, False), (True, True), (False, True)]
-        for shared, everything in ways[: 1 if table == "256 pairs" else 3]:
-            found.append(measure(table, shared, everything, transport, 3 if asked.quick else 9))
-    low, middle, high = count_beside_mean("360 K pairs", transport, 3 if asked.quick else 9)
-    if transport.rank == 0 and not asked.json:
+        ways = [(True, False), (True, True), (False, False), (False, True)]
+        for shared, everything in ways[: 1 if table == "256 pairs" else 4]:
+            if not (apart and shared and table != "256 pairs"):
+                found.append(measure(table, shared, everything, transport, repeats))
+    if not apart:
+        low, middle, high = count_beside_mean("360 K pairs", transport, repeats)
+    if transport.rank == 0 and not asked.json and not apart:
         print(f"count beside mean, 360 K pairs, all: {middle:.2f} ({low:.2f}-{high:.2f})")
     if transport.rank == 0:
         if asked.json:
@@ -176,7 +238,7 @@ def main() -> None:
             print(f"{row.table:<12} {row.way:<14} {row.touched:<4} {row.ranks} ranks  "
                   f"{1e3 * row.fusion_s:9.3f} ms  Allreduce {1e3 * row.allreduce_s:9.3f} ms  "
                   f"{row.ratio:6.2f} x as fast "
-                  f"({row.low:.2f}-{row.high:.2f})")
+                  f"({row.low:.2f}-{row.high:.2f}){told_bytes(row)}")
     transport.close()
 
 
