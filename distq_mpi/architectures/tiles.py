@@ -76,10 +76,10 @@ class Tiles:
 
     def runs(self, flags: np.ndarray, first: int, stop: int) -> Iterator[tuple[int, int]]:
         """Yield rows [start, stop) of [first, stop) in runs of flagged tiles, ascending. Local."""
-        if not self.sparse:
+        low, high = first // self.rows, -(-stop // self.rows)
+        if not self.sparse or flags[low:high].all():  # as in most rounds of small tables
             yield first, stop
             return
-        low, high = first // self.rows, -(-stop // self.rows)
         edges = np.flatnonzero(np.diff(flags[low:high] != 0, prepend=False, append=False)) + low
         for start, end in edges.reshape(-1, 2).tolist():
             yield max(first, start * self.rows), min(stop, end * self.rows)
