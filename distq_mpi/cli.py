@@ -310,13 +310,17 @@ def _positive(text: str) -> bool:
         return False
 
 
+POINTED = re.compile(r"[+-]?(\d+\.|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+"""Numbers as people write them that are none in TOML: .2, 1."""
+
+
 def _value(key: str, text: str) -> Any:
     """The value that a text from the line means for a key; a wrong one stays text."""
     if is_argument(key):
         try:
             value = tomllib.loads(f"x = {text}")["x"]
         except tomllib.TOMLDecodeError:
-            return text
+            return float(text) if POINTED.fullmatch(text) else text
         return value if isinstance(value, bool | int | float | str) else text
     taken = kinds(key)
     if "null" in taken and text == "none":

@@ -67,7 +67,7 @@ def test_a_whole_number_for_a_real_key_is_real() -> None:
 @pytest.mark.parametrize(
     ("text", "value"),
     [("true", True), ("3", 3), ("1e-3", 0.001), ("8x8", "8x8"), ('"3"', "3"), ("[1]", "[1]"),
-     ("2024-01-01", "2024-01-01"), ("-2", -2), ("", "")],
+     ("2024-01-01", "2024-01-01"), ("-2", -2), ("", ""), (".2", 0.2), ("-1.", -1.0), (".", ".")],
 )  # fmt: skip
 def test_arguments_of_the_environment(text: str, value: object) -> None:
     kwargs = parse([f"--env.kwargs.x={text}"]).config.env.kwargs
