@@ -100,7 +100,7 @@ class _Apart:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def host_memory(self, common_bytes: int, own_bytes: int) -> None:
+    def host_memory(self, common_bytes: int, own_bytes: int, replica_bytes: int = 0) -> None:
         """None there is."""
 
     def __getattr__(self, name: str) -> Any:

@@ -8,7 +8,7 @@ import math
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -291,8 +291,8 @@ def prepare(
     if settled is not None:
         settled.environment = environment  # else it would keep a model whole that was cut
     with transport.same_outcome():
-        leads, size = transport.leads_node, transport.size
-        requests = _requests(config, environment, exact, size) if leads else None
+        leads, hosts = transport.leads_node, transport.hosts
+        requests = _requests(config, environment, exact, hosts) if leads else None
         kernels = load(requests, transport)
         if settled is not None and "check" in kernels:
             check_all(environment, kernels["check"])
@@ -425,14 +425,14 @@ def watch(prepared: Prepared, transport: Transport, quiet: bool = False) -> Moni
 
 
 def _requests(
-    config: Config, environment: Environment, exact: bool, size: int
+    config: Config, environment: Environment, exact: bool, hosts: Sequence[str]
 ) -> dict[str, Any]:
     record = record_of_run(config, environment.n_actions)
     kind = architecture_of(config, environment)
     found = kind.requests(config, environment)
     if issubclass(kind, Allreduce) and not survives_deaths():  # fewer ranks might need others
         shape = environment.n_states, environment.n_actions
-        for name in kind.unneeded(config, *shape, size):
+        for name in kind.unneeded(config, *shape, hosts):
             found.pop(name, None)
     if environment.kind != "stepped":
         found |= evaluation_kernel(config.learn, environment, record)

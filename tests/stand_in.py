@@ -200,7 +200,9 @@ class Alone:
         """What the rank so far back gives."""
         received[...] = self._exchange(array.copy())[(self.rank - distance) % self.size]
 
-    def host_memory(self, common_bytes: int, own_bytes: int) -> HostMemory | None:
+    def host_memory(
+        self, common_bytes: int, own_bytes: int, replica_bytes: int = 0
+    ) -> HostMemory | None:
         """None, as on hosts of one rank."""
         return None
 
@@ -271,11 +273,13 @@ class Thread(Alone):
             self.node_rank, self.node_size = mine.index(rank), len(mine)
             self.leads_node = self.node_rank == 0
 
-    def host_memory(self, common_bytes: int, own_bytes: int) -> HostMemory | None:
+    def host_memory(
+        self, common_bytes: int, own_bytes: int, replica_bytes: int = 0
+    ) -> HostMemory | None:
         """Of the threads of a host, where there are hosts."""
         if self._hosts is None:
             return None
-        return HostMemory(self, self._hosts, common_bytes, own_bytes)
+        return HostMemory(self, self._hosts, common_bytes + replica_bytes, own_bytes)
 
     def post(self, most: int) -> Post:
         """Single messages through queues."""

@@ -8,7 +8,7 @@ agents, owners look at the replicas themselves (`replicas`). All give the same b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from distq_mpi.architectures.progress import (
     Progress,
     add_agent,
 )
-from distq_mpi.architectures.replicas import FEW_BYTES, ReadReplicas
+from distq_mpi.architectures.replicas import FEW_BYTES, REPLICA_BYTES, ReadReplicas
 from distq_mpi.architectures.schedules import (
     LENGTH_UNIT,
     MAX_PERIOD,
@@ -99,7 +99,6 @@ class Allreduce(ReadReplicas):
         self.record = record
         self.current = 0
         self._again = self._dirty = False
-        self._moved = 0
         self.memory: HostMemory | None = None
         self.protects = self.survivable and transport.survives and transport.size > 1
         self.copies: Copies | None = None
@@ -143,6 +142,8 @@ class Allreduce(ReadReplicas):
         if fusion.merge is not None and n_agents > 1:
             # An owner holds its pairs of every agent.
             sent += n_agents * sent // -(-n_agents // size) // size + n_pairs * 8 // size
+        elif size > 1 and 1 < n_agents <= size:
+            sent = max(sent, 3 * table // 2)  # rows that an owner gets by message, and copies sent
         lane_bytes = lane_dtype(depth_in(config, n_states, n_actions)).itemsize
         lanes = -(-config.parallel.lanes // min(n_agents, size)) * lane_bytes * 2
         return {"replica": table, "base": 2 * table, "contributions": sent,
@@ -163,13 +164,19 @@ class Allreduce(ReadReplicas):
         return {**learning, **fusing_kernels}
 
     @classmethod
-    def unneeded(cls, config: Any, n_states: int, n_actions: int, size: int) -> tuple[str, ...]:
-        """Kernels of `requests` that a run on `size` ranks does without, most likely: the loops of
-        sums, or the one that reads replicas. Local. What is needed after all is loaded then."""
-        n_pairs = n_states * record_of(config.learn, n_actions).width
+    def unneeded(
+        cls, config: Any, n_states: int, n_actions: int, hosts: Sequence[str]
+    ) -> tuple[str, ...]:
+        """Kernels of `requests` that a run on these hosts, one a rank, does without, most likely:
+        the loops of sums, or the one that reads replicas. Local. What is needed after all is loaded
+        then."""
+        record, size, n_hosts = record_of(config.learn, n_actions), len(hosts), len(set(hosts))
         hosting, _ = cls.placement(config, n_states, size)
-        few = 8 * len(fusion_of(config).sums(config.learn.step_size)) * n_pairs <= FEW_BYTES
-        if size == 1 or few or config.learn.target == "frozen" or hosting.counts.max() > 1:
+        sums = fusion_of(config).sums(config.learn.step_size)
+        few = 8 * len(sums) * n_states * record.width <= FEW_BYTES
+        large = n_hosts == 1 and n_states * record.row_bytes > REPLICA_BYTES
+        added = few or large or config.learn.target == "frozen" or hosting.counts.max() > 1
+        if size == 1 or added or 1 < n_hosts < size:
             return ("fuse_replicas",)
         return ("contribute", "fuse") if fusion_of(config).adds else ()
 
@@ -180,7 +187,9 @@ class Allreduce(ReadReplicas):
             return
         found = fusion_kernels(self.config, self.record)
         requests = {name: found[name] for name in lacking} if self.transport.leads_node else None
-        self.kernels = {**self.kernels, **load(requests, self.transport)}
+        with self.transport.same_outcome():
+            loaded = load(requests, self.transport)
+        self.kernels = {**self.kernels, **loaded}
 
     @property
     def _next(self) -> Rows:
@@ -217,6 +226,7 @@ class Allreduce(ReadReplicas):
         self._allocate_sums(blocks.block(self.transport.rank))
         self._allocate_lifetimes()
         self._load_lacking()
+        self._moved = 0
         learn = self.config.learn
         self.rates = np.zeros(4)
         self.rates[:2] = learn.discount, step_parameter(learn)
@@ -284,7 +294,7 @@ class Allreduce(ReadReplicas):
         """Bases, and contributions where they go to owners: in memory of the host if possible."""
         n_bytes, padded = self.n_states * self.record.row_bytes, self._padded_bytes
         if sums_bytes and self.memory is None:
-            self._share_memory(2, sums_bytes)
+            self._share_memory(0, sums_bytes)
         one_host = self.memory is not None and not self.memory.across[1:]
         sparse = one_host and _counts_what_it_writes(self.config)
         self.tiles = Tiles(self.n_states, self.width, sparse)

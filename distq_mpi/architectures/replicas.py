@@ -17,7 +17,7 @@ from distq_mpi.architectures.progress import Agreement, add_agent
 from distq_mpi.architectures.schedules import LENGTH_UNIT
 from distq_mpi.architectures.survivable import Survivable
 from distq_mpi.architectures.tiles import Tiles
-from distq_mpi.kernels import summing
+from distq_mpi.kernels import chunks
 from distq_mpi.kernels.objects import LoadedKernel
 from distq_mpi.partition import Partition
 from distq_mpi.table import Record, Rows
@@ -27,6 +27,8 @@ FEW_BYTES = 1 << 17
 REPLICA_BYTES = 8 << 20
 """The largest replica in memory that ranks have in common: it is on small pages, of which a core
 knows some thousand at a time."""
+MOST_READ = 2
+"""Tables of rows that one owner may get by message; where it would be more, sums are sent."""
 LINE_BYTES = 64
 NO_TOTALS = np.zeros(3)
 
@@ -63,16 +65,23 @@ class ReadReplicas(Survivable):
         sums that a rank would need.
         """
         transport, n_bytes = self.transport, self.n_states * self.record.row_bytes
-        n_hosts, common, padded = len(set(transport.hosts)), None, self._padded_bytes
-        if self.hosting.counts.max() > 1 or transport.size == 1 or 1 < n_hosts < transport.size:
+        common, padded = None, self._padded_bytes
+        if self.hosting.counts.max() > 1 or transport.size == 1:
             return False
-        if n_hosts == 1:
+        nodes = np.array([-transport.node_size, transport.node_size], np.int64)
+        transport.max_int(nodes)
+        fewest, most = -int(nodes[0]), int(nodes[1])
+        if fewest == transport.size:  # of a host, as MPI sees it: hosts may have equal names
             large = n_bytes > REPLICA_BYTES
-            self._share_memory(2 if large else 2 + self.n_agents, sums_bytes if large else 0)
+            self._share_memory(0 if large else self.n_agents, sums_bytes if large else 0)
             if self.memory is not None:
                 if large:
                     return False
                 common = self.memory.common
+        elif most > 1:
+            return False
+        if common is None and self.n_agents * self.blocks.counts.max() > MOST_READ * self.n_states:
+            return False
         slots: list[Any] = [None] * (self.n_agents + 2)
         if common is not None:
             slots = [common[k * padded : k * padded + n_bytes] for k in range(len(slots))]
@@ -83,7 +92,7 @@ class ReadReplicas(Survivable):
         self._places = np.zeros(self._n_tiles, np.uint64)
         if common is None:
             first, stop = self.blocks.block(transport.rank)
-            self._received = Rows(self.record, (stop - first) * transport.size)
+            self._received = Rows(self.record, (stop - first) * self.n_agents)
         else:
             n_rows = self.n_agents * self._slot_rows
             self._received = Rows(self.record, n_rows, common[2 * padded :])
@@ -94,13 +103,14 @@ class ReadReplicas(Survivable):
         self._found = np.zeros(5)
         return True
 
-    def _share_memory(self, n_tables: int, sums_bytes: int) -> None:
-        """Get memory of the host for tables and replicas, and for each rank's sums, visits and
-        flags, if there is any. COLLECTIVE."""
+    def _share_memory(self, n_replicas: int, sums_bytes: int) -> None:
+        """Get memory of the host for two tables and for replicas, and for each rank's sums, visits
+        and flags, if there is any. COLLECTIVE."""
         self._sums_words = sums_bytes // 8
         self._visits_words = 2 * int(self.blocks.counts.max()) * self.width * self.protects
         own = sums_bytes + 8 * self._visits_words + -(-self._n_tiles // 8) * 8
-        self.memory = self.transport.host_memory(n_tables * self._padded_bytes, own)
+        padded = self._padded_bytes
+        self.memory = self.transport.host_memory(2 * padded, own, n_replicas * padded)
 
     @property
     def _padded_bytes(self) -> int:
@@ -149,8 +159,10 @@ class ReadReplicas(Survivable):
         """Everybody gets the rows that others have fused, and agrees. COLLECTIVE."""
         if self.memory is None:
             self._share_apart()
-        self.transport.sum_int(self.agreed)
-        if self.memory is not None:
+            self.transport.sum_int(self.agreed)
+        else:
+            self.memory.seen()
+            self.transport.sum_int(self.agreed)
             self.memory.seen()
 
     def _call_fusion(self) -> None:
@@ -158,7 +170,7 @@ class ReadReplicas(Survivable):
         if key not in self._bound:
             fresh, base, read = self.tables[1 - self.current], self.base, self._received
             if self.memory is not None:
-                self.control[summing.SLOT] = self._slot_rows
+                self.control[chunks.SLOT] = self._slot_rows
             self._bound[key] = self.kernels["fuse_replicas"].bind(
                 fresh.q, fresh.clock_words, base.q, base.clock_words, read.q, read.clock_words,
                 self._owned_visits, self.lifetime, self.control, self.rates, self._found,
@@ -167,10 +179,18 @@ class ReadReplicas(Survivable):
         self._bound[key]()
 
     def _meet_apart(self) -> None:
-        """Learn which tiles anybody has touched. COLLECTIVE."""
-        if self.tiles.sparse:
-            flags = self.tiles.touched.astype(np.int64)
-            self.transport.max_int(flags)
+        """Learn which tiles anybody has touched. COLLECTIVE.
+
+        Nobody comes out of this before all have committed the round before: who has no rows to send
+        would be waited for by none of the messages that follow, and the table that they lead to is
+        the one of two rounds ago, to which those left return when ranks are lost.
+        """
+        sparse = self.tiles.sparse
+        flags = self.tiles.touched.astype(np.int64) if sparse else np.zeros(1, np.int64)
+        self.transport.max_int(flags)
+        if sparse:
+            if 2 * np.count_nonzero(flags) > flags.size:  # copies of them would be half a table
+                flags[:] = 1
             self.tiles.meet([flags.astype(np.uint8)])
 
     def _move_rows(self) -> None:
@@ -185,7 +205,7 @@ class ReadReplicas(Survivable):
             self._received.raw[: self.n_agents * mine * row_bytes].reshape(-1, row_bytes),
             mine * n_hosted,
         )  # fmt: skip
-        self.control[summing.SLOT] = mine
+        self.control[chunks.SLOT] = mine
         place = 0
         for first, stop in self._changed_runs(transport.rank):
             for tile in range(first // self.tiles.rows, -(-stop // self.tiles.rows)):
@@ -207,6 +227,8 @@ class ReadReplicas(Survivable):
         counts, packed = self._packed(fresh)
         borders = Partition(np.cumsum([0, *counts]))
         self.transport.allgather_rows(packed, borders)
+        if borders.n == self.n_states:
+            return
         place, table = 0, fresh.raw.reshape(-1, row_bytes)
         for owner in range(self.transport.size):
             for first, stop in self._changed_runs(owner):

@@ -19,10 +19,10 @@ class Tiles:
 
     Attributes
     ----------
-    touched : by agents of this rank in this round; written by the kernel `contribute`, and read by
-        the ranks of the host where it lies in their memory.
+    touched : by agents of this rank in this round; written by the kernel `contribute`, or from the
+        marks of `learn`, and read by the ranks of the host where it lies in their memory.
     changed : by anybody in this round. due : tiles in which the next table differs from the base,
-        or will; read by the kernel `fuse`.
+        or will; read by the kernels `fuse` and `fuse_replicas`.
     """
 
     def __init__(self, n_rows: int, width: int, sparse: bool) -> None:

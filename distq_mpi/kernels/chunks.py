@@ -44,12 +44,14 @@ CHUNK = 128
 AHEAD = u8(4)
 """Rows that are asked for ahead. It also keeps the compiler from gathers, which take twice as long
 as loads one after the other."""
-LONGEST = i8(1 << 38)
-"""Of one pair's part of LENGTH, in its units: no sum of an agent's is then beyond 2^52."""
+LONGEST = i8(1 << 34)
+"""Of one pair's part of LENGTH, in its units: no sum of an agent's is then beyond 2^49, and those
+of all are exact."""
 
 X, STEP, POWER, SQUARE, OLD = range(5)
 N, CLOCK, SUM, ALL, TICKS, VOTES, GAIN = range(7)
-SEED, ROUND, AGENTS = 3, 4, 2
+FIRST, ROWS, AGENTS, SEED, ROUND, SLOT = range(6)
+"""Words of `control`: see `summing`."""
 
 
 def chunk_rows(width: int) -> int:
@@ -176,7 +178,7 @@ def _adding(fusion: Any, record: Any, step_size: Any) -> dict[str, Callable[...,
             non_finite += i8(visited & (not finite))
             overflows += i8(visited & finite & (not fits))
             large += i8(visited & fits & (magnitude >= bound * 0.0625))
-            length += min(i8(np.rint(alpha * UNIT)) * (times * (times - 1)), LONGEST)
+            length += min(i8(np.rint(alpha * f8(times * (times - 1)) * UNIT)), LONGEST)
             total += times
             visits[first_visit + u8(i)] += times
             values[first_value + u8(i)] += i8(np.rint((x if visited & fits else 0.0) * scale))

@@ -101,7 +101,7 @@ SIGNED = False
 def contribute_each(q, clock, base_clock, values, visits, clocks, rates, found):
     """Write one agent's values float64, visits and clocks uint32 of all pairs, (S * width,).
 
-    clocks has one element where they follow from the visits. found : as in `fusing.contribute`.
+    clocks has one element where they follow from the visits. found : as in `summing.contribute`.
     """
     non_finite, length, total = 0.0, 0.0, 0.0
     for s in range(values.size // WIDTH):
@@ -126,7 +126,7 @@ def fuse_each(next_q, next_clock, base_q, base_clock, values, visits, clocks, su
 
     values float64, visits uint32, clocks uint32 : (K, pairs of the rows) in the order of the
     agents. sums : int64 (pairs,), written: visits of all. scratch : float64 (K,).
-    control : as in `fusing.fuse`. A pair that too few visited keeps value and clock.
+    control : as in `summing.fuse`. A pair that too few visited keeps value and clock.
     """
     first, n_rows, n_agents = i8(control[0]), i8(control[1]), visits.shape[0]
     for k in range(n_rows):

@@ -12,19 +12,29 @@ from __future__ import annotations
 
 import numpy as np
 
-from distq_mpi.kernels.chunks import ALL, CHUNK, GAIN, SUM, TICKS, VOTES, N
+from distq_mpi.kernels.chunks import (
+    AGENTS,
+    ALL,
+    CHUNK,
+    FIRST,
+    GAIN,
+    ROWS,
+    SLOT,
+    SUM,
+    TICKS,
+    VOTES,
+    N,
+)
 from distq_mpi.kernels.fusing import LENGTH, UNIT
 from distq_mpi.kernels.storing import exact
 
-u8, u4, f8, i8 = np.uint64, np.uint32, np.float64, np.int64
+u8, i8 = np.uint64, np.int64
 
 # Stand-ins for the parts.
 WIDTH, TILE_ROWS, CHUNK_ROWS, PAIRS = 4, 1, 1, CHUNK
 TICKED, SIGNED, GAINS = False, False, False
 visits_of, bases, differences, alphas, powers, shares, others, clear = (exact,) * 8
 changes, scatter, still = exact, exact, exact
-
-FIRST, ROWS, AGENTS, SEED, ROUND, SLOT = range(6)
 
 
 def contribute(q, clock, base_q, base_clock, values, visits, ticks, votes, gains, rates, found,

@@ -19,7 +19,8 @@ PAGE = 4096
 class HostMemory:
     """Memory that all ranks of a host see, where every host has as many ranks.
 
-    Attributes: `common` uint8, of the host; `own`, the parts of the host's ranks in their order,
+    Attributes: `common` uint8, of the host, the last `replica_bytes` of which are for whoever
+    writes there first (fresh memory is zero); `own`, the parts of the host's ranks in their order,
     uint8 each, zero at first; `ranks`, those of this host, and `across`, the ranks of the run with
     this rank's place on their hosts, one on each host; both in order. Whoever writes and whoever
     reads meet in `barrier`, or in a collective of all ranks and then `seen`, between the one and
@@ -27,12 +28,14 @@ class HostMemory:
     """
 
     def __init__(
-        self, node: Any, across: Any, rank: int, common_bytes: int, own_bytes: int
-    ) -> None:
+        self, node: Any, across: Any, rank: int, common_bytes: int, own_bytes: int,
+        replica_bytes: int,
+    ) -> None:  # fmt: skip
         self._node, self._across = node, across
         self.across: list[int] = across.allgather(rank)
         self.ranks: list[int] = node.allgather(rank)
-        padded = -(-common_bytes // PAGE) * PAGE if node.rank == 0 else 0
+        whole = common_bytes + replica_bytes
+        padded = -(-whole // PAGE) * PAGE if node.rank == 0 else 0
         info = MPI.Info.Create({"alloc_shared_noncontig": "true"})
         self._window = MPI.Win.Allocate_shared(padded + own_bytes, 1, info=info, comm=node)
         info.Free()
@@ -41,12 +44,12 @@ class HostMemory:
         for rank in range(node.size):
             memory: Any = self._window.Shared_query(rank)[0]
             parts.append(np.frombuffer(memory, np.uint8))
-        padded = -(-common_bytes // PAGE) * PAGE
-        self.common = parts[0][:common_bytes]
+        padded = -(-whole // PAGE) * PAGE
+        self.common = parts[0][:whole]
         self.own = [parts[0][padded:], *parts[1:]]
         self.own[node.rank][:] = 0  # memory lies near whoever writes to it first
         if node.rank == 0:
-            self.common[:] = 0
+            self.common[:common_bytes] = 0
         self.barrier()
 
     def seen(self) -> None:

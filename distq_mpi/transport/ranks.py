@@ -176,13 +176,17 @@ class Transport(Collectives, Survival):
                 self.abort(getattr(error, "exit_code", 1))
             raise
 
-    def host_memory(self, common_bytes: int, own_bytes: int) -> HostMemory | None:
+    def host_memory(
+        self, common_bytes: int, own_bytes: int, replica_bytes: int = 0
+    ) -> HostMemory | None:
         """Return memory that the ranks of a host share, zeroed; the caller closes it. COLLECTIVE.
+
+        replica_bytes : more of what is common, for ranks that each write to a part of it first.
 
         None, on all ranks, where hosts differ in their ranks, have one each, or too little
         /dev/shm.
         """
-        size = common_bytes + self.node_size * (own_bytes + PAGE)
+        size = common_bytes + replica_bytes + self.node_size * (own_bytes + PAGE)
         fits = self.node_size > 1 and room_in_shm() > size + SHM_RESERVE
         told = np.array([-self.node_size, self.node_size, not fits], np.int64)
         self.max_int(told)
@@ -190,7 +194,9 @@ class Transport(Collectives, Survival):
             return None
         across = self._comm.Split(self.node_rank, self.rank)
         self._derived.append(across)
-        return HostMemory(self._node, across, self.rank, common_bytes, own_bytes)
+        return HostMemory(
+            self._node, across, self.rank, common_bytes, own_bytes, replica_bytes
+        )
 
     def post(self, most: int) -> Post:
         """Return single messages of up to `most` words (see `Post`). Local."""
