@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from distq_mpi.memory import readable
 
@@ -18,7 +21,8 @@ class Bottleneck:
     """name : startup, in-cache compute, random rows, environment, exchange, certificates or I/O.
 
     share : of the wall time. of_ceiling : of the rate that `probe` found for random rows of such a
-    table; None where the table is in the cache, or `probe` has not been run.
+    table, between those it has tried in proportion, learning has run at; None where environments
+    are stepped in Python, nothing was learned, or `probe` has not been run.
     """
 
     name: str
@@ -44,18 +48,21 @@ def bottleneck(
         name = "environment" if stepped else "in-cache compute"
         if not stepped and table_bytes > IN_CACHE:
             name = "random rows"
-            ceiling = _ceiling(table_bytes, ceilings)
-            of_ceiling = rate / ceiling if ceiling else None
-            told += f", in a table of {readable(table_bytes)} a rank"
-            told += (
-                f", at {100 * of_ceiling:.0f} % of what `probe` found" if of_ceiling is not None
-                else "; `python -m distq_mpi probe` would say how near it came to the machine"
-            )  # fmt: skip
+    if not stepped and rate > 0:
+        ceiling = _ceiling(table_bytes, ceilings)
+        of_ceiling = rate / ceiling if ceiling else None
+        told += (
+            f"; learning in a table of {readable(table_bytes)} a rank ran at "
+            f"{100 * of_ceiling:.0f} % of the {ceiling / 1e6:.3g} M random rows/s of `probe`"
+            if of_ceiling is not None and ceiling
+            else "; `python -m distq_mpi probe` would say how near learning came to the machine"
+        )  # fmt: skip
     return Bottleneck(name, share, of_ceiling, f"{name}: {told}")
 
 
 def _ceiling(table_bytes: int, ceilings: Mapping[str, float]) -> float | None:
-    """Random rows per second of a rank, in the probed table that is nearest in size."""
+    """Random rows per second of a rank in a table of this size: between two probed ones rates fall
+    as a power of the size."""
     sizes = {
         int(name.removeprefix("random_rows_").partition("mb")[0]): name
         for name in ceilings
@@ -65,5 +72,7 @@ def _ceiling(table_bytes: int, ceilings: Mapping[str, float]) -> float | None:
     }  # fmt: skip
     if not sizes:
         return None
-    nearest = min(sizes, key=lambda size: abs(size * MB - table_bytes))
-    return ceilings[sizes[nearest]]
+    known = sorted(sizes)
+    places = [math.log(size * MB) for size in known]
+    rates = [math.log(ceilings[sizes[size]]) for size in known]
+    return math.exp(float(np.interp(math.log(max(1, table_bytes)), places, rates)))

@@ -137,7 +137,8 @@ class ParallelConfig:
     lanes: Count = 0
     """Environments in all; 0 = 64 per agent; in sharded 8192, or 64 stepped in Python."""
     reproducible: bool = True
-    """The same bits on any number of ranks; sharded: false lets lanes run free, and faster."""
+    """The same bits on any number of ranks; false lets lanes run free in sharded, and allows fusion
+    hogwild."""
     servers: Positive = 1
     """server: ranks that own the table and do not learn, rank 0 first."""
     staleness: Literal["inf"] | Count = 0
@@ -294,7 +295,7 @@ def to_toml(config: Config) -> str:
 
 
 OTHERWISE_REPRODUCIBLE = {
-    "allreduce": "whose fast path is reproducible; sharded has another",
+    "allreduce": "which is reproducible but with parallel.fusion hogwild",
     "server": "where parallel.staleness decides whether it is",
 }
 """Architectures in which `parallel.reproducible` has no say, and why."""

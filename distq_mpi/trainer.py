@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from distq_mpi.transport import Transport
 
 
+WASTED_S = 5.0
+"""Seconds of learning and exchange from which on a run may be called too small for its ranks: at
+first rounds are short."""
+
+
 class Times:
     """Seconds this rank has spent in each phase."""
 
@@ -336,13 +341,23 @@ class Run:
         monitor.report(row, show)
         for kind, message in self.architecture.notices():
             self._tell_once(kind, message)
-        wasted = self.transport.size > 1 and times.exchange_s > 2 * times.learn_s
-        if wasted and (busy > 1.0 or ended is not None):
+        size, agents = self.transport.size, self.config.parallel.agents
+        if self.architecture.exchanges == "fusion" and agents < size:
+            idle = size - agents
+            self._tell_once(
+                "idle_ranks",
+                f"{idle} of {size} ranks ha{'s' if idle == 1 else 've'} no agent (parallel.agents "
+                f"{agents}) and only own{'s' * (idle == 1)} rows",
+            )
+        elif size > 1 and times.exchange_s > 2 * times.learn_s and (
+            busy > WASTED_S or ended is not None
+        ):
             self._tell_once(
                 "too_small",
-                f"{100 * times.exchange_s / busy:.0f} % of the time goes into "
-                f"{self.architecture.exchanges}: {self.environment.n_states} states are too few "
-                f"for {self.transport.size} ranks to profit",
+                f"{100 * times.exchange_s / busy:.0f} % of learning and "
+                f"{self.architecture.exchanges} went into {self.architecture.exchanges}, and "
+                f"waiting for others in it: {self.environment.n_states} states are too few for "
+                f"{size} ranks to profit",
             )
 
     def _tell_once(self, kind: str, message: str) -> None:

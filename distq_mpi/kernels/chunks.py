@@ -216,7 +216,14 @@ def _adding(fusion: Any, record: Any, step_size: Any) -> dict[str, Callable[...,
                     gain = 1.0 - kept(old, n, discount, alpha)
                     counts[gains + i] += i8(np.rint(gain * GAIN_SCALE))
 
-    return {"alphas": alphas, "powers": powers, "clear": clear, "shares": shares, "others": others}
+    return {
+        "alphas": alphas, "powers": powers, "clear": clear, "shares": shares,
+        "others": others if ticked or gained else no_others,
+    }  # fmt: skip
+
+
+def no_others(clock, first, end, ahead, counts, rates):
+    """Where nothing else is summed: shorter to compile."""
 
 
 def _writing(

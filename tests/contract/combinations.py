@@ -19,7 +19,7 @@ from unittest import mock
 
 import numpy as np
 
-from distq_mpi.architectures import architecture_of
+from distq_mpi.architectures import Allreduce, architecture_of
 from distq_mpi.checkpoint import file_name
 from distq_mpi.config import Config, from_dict
 from distq_mpi.environments import explicit
@@ -125,6 +125,11 @@ def combinations() -> dict[str, dict[str, Any]]:
                 "kwargs": {"states": 50, "actions": 3, "branching": 4}},
         "parallel": {"fusion": "mean", "steps_per_round": 1},
     }  # fmt: skip
+    # On three ranks and more owners read replicas, on fewer agents are added up.
+    found["grid read"] = {
+        "env": {"id": "grid", "kwargs": {"rows": 60, "columns": 60, "slip": 0.2}},
+        "parallel": {"agents": 3},
+    }
     found["grid law float32"] = {
         "env": {"id": "grid", "kwargs": {"rows": 9, "columns": 11, "slip": 0.2}},
         "learn": {"dtype": "float32"},
@@ -253,6 +258,10 @@ def learn(sections: dict[str, Any], transport: Transport, save: str = "", load_:
     environment = share(environment, lambda: build(config.env, exploring), transport)
     kind = architecture_of(config, environment)
     requests = kind.requests(config, environment) if transport.leads_node else None
+    if requests is not None and issubclass(kind, Allreduce):
+        shape = environment.n_states, environment.n_actions
+        for one in kind.unneeded(config, *shape, transport.hosts):
+            requests.pop(one, None)
     architecture = kind(config, environment, load(requests, transport), transport)
     directory = SimpleNamespace(checkpoints=Path(save)) if transport.rank == 0 else None
     saver = Saver(config, environment, directory, architecture)

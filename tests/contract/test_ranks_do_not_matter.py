@@ -13,7 +13,7 @@ SCRIPT = str(Path(__file__).with_name("combinations.py"))
 
 
 def hashes(n_ranks: int, *options: str) -> dict[str, str]:
-    ended = run(n_ranks, [SCRIPT, *options], ROOT, limit_s=400)
+    ended = run(n_ranks, [SCRIPT, *options], ROOT, limit_s=900)
     assert ended.code == 0, ended.err
     found: dict[str, str] = json.loads(ended.out.splitlines()[-1])
     return found

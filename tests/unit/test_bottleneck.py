@@ -29,13 +29,17 @@ def test_what_took_longest_is_named(
     found = bottleneck(TIMES | changes, 10.0, table, stepped, 20e6, {})
     assert (found.name, found.share) == (name, share)
     assert found.of_ceiling is None and found.sentence.startswith(f"{name}: {100 * share:.0f} %")
+    assert ("would say how near" in found.sentence) != stepped
 
 
 @pytest.mark.parametrize(
-    ("table", "ceiling"), [(80 << 20, 40e6), (2 << 30, 30e6), (2 << 20, 200e6)]
-)
-def test_the_ceiling_is_that_of_the_nearest_table(table: int, ceiling: float) -> None:
-    found = bottleneck(TIMES, 10.0, table, False, 20e6, CEILINGS)
-    assert found.of_ceiling == 20e6 / ceiling
-    assert f"at {100 * 20e6 / ceiling:.0f} % of what `probe` found" in found.sentence
-    assert "would say how near" in bottleneck(TIMES, 10.0, table, False, 20e6, {}).sentence
+    ("table", "ceiling"),
+    [(1 << 16, 200e6), (1 << 20, 200e6), (8 << 20, (200e6 * 40e6) ** 0.5), (64 << 20, 40e6),
+     (256 << 20, (40e6 * 30e6) ** 0.5), (2 << 30, 30e6)],
+)  # fmt: skip
+def test_the_ceiling_lies_between_those_of_probed_tables(table: int, ceiling: float) -> None:
+    for seconds in (TIMES, TIMES | {"startup": 20.0}):
+        found = bottleneck(seconds, 10.0, table, False, 20e6, CEILINGS)
+        assert found.of_ceiling == pytest.approx(20e6 / ceiling)
+        told = f"ran at {100 * 20e6 / ceiling:.0f} % of the {ceiling / 1e6:.3g} M random rows/s"
+        assert told in found.sentence
