@@ -146,16 +146,19 @@ def test_sharded_with_partners_on_other_hosts_loses_nothing_with_a_host(
     wanted: dict[str, str], tmp_path: Path
 ) -> None:
     """Two ranks of a host at once, in rows of two more that are left on each of two others."""
-    options = ["train", *CELLS["sharded"][0], "--run.dir", "run"]
-    ended = surviving(
-        6, [DYING, *options], tmp_path, 90, HOSTS="a,a,b,b,c,c",
-        DIE='{"2": ["learn", 33, 0], "3": ["learn", 33, 0]}',
-    )  # fmt: skip
+    for path in (tmp_path / "run", tmp_path / "again"):
+        ended = surviving(
+            6, [DYING, "train", *CELLS["sharded"][0], "--run.dir", str(path)], tmp_path, 180,
+            HOSTS="a,a,b,b,c,c", DIE='{"2": ["learn", 33, 0], "3": ["learn", 33, 0]}',
+        )  # fmt: skip
+        if "after request freed" not in ended.err:  # Open MPI ends a third rank by itself
+            break
     assert ended.code == 0, ended.err
-    told = json.loads((tmp_path / "run" / "summary.json").read_text())
+    told = json.loads((path / "summary.json").read_text())
     assert told["table_sha256"] == wanted["sharded"]
-    (event,) = losses(tmp_path / "run")
-    assert event["ranks"] == [2, 3] and "nothing is lost" in event["message"]
+    events = losses(path)  # of both, or, on a crowded machine, of one after the other
+    assert sorted(rank for event in events for rank in event["ranks"]) == [2, 3]
+    assert all("nothing is lost" in event["message"] for event in events)
 
 
 @pytest.mark.parametrize("survives", [True, False])
