@@ -254,7 +254,7 @@ class Allreduce(ReadReplicas):
         sparse = _counts_what_it_writes(self.config)
         sums_bytes = 8 * len(names) * n_pairs
         few, self.memory = sums_bytes <= FEW_BYTES, None
-        self._sums_words = self._visits_words = 0
+        self._sums_words = self._visits_words = self._wanted_bytes = 0
         self.reads = summed and not few and self._allocate_replicas(sparse, sums_bytes)
         self.whole = not self.reads and (self._lone or fusion.maximum or (small and not merges))
         self.owned = (0, self.n_states) if self.whole else block
@@ -469,8 +469,16 @@ class Allreduce(ReadReplicas):
         return {}
 
     def notices(self) -> list[tuple[str, str]]:
-        """What the user should be told once, as (kind, message): nothing. Local."""
-        return []
+        """What the user should be told once, as (kind, message). Local."""
+        shares = self.memory is not None or not self._wanted_bytes
+        if shares or self.whole or self.transport.node_size == 1:
+            return []
+        return [(
+            "no_host_memory",
+            f"the ranks of a host have no memory in common: /dev/shm has no room for "
+            f"{self._wanted_bytes / 1e6:.3g} MB, or hosts have different numbers of ranks; fusion "
+            "goes through messages, which takes longer",
+        )]  # fmt: skip
 
     def keep_table(self) -> None:
         """Take the committed table out of the memory that `close` frees. Local."""

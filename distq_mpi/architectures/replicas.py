@@ -55,6 +55,7 @@ class ReadReplicas(Survivable):
     work: tuple[np.ndarray, np.ndarray]
     kernels: dict[str, LoadedKernel]
     _owned_visits: np.ndarray
+    _wanted_bytes: int
     _bound: dict[tuple[str, int, int], Any]
 
     def _allocate_replicas(self, sparse: bool, sums_bytes: int) -> bool:
@@ -110,6 +111,7 @@ class ReadReplicas(Survivable):
         self._visits_words = 2 * int(self.blocks.counts.max()) * self.width * self.protects
         own = sums_bytes + 8 * self._visits_words + -(-self._n_tiles // 8) * 8
         padded = self._padded_bytes
+        self._wanted_bytes = (2 + n_replicas) * padded + self.transport.node_size * own
         self.memory = self.transport.host_memory(2 * padded, own, n_replicas * padded)
 
     @property

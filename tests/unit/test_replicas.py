@@ -125,6 +125,26 @@ def test_hosts_with_the_same_name_are_not_one_host() -> None:
         assert together(4, named, nodes) == [(alone, reads)] * 4
 
 
+@pytest.mark.parametrize("agents", [2, 5])
+def test_a_host_without_room_in_common_memory_is_told_and_changes_no_bit(agents: int) -> None:
+    environment = random_model(12_000, 3)
+    settings = config(agents=agents, lanes=8, steps_per_round=5)
+    kernels = compiled(Allreduce.requests(settings, environment))
+    alone, _ = run(settings, environment, Alone())
+
+    def crowded(transport: Any) -> list[tuple[str, str]]:
+        transport.host_memory = lambda *wanted: None
+        assert run(settings, environment, transport) == (alone, agents == 2)
+        state = Allreduce(settings, environment, kernels, transport)
+        return state.notices()
+
+    for told in together(2, crowded, [0, 0]):
+        ((kind, message),) = told
+        assert kind == "no_host_memory" and "/dev/shm has no room for" in message
+    quiet = together(2, lambda t: Allreduce(settings, environment, kernels, t).notices(), [0, 0])
+    assert quiet == [[], []]
+
+
 @pytest.mark.parametrize("changes", [{}, {"n_steps": 3}])
 def test_nobody_fuses_before_all_have_committed_the_round_before(changes: dict[str, Any]) -> None:
     """Ranks without agents send no rows: what comes first must wait for them all the same."""
