@@ -137,8 +137,7 @@ class ParallelConfig:
     lanes: Count = 0
     """Environments in all; 0 = 64 per agent; in sharded 8192, or 64 stepped in Python."""
     reproducible: bool = True
-    """The same bits on any number of ranks; false lets lanes run free in sharded, and allows fusion
-    hogwild."""
+    """The same bits on any number of ranks; false: sharded's lanes run free, fusion hogwild."""
     servers: Positive = 1
     """server: ranks that own the table and do not learn, rank 0 first."""
     staleness: Literal["inf"] | Count = 0

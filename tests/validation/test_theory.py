@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 
 from distq_mpi.architectures import Allreduce
 from distq_mpi.fusion import FUSIONS, fusion_kernels
-from distq_mpi.kernels import Kernel, fusing
+from distq_mpi.kernels import fusing
 from distq_mpi.table import Rows, record_of
 from tests.driving import Fuser, Job, Learner
 from tests.stand_in import Alone, compiled, config, one_state
@@ -199,16 +201,15 @@ N_ROUNDS = 1000
 DISCOUNT = 0.99
 
 
-def learned(fusion: str, n_agents: int, n_lanes: int = 0, **parts: Any) -> tuple[float, int]:
-    """Error and clock of one state, reward 1, after rounds of one visit per lane."""
+def learned(fusion: str, n_agents: int, n_lanes: int = 0, **changes: Any) -> tuple[float, int]:
+    """Error and clock of one state, reward 1, after rounds of one visit per lane; changes : of the
+    fusion."""
     settings = config(
         fusion=fusion, agents=n_agents, lanes=n_lanes or n_agents, discount=DISCOUNT
     )
     environment = one_state()
-    requests = Allreduce.requests(settings, environment)
-    if parts:
-        fuse = requests["fuse"]
-        requests["fuse"] = Kernel(fuse.template, {**fuse.parts, **parts}, fuse.arguments)
+    with patch.dict(FUSIONS, {fusion: replace(FUSIONS[fusion], **changes)}):
+        requests = Allreduce.requests(settings, environment)
     found = Job(settings, environment, compiled(requests)).run(Alone(), N_ROUNDS)
     assert found["progress"].steps == N_ROUNDS * settings.parallel.lanes
     return 1 / (1 - DISCOUNT) - float(found["values"][0, 0]), found["clock"]
