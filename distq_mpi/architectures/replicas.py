@@ -55,7 +55,8 @@ class ReadReplicas(Survivable):
     work: tuple[np.ndarray, np.ndarray]
     kernels: dict[str, LoadedKernel]
     _owned_visits: np.ndarray
-    _wanted_bytes: int
+    _wanted_bytes = 0
+    """Of memory in common that was asked for last."""
     _bound: dict[tuple[str, int, int], Any]
 
     def _allocate_replicas(self, sparse: bool, sums_bytes: int) -> bool:
