@@ -391,11 +391,9 @@ class Allreduce(ReadReplicas):
         )  # fmt: skip
         if self.reads:
             agreement = self._fuse_replicas()
-        elif self.whole and not self.fusion.maximum:
-            self.transport.sum_int(self.message)
-            agreement = Agreement.read(self.header)
         else:
-            self.transport.sum_int(self.agreed)
+            at_once = self.whole and not self.fusion.maximum
+            self.transport.sum_int(self.message if at_once else self.agreed)
             agreement = Agreement.read(self.header)
             if self.memory is not None:
                 self.memory.seen()
@@ -405,7 +403,7 @@ class Allreduce(ReadReplicas):
             self._again = True
             return None
         if self.reads:
-            self._dirty = False
+            pass  # fused before all could agree
         elif self.fusion.maximum:
             self._reduce_maximum()
             self._call("fuse", 0)

@@ -92,15 +92,14 @@ class ReadReplicas(Survivable):
         self.replica = Rows(self.record, self.n_states, slots[2 + mine])
         self.tiles = Tiles(self.n_states, self.width, sparse)
         self._places = np.zeros(self._n_tiles, np.uint64)
+        first, stop = self.blocks.block(transport.rank)
         if common is None:
-            first, stop = self.blocks.block(transport.rank)
             self._received = Rows(self.record, (stop - first) * self.n_agents)
         else:
             n_rows = self.n_agents * self._slot_rows
             self._received = Rows(self.record, n_rows, common[2 * padded :])
             if sparse:
                 self.tiles.touched = self._touched_of(transport.node_rank)
-        first, stop = self.blocks.block(transport.rank)
         self._owned_visits = np.zeros((stop - first) * self.width, np.int64)
         self._found = np.zeros(5)
         return True

@@ -5,7 +5,7 @@ the order or the number of ranks. Sums go through memory (`contribute`, then `fu
 owner of a row can read every agent's replica, never leave the cache (`fuse_replicas`): the same
 bits. What is done with a chunk of pairs stands in `chunks`.
 
-Free names that are parts: the layout constants, SUMS, and those of `chunks.chunk_parts`.
+Free names that are parts: TILE_ROWS, and those of `chunks.chunk_parts`.
 """
 
 from __future__ import annotations
