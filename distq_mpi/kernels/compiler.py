@@ -9,14 +9,17 @@ ordinary Python for a reader, a linter and a debugger.
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import llvmlite.binding as llvm
 import numba
+import numpy as np
 from llvmlite import ir
 from numba import types as nb
 from numba.core import cgutils
@@ -24,6 +27,7 @@ from numba.extending import intrinsic
 
 from distq_mpi.errors import ModelError
 from distq_mpi.kernels import Kernel, storing
+from distq_mpi.kernels.fingerprint import used_values
 from distq_mpi.kernels.objects import ENTRY, target_machine
 
 # No wrapper for Python callers, no reference counts: the object must stand alone.
@@ -98,21 +102,58 @@ INSTRUCTIONS = {
 }
 
 
-def compiled(function: Callable[..., Any], parts: dict[str, Any], done: dict[Any, Any]) -> Any:
+_inner: dict[Any, Any] = {}
+"""Dispatchers by what their functions are made of. Most of what one kernel reaches another does,
+too, and a kernel takes two thirds of its time for functions that were compiled before."""
+
+
+def compiled(function: Callable[..., Any]) -> Any:
     """Return a dispatcher for a plain function and all plain functions it reaches. Local."""
     if function in INSTRUCTIONS:
         return INSTRUCTIONS[function]
-    if function in done:
-        return done[function]
-    inner = _rebound(function, parts, done)
-    # Without force LLVM leaves larger laws as calls: 2.5 x slower on a grid with walls.
-    done[function] = numba.njit(error_model="numpy", forceinline=True, **BARE)(inner)
-    return done[function]
+    made_of = _made_of(function, ())
+    if made_of not in _inner:
+        # Without force LLVM leaves larger laws as calls: 2.5 x slower on a grid with walls.
+        options = {"error_model": "numpy", "forceinline": True, **BARE}
+        _inner[made_of] = numba.njit(**options)(_rebound(function, {}))
+    return _inner[made_of]
 
 
-def _rebound(function: Any, parts: dict[str, Any], done: dict[Any, Any]) -> types.FunctionType:
+def _made_of(value: Any, within: tuple[Any, ...]) -> Any:
+    """What tells values apart that functions are compiled with: for functions, their code and what
+    it names; within : functions that this one was reached from."""
+    if isinstance(value, types.FunctionType):
+        if value in within:
+            return within.index(value)
+        named = sorted(used_values(value).items())
+        inside = (*within, value)
+        return (value.__code__, *((name, _made_of(used, inside)) for name, used in named),
+                _made_of(value.__defaults__, inside))  # fmt: skip
+    if isinstance(value, tuple):
+        return (tuple, *(_made_of(item, within) for item in value))
+    if isinstance(value, np.generic | np.ndarray):
+        return type(value), value.dtype, value.shape, value.tobytes()
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return type(value), repr(value)
+    return _Itself(value)
+
+
+class _Itself:
+    """A value that equals no other: a module, a type, a function of the interpreter."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and self._value is other._value
+
+    def __hash__(self) -> int:
+        return id(self._value)
+
+
+def _rebound(function: Any, parts: dict[str, Any]) -> types.FunctionType:
     def bind(value: Any) -> Any:
-        return compiled(value, {}, done) if isinstance(value, types.FunctionType) else value
+        return compiled(value) if isinstance(value, types.FunctionType) else value
 
     space = dict(function.__globals__)
     for name in function.__code__.co_names:
@@ -129,16 +170,10 @@ def _rebound(function: Any, parts: dict[str, Any], done: dict[Any, Any]) -> type
 def _numba_type(described: list[Any]) -> Any:
     kind, *rest = described
     if kind == "array":
-        return nb.Array(numba.from_dtype(_dtype(rest[0])), rest[1], "C")
+        return nb.Array(numba.from_dtype(np.dtype(rest[0])), rest[1], "C")
     if kind == "tuple":
         return nb.Tuple([_numba_type(item) for item in rest[0]])
     return nb.boolean if rest[0] == "bool" else getattr(nb, rest[0])
-
-
-def _dtype(name: str) -> Any:
-    import numpy as np
-
-    return np.dtype(name)
 
 
 def export(kernel: Kernel, described: list[Any], path: str) -> None:
@@ -147,9 +182,26 @@ def export(kernel: Kernel, described: list[Any], path: str) -> None:
     Raises ModelError where the kernel, that is the user's law in it, cannot stand alone: it
     allocates, raises, uses Python objects, or does not compile at all.
     """
+    with _no_collection():
+        _export(kernel, described, path)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Garbage is not looked for while numba makes a lot of it: a tenth of a kernel's time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _export(kernel: Kernel, described: list[Any], path: str) -> None:
     signature = tuple(_numba_type(item) for item in described)
     dispatcher = numba.njit(error_model="numpy", **BARE)(
-        _rebound(kernel.template, kernel.parts, {})
+        _rebound(kernel.template, kernel.parts)
     )
     try:
         dispatcher.compile(signature)

@@ -177,6 +177,41 @@ def double(x):  # type: ignore[no-untyped-def]
     return x * 2
 
 
+def shifted(amount, table):  # type: ignore[no-untyped-def]
+    """A law that closes over a number, an array and another function."""
+
+    def law(x):  # type: ignore[no-untyped-def]
+        return helper(x) + amount + table[0]
+
+    return law
+
+
+def test_functions_that_kernels_share_are_what_they_are_made_of(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distq_mpi.kernels import compiler
+
+    def result(law: Any) -> float:
+        out = np.zeros(1)
+        load({"scale": Kernel(scale, {"helper": law}, EXAMPLE)}, Alone())["scale"](
+            np.zeros(1), 1.0, out
+        )
+        return float(out[0])
+
+    table = np.array([10.0])
+    assert result(shifted(1, table)) == 12.5
+    n_compiled = len(compiler._inner)
+    assert result(shifted(1, np.array([10.0]))) == 12.5
+    assert len(compiler._inner) == n_compiled
+    assert result(shifted(1.0, table)) == 12.5  # equal, and another type
+    assert len(compiler._inner) == n_compiled + 1
+    assert result(shifted(2, table)) == 13.5
+    table[0] = 20.0
+    assert result(shifted(1, table)) == 22.5
+    monkeypatch.setattr(sys.modules[__name__], "SHIFT", 2.5)
+    assert result(shifted(1, table)) == 23.5
+
+
 def test_the_template_itself_is_left_alone(folder: Path) -> None:
     load({"scale": Kernel(scale, {"helper": double}, EXAMPLE)}, Alone())
     out = np.zeros(1)
