@@ -33,6 +33,27 @@ def uninterrupted() -> Iterator[None]:
             raise KeyboardInterrupt
 
 
+class _Held(contextlib.AbstractContextManager[None]):
+    """Statements that an interrupt, of which its handler tells, is not to cut in two."""
+
+    def __init__(self) -> None:
+        self._entered = self._came = False
+
+    def __enter__(self) -> None:
+        self._entered, self._came = True, False
+
+    def __exit__(self, *_: object) -> None:
+        self._entered = False
+        if self._came:
+            raise KeyboardInterrupt
+
+    def interrupt(self) -> None:
+        """Raise KeyboardInterrupt, now or at the end of the statements."""
+        if not self._entered:
+            raise KeyboardInterrupt
+        self._came = True
+
+
 class Signals:
     """Collects the signals of this rank while it is entered as a context; local.
 
@@ -52,6 +73,7 @@ class Signals:
         self._checkpoint = False
         self._stop = False
         self._interrupted_at: float | None = None
+        self._held = _Held()
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -76,6 +98,10 @@ class Signals:
         self._old.clear()
         self._checkpoint = self._stop = False
 
+    def uninterrupted(self) -> contextlib.AbstractContextManager[None]:
+        """As the function `uninterrupted`, which changes handlers twice where these are not set."""
+        return self._held if self._old else uninterrupted()
+
     def take(self) -> tuple[bool, bool]:
         """Return (checkpoint asked for, stop asked for) since the last call, and forget both."""
         # A flag is only cleared when it was seen set, so a signal between the lines is not lost.
@@ -97,6 +123,6 @@ class Signals:
             # One Ctrl-C arrives twice when both the terminal and the launcher deliver it.
             if first is not None and now - first > REPEAT_S:
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
-                raise KeyboardInterrupt
+                self._held.interrupt()
             self._interrupted_at = now if first is None else first
         self._stop = True

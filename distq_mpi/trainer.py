@@ -19,7 +19,7 @@ from distq_mpi.kernels.fusing import GAIN_LIMIT
 from distq_mpi.preparation import Prepared, from_command, from_directory, prepare, watch
 from distq_mpi.recovery import recover
 from distq_mpi.saving import Saver
-from distq_mpi.signals import Signals, uninterrupted
+from distq_mpi.signals import Signals
 from distq_mpi.stopping import EXACT_TARGETS, Verdict, is_check_round, verdict
 from distq_mpi.summary import finish
 from distq_mpi.watchdog import Watchdog
@@ -199,7 +199,7 @@ class Run:
         agreement = self._learn_and_agree()
         begin = time.perf_counter()
         if not agreement.non_finite:
-            with uninterrupted():
+            with self.signals.uninterrupted():
                 self.architecture.commit()
         else:
             self.architecture.rollback()

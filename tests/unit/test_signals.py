@@ -81,3 +81,29 @@ def test_an_interrupt_waits_for_what_must_not_be_cut() -> None:
             os.kill(os.getpid(), signal.SIGINT)
             assert signals.last == ""
         assert signals.take() == (True, True)
+
+
+def test_a_second_interrupt_waits_for_what_must_not_be_cut(
+    received: Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now)
+    with received.uninterrupted():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert received.take() == (True, True)
+    now += 2 * signals.REPEAT_S
+    done = []
+    with pytest.raises(KeyboardInterrupt), received.uninterrupted():
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append("whole")
+    assert done == ["whole"]
+    with received.uninterrupted():
+        done.append("another")  # what came before is not told twice
+
+
+def test_where_nobody_has_entered_an_interrupt_waits_too() -> None:
+    done = []
+    with pytest.raises(KeyboardInterrupt), Signals().uninterrupted():
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append("whole")
+    assert done == ["whole"]
