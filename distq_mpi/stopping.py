@@ -69,20 +69,20 @@ def verdict(stop: Any, progress: Any, agreement: Any, certificate: Any) -> Verdi
         if value >= limit if name == "mean_return" else value <= limit:
             sign = ">=" if name == "mean_return" else "<="
             return Verdict("converged", f"{name} {value:.3g} {sign} {limit:g}", 0, name)
-    missed = [name for name in TARGETS if getattr(stop, name) is not None]
     for name in ("steps", "rounds", "episodes"):
         limit = getattr(stop, name)
         value = progress.round if name == "rounds" else getattr(progress, name)
         if limit is not None and value >= limit:
-            return _budget(name, f"{name} {value} >= {limit}", missed)
+            return _budget(stop, name, f"{name} {value} >= {limit}")
     if agreement is not None and agreement.want_stop:
         return Verdict("interrupted", "asked to stop", EXIT_CODES["interrupted"])
     if agreement is not None and agreement.want_time:
-        return _budget("wall_time_s", f"wall_time_s >= {stop.wall_time_s:g}", missed)
+        return _budget(stop, "wall_time_s", f"wall_time_s >= {stop.wall_time_s:g}")
     return None
 
 
-def _budget(rule: str, reason: str, missed: list[str]) -> Verdict:
+def _budget(stop: Any, rule: str, reason: str) -> Verdict:
+    missed = [name for name in TARGETS if getattr(stop, name) is not None]
     if missed:
         return Verdict("finished", f"{reason}, short of {' and '.join(missed)}", 3, rule)
     return Verdict("finished", reason, 0, rule)

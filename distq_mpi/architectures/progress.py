@@ -147,7 +147,8 @@ def add_agent(
     if not (math.isfinite(squares) and math.isfinite(returns)):
         non_finite += 1
     numbers = (
-        overflows, large, non_finite, min(length * unit, 2.0**52), visits, episodes,
-        *split_float(returns, n_agents), *split_float(squares, n_agents),
+        int(overflows), int(large), int(non_finite), round(min(length * unit, 2.0**52)),
+        int(visits), int(episodes), *split_float(returns, n_agents),
+        *split_float(squares, n_agents),
     )  # fmt: skip
-    header[: len(numbers)] += np.array([round(number) for number in numbers])
+    header[: len(numbers)] += np.array(numbers, np.int64)

@@ -79,14 +79,16 @@ def learn(seen, q, clock, state, action, next_state, reward, terminated, age, ga
     discount, alpha = rates[DISCOUNT], rates[ALPHA]
     table = seen if FROZEN else q
     n_episodes, return_sum, square_sum = 0.0, 0.0, 0.0
+    for i in range(BATCH):
+        draws[i], draws[BATCH + i] = threefry(first_step, first_lane + u8(i), seed, TRANSITION)
     for step in range(control[N_STEPS]):
         now = first_step + u8(step)
         for batch in range(0, n_lanes, BATCH):
-            for i in range(BATCH):
-                number = first_lane + u8(batch + i)
-                draws[i], draws[BATCH + i] = threefry(now, number, seed, TRANSITION)
+            following, later = batch + BATCH, now
+            if following >= n_lanes:
+                following, later = 0, now + u8(1)
             size = min(BATCH, n_lanes - batch)
-            for group in range(0, size, GROUP):
+            for group in range(0, BATCH, GROUP):
                 stop = min(group + GROUP, size)
                 for i in range(group, stop):
                     lane = u8(batch + i)  # unsigned: no test for negative indices
@@ -112,6 +114,10 @@ def learn(seen, q, clock, state, action, next_state, reward, terminated, age, ga
                     next_state[lane], reward[lane], terminated[lane] = law_step(s, a, bits, params)
                 for i in range(group, stop):  # close together, so that the waits overlap
                     prefetch(table, next_state[u8(batch + i)] * STRIDE)
+                for i in range(GROUP):  # while these are waited for
+                    number = first_lane + u8(following + group + i)
+                    word, bits = threefry(later, number, seed, TRANSITION)
+                    draws[u8(group + i)], draws[u8(BATCH + group + i)] = word, bits
     totals[RETURN_SUM] += return_sum
     totals[SQUARE_SUM] += square_sum
     totals[EPISODES] += n_episodes
