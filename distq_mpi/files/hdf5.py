@@ -34,15 +34,15 @@ class Sink:
     close nor forget the file, and may take the interpreter down at its exit. So the refusal is kept
     here, and the file is thrown away after HDF5 has closed it happily.
 
-    A thread sends what is written to the disk meanwhile: else the disk waits for the checksums, and
-    then everybody for the disk.
+    A thread sends what is written to the disk meanwhile, another makes the checksums: else the disk
+    waits for these, and then everybody for the disk.
     """
 
     def __init__(self, path: Path) -> None:
         self.error: OSError | None = None
         from concurrent.futures import Future, ThreadPoolExecutor  # brings `logging` along
 
-        self._unsent, self._sender = 0, ThreadPoolExecutor(1)
+        self._unsent, self._threads = 0, ThreadPoolExecutor(2)
         self._sent: Future[None] = Future()
         self._sent.set_result(None)
         self._file: BinaryIO = open(path, "w+b", buffering=0)  # noqa: SIM115
@@ -64,9 +64,13 @@ class Sink:
         self._unsent += total
         if self._unsent >= SEND_BYTES and self._sent.done():
             self._keep(self._sent.result)
-            self._sent = self._sender.submit(os.fdatasync, self._file.fileno())
+            self._sent = self._threads.submit(os.fdatasync, self._file.fileno())
             self._unsent = 0
         return total
+
+    def beside(self, call: Any, *arguments: Any) -> Any:
+        """Begin a call in another thread, while this one writes; return its future."""
+        return self._threads.submit(call, *arguments)
 
     def readinto(self, buffer: memoryview) -> int:
         return int(self._keep(self._file.readinto, buffer))  # type: ignore[attr-defined]
@@ -87,7 +91,7 @@ class Sink:
 
     def close(self) -> None:
         self._keep(self._sent.result)
-        self._sender.shutdown()
+        self._threads.shutdown()
         try:
             self._file.close()
         except OSError as error:
@@ -103,26 +107,29 @@ class ArrayWriter:
 
     def __init__(self, file: Any, sink: Sink) -> None:
         self._file, self._sink = file, sink
+        self._arrays: dict[str, Any] = {}
         self._crc32: dict[str, np.ndarray] = {}
 
     def create(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
         """Add a contiguous uncompressed array; its rows follow through `put`."""
-        self._file.create_dataset(name, shape, dtype, fill_time="never")
+        array = self._file.create_dataset(name, shape, dtype, fill_time="never")
+        self._arrays[name] = array, array.shape, array.dtype
         self._crc32[name] = np.zeros(-(-shape[0] // SLICE_ROWS), np.uint32)
         self._sink.check()
 
     def put(self, name: str, start: int, rows: np.ndarray) -> None:
         """Write one slice that starts at a multiple of `SLICE_ROWS`, and note its checksum."""
-        dataset = self._file[name]
-        rows = np.ascontiguousarray(rows, dataset.dtype)
-        stop = min(start + SLICE_ROWS, dataset.shape[0])
-        if start % SLICE_ROWS or rows.shape != (stop - start, *dataset.shape[1:]):
+        array, shape, dtype = self._arrays[name]
+        rows = np.ascontiguousarray(rows, dtype)
+        stop = min(start + SLICE_ROWS, shape[0])
+        if start % SLICE_ROWS or rows.shape != (stop - start, *shape[1:]):
             raise ValueError(
                 f"/{name}: a slice at row {start} has the shape "
-                f"{(stop - start, *dataset.shape[1:])}, not {rows.shape}"
+                f"{(stop - start, *shape[1:])}, not {rows.shape}"
             )
-        dataset[start:stop] = rows
-        self._crc32[name][start // SLICE_ROWS] = checksum(rows)
+        made = self._sink.beside(checksum, rows)
+        array[start:stop] = rows
+        self._crc32[name][start // SLICE_ROWS] = made.result()
         self._sink.check()
 
     def text(self, name: str, value: str) -> None:
