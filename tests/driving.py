@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -182,7 +181,7 @@ class Job:
     def run(self, transport: Any, n_rounds: int, exponent: int | None = None) -> dict[str, Any]:
         job = Allreduce(self.settings, self.environment, self.kernels, transport)
         if exponent is not None:
-            scaled = replace(job.progress, exponent=exponent, peak=exponent)
+            scaled = job.progress._replace(exponent=exponent, peak=exponent)
             job.progress = job.pending = scaled
         repeated = 0
         for _ in range(n_rounds):

@@ -9,7 +9,6 @@ agents, owners look at the replicas themselves (`replicas`). All give the same b
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -399,7 +398,7 @@ class Allreduce(ReadReplicas):
                 self.memory.seen()
         if agreement.overflows:
             raised = self._scale().raised()
-            self.progress = replace(self.progress, exponent=raised.exponent, peak=raised.peak)
+            self.progress = self.progress._replace(exponent=raised.exponent, peak=raised.peak)
             self._again = True
             return None
         if self.reads:
@@ -567,7 +566,7 @@ class Allreduce(ReadReplicas):
         if self.tiles.sparse:
             ranks = range(self.transport.node_size)
             self.tiles.meet([self._touched_of(rank) for rank in ranks])
-            stale = list(self.tiles.stale_sums(*self.owned))
+            stale = self.tiles.stale_sums(*self.owned)
         for i, name in enumerate(self.sent):
             if self.memory is None:
                 sums[name] = self.transport.sum_to_owners(self.parts[name], self.blocks)

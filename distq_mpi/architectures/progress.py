@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +13,7 @@ from distq_mpi.fusion import FixedPoint, join_float, split_float
 WINDOW_EPISODES = 100
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     """Counters and control state after a committed round; the same on every rank.
 
     Parameters
@@ -78,7 +76,7 @@ class Progress:
 
     def to_json(self) -> str:
         """As checkpoints hold it."""
-        return json.dumps(asdict(self))
+        return json.dumps(self._asdict())
 
     @classmethod
     def from_json(cls, text: str) -> Progress:

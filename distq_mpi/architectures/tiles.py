@@ -7,8 +7,6 @@ bring them together go over those. Where that is not known (`sparse` false) they
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from distq_mpi.kernels.fusing import tile_rows
@@ -41,11 +39,12 @@ class Tiles:
         if self.sparse:
             self.touched[:] = 0
 
-    def replica_runs(self) -> Iterator[tuple[int, int]]:
-        """Yield rows [start, stop) in which the replica differs from the base; then none do."""
-        yield from self.runs(self._replica, 0, self.n_rows)
+    def replica_runs(self) -> list[tuple[int, int]]:
+        """Rows [start, stop) in which the replica differs from the base; then none do."""
+        found = self.runs(self._replica, 0, self.n_rows)
         if self.sparse:
             self._replica[:] = 0
+        return found
 
     def learned(self) -> None:
         """The replica now differs in what this rank's agents have touched."""
@@ -58,10 +57,11 @@ class Tiles:
             np.bitwise_or.reduce(touched, out=self.changed)
             np.bitwise_or(self.changed, self._next, out=self.due)
 
-    def stale_sums(self, first: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Yield rows of [first, stop) with sums of earlier rounds that this one has none of."""
-        yield from self.runs(self._sums & ~self.changed & 1, first, stop)
+    def stale_sums(self, first: int, stop: int) -> list[tuple[int, int]]:
+        """Rows of [first, stop) with sums of earlier rounds that this one has none of."""
+        found = self.runs(self._sums & ~self.changed & 1, first, stop)
         self._sums[:] = self.changed
+        return found
 
     def commit(self) -> None:
         """The next table becomes the base, and differs from the old one in what changed."""
@@ -74,12 +74,13 @@ class Tiles:
         for flags in (self._replica, self._next, self._sums):
             flags[:] = 1
 
-    def runs(self, flags: np.ndarray, first: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Yield rows [start, stop) of [first, stop) in runs of flagged tiles, ascending. Local."""
+    def runs(self, flags: np.ndarray, first: int, stop: int) -> list[tuple[int, int]]:
+        """Rows [start, stop) of [first, stop) in runs of flagged tiles, ascending. Local."""
         low, high = first // self.rows, -(-stop // self.rows)
         if not self.sparse or flags[low:high].all():  # as in most rounds of small tables
-            yield first, stop
-            return
+            return [(first, stop)]
         edges = np.flatnonzero(np.diff(flags[low:high] != 0, prepend=False, append=False)) + low
-        for start, end in edges.reshape(-1, 2).tolist():
-            yield max(first, start * self.rows), min(stop, end * self.rows)
+        return [
+            (max(first, start * self.rows), min(stop, end * self.rows))
+            for start, end in edges.reshape(-1, 2).tolist()
+        ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,7 @@ def ran(
 
     def work(transport: Any) -> Any:
         this = Sharded(given, environment, kernels, transport)
-        this.progress = replace(this.progress, lane_steps=first_tick)
+        this.progress = this.progress._replace(lane_steps=first_tick)
         for _ in range(n_rounds):
             this.learn()
             this.exchange((False, False, False))

@@ -6,7 +6,6 @@ import contextlib
 import sys
 import threading
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -298,7 +297,7 @@ def test_a_round_run_again_as_it_was_steps_nothing_again(
     def run(exponent: int | None) -> tuple[bytes, int, int]:
         learner = Allreduce(settings, environment, kernels, Alone())
         if exponent is not None:
-            tight = replace(learner.progress, exponent=exponent, peak=exponent)
+            tight = learner.progress._replace(exponent=exponent, peak=exponent)
             learner.progress = learner.pending = tight
         made = _counted(learner)
         repeated = 0
@@ -347,7 +346,7 @@ def test_an_interrupted_round_is_brought_back_even_where_it_was_run_again() -> N
 
     def run(interrupted: bool) -> bytes:
         learner = Allreduce(settings, environment, kernels, Alone())
-        learner.progress = replace(learner.progress, exponent=20, peak=20)
+        learner.progress = learner.progress._replace(exponent=20, peak=20)
         for k in range(12):
             learner.learn()
             if interrupted and k % 3 == 0:

@@ -26,33 +26,33 @@ def test_runs_are_of_flagged_tiles_within_a_block() -> None:
     tiles = Tiles(10 * 1024 + 5, 4, True)
     assert tiles.rows == 1024 and len(tiles.changed) == 11
     some = flags(tiles, 0, 1, 3, 10)
-    assert list(tiles.runs(some, 0, tiles.n_rows)) == [(0, 2048), (3072, 4096), (10240, 10245)]
-    assert list(tiles.runs(some, 1000, 3500)) == [(1000, 2048), (3072, 3500)]
+    assert tiles.runs(some, 0, tiles.n_rows) == [(0, 2048), (3072, 4096), (10240, 10245)]
+    assert tiles.runs(some, 1000, 3500) == [(1000, 2048), (3072, 3500)]
     assert [run for run in tiles.runs(some, 700, 700) if run[0] < run[1]] == []
     tiles.sparse = False
-    assert list(tiles.runs(some, 3, 9)) == [(3, 9)]
+    assert tiles.runs(some, 3, 9) == [(3, 9)]
 
 
 def test_what_differs_after_a_commit_and_after_a_rollback() -> None:
     tiles = Tiles(4 * 1024, 4, True)
-    assert list(tiles.replica_runs()) == [(0, 4096)]
+    assert tiles.replica_runs() == [(0, 4096)]
     tiles.begin()
     tiles.touched[1] = 1
     tiles.learned()
     tiles.meet([tiles.touched, flags(tiles, 2)])
-    assert tiles.due.all() and list(tiles.stale_sums(0, 4096)) == [(0, 1024), (3072, 4096)]
+    assert tiles.due.all() and tiles.stale_sums(0, 4096) == [(0, 1024), (3072, 4096)]
     tiles.commit()
-    assert list(tiles.replica_runs()) == [(1024, 3072)] and list(tiles.replica_runs()) == []
+    assert tiles.replica_runs() == [(1024, 3072)] and tiles.replica_runs() == []
     tiles.begin()
     tiles.meet([tiles.touched])
     assert tiles.due.tolist() == [0, 1, 1, 0]
-    assert list(tiles.stale_sums(0, 4096)) == [(1024, 3072)]
+    assert tiles.stale_sums(0, 4096) == [(1024, 3072)]
     tiles.commit()
     tiles.begin()
     tiles.meet([tiles.touched])
     assert not tiles.due.any()
     tiles.forget()
-    assert list(tiles.replica_runs()) == [(0, 4096)]
+    assert tiles.replica_runs() == [(0, 4096)]
 
 
 def learned(transport: Any, kernels: Any, settings: Any, environment: Any) -> tuple[bytes, ...]:
