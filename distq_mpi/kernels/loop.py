@@ -30,7 +30,7 @@ GROUP = 16
 # Stand-ins for the parts, so that the loops below are ordinary functions to a reader and a linter.
 STRIDE = u8(0)
 best, choose, law_step, law_start = best_of(4), epsilon_greedy(4), exact, exact
-learn_one, choose_first, FROZEN = exact, exact, False
+learn_one, choose_first, move, FROZEN = exact, exact, exact, False
 MARKS, TILE_SHIFT = False, u8(0)
 
 N_STEPS, FIRST_STEP, FIRST_LANE, N_LANES, SEED, EXPLORE, LIMIT = range(7)
@@ -49,6 +49,28 @@ def begin(q, state, action, next_state, reward, terminated, age, gain, params, c
         age[lane], gain[lane] = u4(0), 0.0
         state[lane], action[lane] = s, a
         next_state[lane], reward[lane], terminated[lane] = law_step(s, a, bits, params)
+
+
+def earn(reward, gain, age, first, n):
+    """Count n steps from lane `first` on, and their rewards."""
+    for i in range(n):
+        lane = first + u8(i)
+        gain[lane] += reward[lane]
+        age[lane] += u4(1)
+
+
+def moving_law(law_step):
+    """Return move(...): make the next transition of n lanes from lane `first` on, with the words
+    from `drawn` on."""
+
+    def move(state, action, next_state, reward, terminated, draws, drawn, params, first, n):
+        for i in range(n):
+            lane, bits = first + u8(i), draws[drawn + u8(i)]
+            next_state[lane], reward[lane], terminated[lane] = law_step(
+                state[lane], action[lane], bits, params
+            )
+
+    return move
 
 
 def learn(seen, q, clock, state, action, next_state, reward, terminated, age, gain, trace, draws,
@@ -89,12 +111,17 @@ def learn(seen, q, clock, state, action, next_state, reward, terminated, age, ga
                 following, later = 0, now + u8(1)
             size = min(BATCH, n_lanes - batch)
             for group in range(0, BATCH, GROUP):
-                stop = min(group + GROUP, size)
+                stop, first_of = min(group + GROUP, size), u8(batch + group)
+                # Short loops, not one long one: the processor sees more lanes at once, and those
+                # over whole groups are done by vectors.
+                if stop - group == GROUP:
+                    earn(reward, gain, age, first_of, GROUP)
+                else:
+                    earn(reward, gain, age, first_of, stop - group)
                 for i in range(group, stop):
                     lane = u8(batch + i)  # unsigned: no test for negative indices
                     word, bits = draws[u8(i)], draws[u8(BATCH + i)]
-                    s, ended = next_state[lane], terminated[lane]
-                    total, length = gain[lane] + reward[lane], age[lane] + u4(1)
+                    s, ended, length = next_state[lane], terminated[lane], age[lane]
                     a, square = learn_one(
                         table, q, clock, state[lane], action[lane], reward[lane], s, ended, word,
                         bits, explore, discount, alpha, lane, length >= limit, trace,
@@ -104,14 +131,18 @@ def learn(seen, q, clock, state, action, next_state, reward, terminated, age, ga
                         draws[u8(2 * BATCH) + (state[lane] >> TILE_SHIFT)] = u8(1)
                     if ended or length >= limit:
                         n_episodes += 1.0
-                        return_sum += total
-                        total, length = 0.0, u4(0)
+                        return_sum += gain[lane]
+                        gain[lane], age[lane] = 0.0, u4(0)
                         where, first = threefry(now, first_lane + lane, seed, RESET)
                         s = law_start(where, params)
                         a = choose_first(table, s * STRIDE, word, first, explore)
-                    gain[lane], age[lane] = total, length
                     state[lane], action[lane] = s, a
-                    next_state[lane], reward[lane], terminated[lane] = law_step(s, a, bits, params)
+                if stop - group == GROUP:
+                    move(state, action, next_state, reward, terminated, draws, u8(BATCH + group),
+                         params, first_of, GROUP)  # fmt: skip
+                else:
+                    move(state, action, next_state, reward, terminated, draws, u8(BATCH + group),
+                         params, first_of, stop - group)  # fmt: skip
                 for i in range(group, stop):  # close together, so that the waits overlap
                     prefetch(table, next_state[u8(batch + i)] * STRIDE)
                 for i in range(GROUP):  # while these are waited for
@@ -260,7 +291,10 @@ def learning_kernels(
     power of two; 0: none are.
     """
     parts = learning_parts(learn_config, environment.n_actions, record, environment.n_states)
-    parts |= {"law_step": environment.law_step, "law_start": environment.law_start}
+    parts |= {
+        "law_step": environment.law_step, "law_start": environment.law_start,
+        "move": moving_law(environment.law_step),
+    }  # fmt: skip
     parts |= {"MARKS": tile_rows > 0, "TILE_SHIFT": u8(max(0, tile_rows.bit_length() - 1))}
     q, clock = np.zeros(1, record.dtype), np.zeros(1, u4)
     control, rates = np.zeros(7, u8), np.zeros(2)
