@@ -186,12 +186,13 @@ def writing_law(record, step_size, store):
     def update(q, clock, state, entry, target, bits, discount, alpha):
         pair = state * stride + entry
         cell = state * clock_stride + clock_offset + entry
-        td_error = target - q[pair]
+        value = q[pair]
+        td_error = target - value
         ticked = tick(clock[cell], td_error)
         clock[cell] = ticked
         if counts_apart:
             clock[cell + visits_ahead] += u4(1)
-        q[pair] = store(q[pair], size(ticked, discount, alpha) * td_error, bits)
+        q[pair] = store(value, size(ticked, discount, alpha) * td_error, bits)
         return td_error
 
     return update
