@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import time
@@ -103,7 +104,9 @@ class Neighbours:
             [self._given, (asked.tolist(), begins[:-1].tolist()), MPI.INT64_T],
         )
         self._given -= first
-        self._out = np.empty(self._given.size)
+        # Rows that lie side by side are sent from where they are.
+        self._whole = [_run(self._given[k:n]) for k, n in itertools.pairwise(begins)]
+        self._out = np.empty(0 if None not in self._whole else self._given.size)
         behind = places + (last - first)
         self._sources = [
             (p, int(behind[p]), int(behind[p + 1])) for p in range(comm.size) if counts[p]
@@ -122,12 +125,21 @@ class Neighbours:
             for peer, begin, end in self._sources
         ]
         out = self._out.view(array.dtype)[: self._given.size]
-        np.take(array, self._given, out=out, mode="clip")  # in no other mode without a copy
-        requests += [
-            self._comm.Isend(out[begin:end], peer, NEIGHBOURS_TAG)
-            for peer, begin, end in self._targets
-        ]
+        if out.size:  # in no other mode without a copy
+            np.take(array, self._given, out=out, mode="clip")
+        for peer, begin, end in self._targets:
+            whole = self._whole[peer]
+            rows = out[begin:end] if whole is None else array[whole]
+            requests.append(self._comm.Isend(rows, peer, NEIGHBOURS_TAG))
         MPI.Request.Waitall(requests)
+
+
+def _run(rows: np.ndarray) -> slice | None:
+    """Ascending rows as a slice, None where they do not lie side by side."""
+    if rows.size == 0:
+        return slice(0, 0)
+    first, last = int(rows[0]), int(rows[-1]) + 1
+    return slice(first, last) if last - first == rows.size else None
 
 
 class Post:
