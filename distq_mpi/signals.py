@@ -45,13 +45,16 @@ class _Held(contextlib.AbstractContextManager[None]):
     def __exit__(self, *_: object) -> None:
         self._entered = False
         if self._came:
-            raise KeyboardInterrupt
+            self.interrupt()
 
     def interrupt(self) -> None:
-        """Raise KeyboardInterrupt, now or at the end of the statements."""
-        if not self._entered:
-            raise KeyboardInterrupt
-        self._came = True
+        """Raise KeyboardInterrupt, now or at the end of the statements; another interrupt then ends
+        the process."""
+        if self._entered:
+            self._came = True
+            return
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        raise KeyboardInterrupt
 
 
 class Signals:
@@ -99,7 +102,8 @@ class Signals:
         self._checkpoint = self._stop = False
 
     def uninterrupted(self) -> contextlib.AbstractContextManager[None]:
-        """As the function `uninterrupted`, which changes handlers twice where these are not set."""
+        """As the function `uninterrupted`, but where these handlers are set without changing any:
+        one that somebody else has set in their place since is not held back."""
         return self._held if self._old else uninterrupted()
 
     def take(self) -> tuple[bool, bool]:
@@ -122,7 +126,6 @@ class Signals:
             first, self._interrupted_at = self._interrupted_at, now
             # One Ctrl-C arrives twice when both the terminal and the launcher deliver it.
             if first is not None and now - first > REPEAT_S:
-                signal.signal(signal.SIGINT, signal.SIG_DFL)
                 self._held.interrupt()
             self._interrupted_at = now if first is None else first
         self._stop = True

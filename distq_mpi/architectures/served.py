@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -311,7 +310,7 @@ class Served(Host):
         after = progress.after(
             n_steps, agreement.visits, agreement, max(1, int(most[1])), FixedPoint(1)
         )
-        self.pending = replace(after, agent_steps=tuple(steps.tolist()))
+        self.pending = after._replace(agent_steps=tuple(steps.tolist()))
         if self.protection is not None and not agreement.non_finite:
             self.protection.stage_rows(self.desk.changed() if self.desk else NO_ROWS)
             self.transport.agree()

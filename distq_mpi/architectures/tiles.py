@@ -40,7 +40,8 @@ class Tiles:
             self.touched[:] = 0
 
     def replica_runs(self) -> list[tuple[int, int]]:
-        """Rows [start, stop) in which the replica differs from the base; then none do."""
+        """Rows [start, stop) in which the replica differs from the base; from now on none count as
+        different, for the caller copies these."""
         found = self.runs(self._replica, 0, self.n_rows)
         if self.sparse:
             self._replica[:] = 0

@@ -14,16 +14,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from distq_mpi.errors import FileError
 from distq_mpi.files.publishing import AnyPath, explain, publish
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
 SLICE_ROWS = 65_536
 SEND_BYTES = 8 << 20
 """Written bytes that are sent to the disk at once."""
+BESIDE_BYTES = 1 << 18
+"""Of a slice whose checksum is worth another thread."""
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -64,13 +69,17 @@ class Sink:
         self._unsent += total
         if self._unsent >= SEND_BYTES and self._sent.done():
             self._keep(self._sent.result)
-            self._sent = self._threads.submit(os.fdatasync, self._file.fileno())
+            self._sent = self.beside(os.fdatasync, self._file.fileno()) or self._sent
             self._unsent = 0
         return total
 
-    def beside(self, call: Any, *arguments: Any) -> Any:
-        """Begin a call in another thread, while this one writes; return its future."""
-        return self._threads.submit(call, *arguments)
+    def beside(self, call: Any, *arguments: Any) -> Future[Any] | None:
+        """Begin a call in another thread, while this one writes; None where no thread can start, as
+        when the interpreter ends."""
+        try:
+            return self._threads.submit(call, *arguments)
+        except RuntimeError:
+            return None
 
     def readinto(self, buffer: memoryview) -> int:
         return int(self._keep(self._file.readinto, buffer))  # type: ignore[attr-defined]
@@ -127,9 +136,9 @@ class ArrayWriter:
                 f"/{name}: a slice at row {start} has the shape "
                 f"{(stop - start, *shape[1:])}, not {rows.shape}"
             )
-        made = self._sink.beside(checksum, rows)
+        made = self._sink.beside(checksum, rows) if rows.nbytes >= BESIDE_BYTES else None
         array[start:stop] = rows
-        self._crc32[name][start // SLICE_ROWS] = made.result()
+        self._crc32[name][start // SLICE_ROWS] = made.result() if made else checksum(rows)
         self._sink.check()
 
     def text(self, name: str, value: str) -> None:

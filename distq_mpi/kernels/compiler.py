@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import hashlib
 import json
 import os
 import types
@@ -105,6 +106,8 @@ INSTRUCTIONS = {
 _inner: dict[Any, Any] = {}
 """Dispatchers by what their functions are made of. Most of what one kernel reaches another does,
 too, and a kernel takes two thirds of its time for functions that were compiled before."""
+MOST_INNER = 512
+"""Dispatchers that are kept; with them are what their functions name."""
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -124,15 +127,20 @@ def _made_of(value: Any, within: tuple[Any, ...]) -> Any:
     it names; within : functions that this one was reached from."""
     if isinstance(value, types.FunctionType):
         if value in within:
-            return within.index(value)
+            raise ModelError(f"{value.__qualname__} calls itself, which a law must not")
         named = sorted(used_values(value).items())
         inside = (*within, value)
         return (value.__code__, *((name, _made_of(used, inside)) for name, used in named),
                 _made_of(value.__defaults__, inside))  # fmt: skip
     if isinstance(value, tuple):
-        return (tuple, *(_made_of(item, within) for item in value))
-    if isinstance(value, np.generic | np.ndarray):
-        return type(value), value.dtype, value.shape, value.tobytes()
+        return (type(value), *(_made_of(item, within) for item in value))
+    if isinstance(value, np.generic):
+        return type(value), value.tobytes()
+    if isinstance(value, np.ndarray):
+        # Which one it is counts, too: what it holds may change before it is compiled for the types
+        # of other arguments.
+        content = hashlib.sha256(value.tobytes()).digest()
+        return _Itself(value), value.dtype, value.shape, content
     if value is None or isinstance(value, bool | int | float | str | bytes):
         return type(value), repr(value)
     return _Itself(value)
@@ -182,6 +190,8 @@ def export(kernel: Kernel, described: list[Any], path: str) -> None:
     Raises ModelError where the kernel, that is the user's law in it, cannot stand alone: it
     allocates, raises, uses Python objects, or does not compile at all.
     """
+    if len(_inner) > MOST_INNER:
+        _inner.clear()
     with _no_collection():
         _export(kernel, described, path)
 

@@ -62,7 +62,8 @@ def fingerprint(
             for key, used in sorted(used_values(value).items()):
                 visit(key, used)
         elif isinstance(value, tuple | list):
-            write(name, type(value).__name__, str(len(value)).encode())
+            fields = getattr(value, "_fields", "")
+            write(name, type(value).__name__, f"{len(value)} {fields}".encode())
             for i, item in enumerate(value):
                 visit(str(i), item)
         elif isinstance(value, np.ndarray) and value.dtype != object:

@@ -87,7 +87,7 @@ class Neighbours:
     Parameters
     ----------
     rows : which rank owns what.
-    wanted : int64, ascending, rows of others that this rank reads.
+    wanted : int64, rows of others that this rank reads, each larger than the one before.
     """
 
     def __init__(self, comm: MPI.Intracomm, rows: Partition, wanted: np.ndarray) -> None:
@@ -125,8 +125,8 @@ class Neighbours:
             for peer, begin, end in self._sources
         ]
         out = self._out.view(array.dtype)[: self._given.size]
-        if out.size:  # in no other mode without a copy
-            np.take(array, self._given, out=out, mode="clip")
+        if out.size:
+            np.take(array, self._given, out=out, mode="clip")  # in no other mode without a copy
         for peer, begin, end in self._targets:
             whole = self._whole[peer]
             rows = out[begin:end] if whole is None else array[whole]
@@ -135,7 +135,7 @@ class Neighbours:
 
 
 def _run(rows: np.ndarray) -> slice | None:
-    """Ascending rows as a slice, None where they do not lie side by side."""
+    """Rows, each larger than the one before, as a slice; None where some between are left out."""
     if rows.size == 0:
         return slice(0, 0)
     first, last = int(rows[0]), int(rows[-1]) + 1

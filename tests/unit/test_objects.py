@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -189,7 +189,7 @@ def shifted(amount, table):  # type: ignore[no-untyped-def]
 def test_functions_that_kernels_share_are_what_they_are_made_of(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from distq_mpi.kernels import compiler
+    from distq_mpi.kernels.compiler import compiled
 
     def result(law: Any) -> float:
         out = np.zeros(1)
@@ -198,18 +198,35 @@ def test_functions_that_kernels_share_are_what_they_are_made_of(
         )
         return float(out[0])
 
-    table = np.array([10.0])
+    table, other = np.array([10.0]), np.array([10.0])
+    law = compiled(shifted(1, table))
+    assert compiled(shifted(1, table)) is law
+    assert compiled(shifted(1.0, table)) is not law  # equal, and another type
+    assert compiled(shifted(1, other)) is not law  # equal, until one of them is changed
     assert result(shifted(1, table)) == 12.5
-    n_compiled = len(compiler._inner)
-    assert result(shifted(1, np.array([10.0]))) == 12.5
-    assert len(compiler._inner) == n_compiled
-    assert result(shifted(1.0, table)) == 12.5  # equal, and another type
-    assert len(compiler._inner) == n_compiled + 1
     assert result(shifted(2, table)) == 13.5
     table[0] = 20.0
+    assert compiled(shifted(1, table)) is not law
     assert result(shifted(1, table)) == 22.5
     monkeypatch.setattr(sys.modules[__name__], "SHIFT", 2.5)
     assert result(shifted(1, table)) == 23.5
+    ahead, behind = NamedTuple("Pair", a=float, b=float), NamedTuple("Pair", b=float, a=float)
+    assert [result(first_of(kind(a=1.0, b=2.0))) for kind in (ahead, behind)] == [1.0, 1.0]
+
+
+def first_of(pair):  # type: ignore[no-untyped-def]
+    def law(x):  # type: ignore[no-untyped-def]
+        return x + pair.a
+
+    return law
+
+
+def test_a_law_that_calls_itself_is_refused(folder: Path) -> None:
+    def endless(x):  # type: ignore[no-untyped-def]
+        return endless(x)
+
+    with pytest.raises(ModelError, match="endless calls itself"):
+        load({"scale": Kernel(scale, {"helper": endless}, EXAMPLE)}, Alone())
 
 
 def test_the_template_itself_is_left_alone(folder: Path) -> None:
