@@ -8,6 +8,7 @@ agents, owners look at the replicas themselves (`replicas`). All give the same b
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from distq_mpi.architectures.progress import (
     Progress,
     add_agent,
 )
-from distq_mpi.architectures.replicas import FEW_BYTES, REPLICA_BYTES, ReadReplicas
+from distq_mpi.architectures.replicas import FEW_BYTES, ReadReplicas, owners_read
 from distq_mpi.architectures.schedules import (
     LENGTH_UNIT,
     MAX_PERIOD,
@@ -169,13 +170,12 @@ class Allreduce(ReadReplicas):
         """Kernels of `requests` that a run on these hosts, one a rank, does without, most likely:
         the loops of sums, or the one that reads replicas. Local. What is needed after all is loaded
         then."""
-        record, size, n_hosts = record_of(config.learn, n_actions), len(hosts), len(set(hosts))
-        hosting, _ = cls.placement(config, n_states, size)
+        record, ranks = record_of(config.learn, n_actions), Counter(hosts).values()
+        hosting, _ = cls.placement(config, n_states, len(hosts))
         sums = fusion_of(config).sums(config.learn.step_size)
-        few = 8 * len(sums) * n_states * record.width <= FEW_BYTES
-        large = n_hosts == 1 and n_states * record.row_bytes > REPLICA_BYTES
-        added = few or large or config.learn.target == "frozen" or hosting.counts.max() > 1
-        if size == 1 or added or 1 < n_hosts < size:
+        added = 8 * len(sums) * n_states * record.width <= FEW_BYTES
+        added = added or config.learn.target == "frozen"
+        if added or not owners_read(hosting, n_states * record.row_bytes, min(ranks), max(ranks)):
             return ("fuse_replicas",)
         return ("contribute", "fuse") if fusion_of(config).adds else ()
 

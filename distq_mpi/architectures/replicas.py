@@ -33,6 +33,17 @@ LINE_BYTES = 64
 NO_TOTALS = np.zeros(3)
 
 
+def owners_read(hosting: Partition, table_bytes: int, fewest: int, most: int) -> bool:
+    """Whether owners read replicas, if hosts have room for memory in common; else sums are made.
+
+    hosting : agents of ranks; fewest, most : ranks of the hosts with fewest and most. Local.
+    """
+    size = hosting.counts.size
+    if size == 1 or hosting.counts.max() > 1:
+        return False
+    return table_bytes <= REPLICA_BYTES if fewest == size else most == 1
+
+
 class ReadReplicas(Survivable):
     """The fusion of replicas that owners read; `Allreduce` sets the attributes declared.
 
@@ -68,19 +79,19 @@ class ReadReplicas(Survivable):
         """
         transport, n_bytes = self.transport, self.n_states * self.record.row_bytes
         common, padded = None, self._padded_bytes
-        if self.hosting.counts.max() > 1 or transport.size == 1:
+        if self.hosting.counts.max() > 1:
             return False
+        # Hosts as MPI sees them: some have equal names.
         nodes = np.array([-transport.node_size, transport.node_size], np.int64)
         transport.max_int(nodes)
-        fewest, most = -int(nodes[0]), int(nodes[1])
-        if fewest == transport.size:  # of a host, as MPI sees it: hosts may have equal names
-            large = n_bytes > REPLICA_BYTES
-            self._share_memory(0 if large else self.n_agents, sums_bytes if large else 0)
+        reads = owners_read(self.hosting, n_bytes, -int(nodes[0]), int(nodes[1]))
+        if -nodes[0] == transport.size > 1:
+            self._share_memory(self.n_agents if reads else 0, 0 if reads else sums_bytes)
             if self.memory is not None:
-                if large:
+                if not reads:
                     return False
                 common = self.memory.common
-        elif most > 1:
+        elif not reads:
             return False
         if common is None and self.n_agents * self.blocks.counts.max() > MOST_READ * self.n_states:
             return False
