@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,20 +35,16 @@ def is_check_round(progress: Any, n_pairs: int) -> bool:
     learn until then.
     """
     before = progress.steps - progress.round_steps
-    if progress.steps < FIRST_SHARE * n_pairs:
+    if progress.steps < max(1, FIRST_SHARE * n_pairs):
         return False
-    return progress.steps > 0 and _power(progress.steps) > _power(before)
+    checks = _checks(CHECK_GROWTH)
+    return bisect_right(checks, progress.steps) > bisect_right(checks, before)
 
 
-@functools.lru_cache(maxsize=4)  # the steps before a round are those after the one before
-def _power(n_steps: int) -> int:
-    """The largest k with CHECK_GROWTH^k <= n_steps; -1 below 1."""
-    if n_steps < 1:
-        return -1
-    k = max(0, int(math.log(n_steps) / math.log(CHECK_GROWTH)) - 1)
-    while CHECK_GROWTH ** (k + 1) <= n_steps:
-        k += 1
-    return k
+@functools.lru_cache(maxsize=1)
+def _checks(growth: float) -> list[float]:
+    """Powers of `growth`, from 1 on, as far as steps can go."""
+    return [growth**k for k in range(math.ceil(63 * math.log(2) / math.log(growth)))]
 
 
 def verdict(stop: Any, progress: Any, agreement: Any, certificate: Any) -> Verdict | None:

@@ -56,7 +56,7 @@ class Monitor:
         self.finished, self._asked_at = False, -1e9
         self._phase, self._since = "start", time.time()
         self._ended, self._writes = threading.Event(), threading.Lock()
-        self._beats = threading.Thread(target=self._beat, daemon=True)
+        self._beats, self._beating = threading.Thread(target=self._beat, daemon=True), False
 
     def start(self, lines: Sequence[str], provenance: dict[str, Any]) -> None:
         """Say what runs, keep where it came from, and call the run running."""
@@ -132,7 +132,8 @@ class Monitor:
     def enter(self, phase: str) -> None:
         """Say with the next heartbeat what the run does from now on; the first call begins them."""
         self._phase, self._since = phase, time.time()
-        if not self._beats.is_alive() and not self._ended.is_set():
+        if not self._beating:
+            self._beating = True
             self._beats.start()
 
     def _beat(self) -> None:
