@@ -93,6 +93,7 @@ class Allreduce(ReadReplicas):
         if self.generative:
             self.per_step *= self.n_states * self.n_actions
         self.fusion, self.frozen = fusion_of(config), config.learn.target == "frozen"
+        self._lone = adopts(config)
         self._forgets = forgets(config.learn) and not self._lone
         record = record_of(config.learn, self.n_actions)
         self.width, self.signed = record.width, STEP_SIZES[config.learn.step_size].signed
@@ -193,10 +194,6 @@ class Allreduce(ReadReplicas):
     @property
     def _next(self) -> Rows:
         return self.tables[1 - self.current]
-
-    @property
-    def _lone(self) -> bool:
-        return adopts(self.config)
 
     def _initialise(self, environment: Any) -> None:
         """Write the first table: the ranks that have one in common each a part of it."""
