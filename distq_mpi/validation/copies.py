@@ -35,24 +35,34 @@ EPSILON = 0.1
 
 
 def copies(environment: Environment, n: int, n_episodes: int) -> Environment:
-    """`n` copies of an environment, one per lane, which keep a record of their episodes.
+    """`n` copies of an environment without a time limit, one per lane, which keep a record of their
+    episodes.
 
-    `params` are the environment's own, its number of states, and int64 arrays: calls (1,), episode
-    (n,), age (n,), and per number of the episode: how many have ended, and how many chose action 0
-    first; float64: the return so far (n,), the sum and the sum of squares of returns.
+    `params` are the environment's own, its number of states, and int64 arrays: calls (3,), of
+    transitions, and of starts and ends after the first of all lanes; waiting (n,), the copies that
+    ended, in their order; episode (n,), age (n,), and per number of the episode: how many have
+    ended, and how many chose action 0 first; float64: the return so far (n,), the sum and the sum
+    of squares of returns.
     """
     inner_step, inner_start = environment.law_step, environment.law_start
 
     def law_start(bits, params):  # type: ignore[no-untyped-def]
-        inner, n_states, calls, episode = params[0], params[1], params[2], params[3]
-        # The loop takes the lanes in turn, and every lane makes one transition per step.
-        return inner_start(bits, inner) + u8(calls[0] % episode.size) * u8(n_states)
+        inner, n_states, calls, waiting = params[0], params[1], params[2], params[3]
+        # Lanes are begun in turn, each with a transition; those that end start again in that order.
+        copy = calls[0]
+        if copy >= waiting.size:
+            copy = waiting[calls[1] % waiting.size]
+            calls[1] += 1
+        return inner_start(bits, inner) + u8(copy) * u8(n_states)
 
     def law_step(state, action, bits, params):  # type: ignore[no-untyped-def]
-        inner, n_states, calls, episode, age, ended, first, gain, total, squares = params
+        inner, n_states, calls, waiting, episode, age, ended, first, gain, total, squares = params
         copy = state // u8(n_states)
         new, reward, terminated = inner_step(state - copy * u8(n_states), action, bits, inner)
         calls[0] += 1
+        if terminated:
+            waiting[calls[2] % waiting.size] = i8(copy)
+            calls[2] += 1
         number = u8(episode[copy])
         if number < u8(ended.size):
             if age[copy] == 0 and action == u8(0):
@@ -67,7 +77,7 @@ def copies(environment: Environment, n: int, n_episodes: int) -> Environment:
                 age[copy], gain[copy] = 0, 0.0
         return new + copy * u8(n_states), reward, terminated
 
-    whole = (np.zeros(1, i8), np.zeros(n, i8), np.zeros(n, i8))
+    whole = (np.zeros(3, i8), *(np.zeros(n, i8) for _ in range(3)))
     counts = (np.zeros(n_episodes, i8), np.zeros(n_episodes, i8))
     sums = (np.zeros(n), np.zeros(n_episodes), np.zeros(n_episodes))
     return replace(
@@ -109,13 +119,13 @@ class Runs:
         rows = Rows(record, world.n_states)
         control = np.array(
             [steps, 1, start, mine, seed, EXPLORATIONS[learn.exploration].encode(EPSILON),
-             environment.max_episode_steps or NO_LIMIT], u8,
+             NO_LIMIT], u8,
         )  # fmt: skip
         rates, totals = np.array([discount, alpha]), np.zeros(3)
         draws = np.zeros(2 * loop.BATCH, u8)
         kernels["begin"](rows.q, *lanes.arrays(), world.params, control)
         control[loop.N_STEPS], control[loop.FIRST_STEP] = steps, 1
-        _, _, _, _, _, ended, self.first, _, self.total, self.squares = world.params
+        _, _, _, _, _, _, ended, self.first, _, self.total, self.squares = world.params
         while mine and ended[-1] < mine:
             kernels["learn"](
                 rows.q, rows.q, rows.clock_words, *lanes.arrays(), lanes.trace(), draws,
