@@ -117,8 +117,9 @@ class Job:
                 break
         for name in ("ompi", "prted"):  # what a killed launcher leaves, and breaks its namesakes
             shutil.rmtree(f"/tmp/{name}.{self.process.pid}", ignore_errors=True)
-        mapped = _mapped_files()
-        for path in set(glob.glob("/dev/shm/*")) - self._segments - mapped:
+        left = set(glob.glob("/dev/shm/*")) - self._segments
+        # Looked at after they were listed: another job may be about to use one that it has made.
+        for path in left - _mapped_files():
             if os.path.basename(path).startswith(("sm_segment", "mpich", "vader")):
                 with contextlib.suppress(OSError):
                     os.unlink(path)
