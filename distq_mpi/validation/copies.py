@@ -44,6 +44,9 @@ def copies(environment: Environment, n: int, n_episodes: int) -> Environment:
     ended, and how many chose action 0 first; float64: the return so far (n,), the sum and the sum
     of squares of returns.
     """
+    if environment.max_episode_steps:
+        raise ValueError("copies of an environment with a time limit: an episode that is cut tells "
+                         "the laws nothing")  # fmt: skip
     inner_step, inner_start = environment.law_step, environment.law_start
 
     def law_start(bits, params):  # type: ignore[no-untyped-def]
