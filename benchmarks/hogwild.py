@@ -38,7 +38,7 @@ def learner(environment: Any, fusion: Any, transport: Transport) -> Any:
     config = resolve(
         config, environment.n_states, environment.n_actions, transport.size, solvable=False
     )
-    kind = architecture_of(config, environment)
+    kind = architecture_of(config, environment, transport.size)
     return kind(config, environment, load(kind.requests(config, environment), transport), transport)
 
 

@@ -73,7 +73,7 @@ def learner(transport: Transport, staleness: Any) -> tuple[Any, Solver]:
     config = resolve(
         config, environment.n_states, environment.n_actions, transport.size, solvable=True
     )
-    kind = architecture_of(config, environment)
+    kind = architecture_of(config, environment, transport.size)
     certified = certificate_requests(environment, np.dtype(config.learn.dtype))
     kernels = load({**kind.requests(config, environment), **certified}, transport)
     solver = Solver(environment, config.learn.discount, kernels, transport)

@@ -175,7 +175,9 @@ class QLearning:
         Raises
         ------
         DivergedError
-            If numbers stop being finite; the model stays as it was before that round.
+            If numbers stop being finite; the model stays as it was before that round, unless its
+            table is changed in place (`sharded`, `server` out of step, `hogwild`, one agent's of
+            32 MB and more on one rank).
         DistqError
             On all ranks alike, whatever else goes wrong.
         """

@@ -101,7 +101,7 @@ def memory_bytes(
 
     exact : whether there will be exact values. per_host : most ranks on one host.
     """
-    architecture = architecture_of(config, environment)
+    architecture = architecture_of(config, environment, size)
     shape = environment.n_states, environment.n_actions
     found = architecture.memory_bytes(config, *shape, size)
     found["model"] = model_bytes(environment, cuts_of(config, environment, size), per_host)

@@ -428,7 +428,7 @@ def _requests(
     config: Config, environment: Environment, exact: bool, hosts: Sequence[str]
 ) -> dict[str, Any]:
     record = record_of_run(config, environment.n_actions)
-    kind = architecture_of(config, environment)
+    kind = architecture_of(config, environment, len(hosts))
     found = kind.requests(config, environment)
     if issubclass(kind, Allreduce) and not survives_deaths():  # fewer ranks might need others
         shape = environment.n_states, environment.n_actions

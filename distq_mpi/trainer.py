@@ -83,9 +83,8 @@ class Run:
 
     def _architecture(self) -> Any:
         with self._agreed():  # a user's environments may break when they are made
-            return architecture_of(self.config, self.environment)(
-                self.config, self.environment, self.prepared.kernels, self.transport
-            )
+            kind = architecture_of(self.config, self.environment, self.n_started)
+            return kind(self.config, self.environment, self.prepared.kernels, self.transport)
 
     def start(self) -> Verdict | None:
         """Restore a checkpoint where there is one, solve the environment; COLLECTIVE.

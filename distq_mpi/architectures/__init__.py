@@ -6,7 +6,7 @@ from typing import Any
 
 from distq_mpi.architectures.allreduce import Allreduce
 from distq_mpi.architectures.asking import ShardedStepped
-from distq_mpi.architectures.hogwild import Hogwild
+from distq_mpi.architectures.in_place import InPlace
 from distq_mpi.architectures.progress import Agreement, Progress
 from distq_mpi.architectures.served import Served
 from distq_mpi.architectures.server import ServedInStep
@@ -14,14 +14,15 @@ from distq_mpi.architectures.sharded import Sharded, record_in
 from distq_mpi.table import Record, record_of
 
 
-def architecture_of(config: Any, environment: Any) -> Any:
-    """The class that learns an environment under a resolved `Config`. Local."""
+def architecture_of(config: Any, environment: Any, size: int) -> Any:
+    """The class that learns an environment under a resolved `Config` on `size` ranks. Local."""
+    stepped = environment.kind == "stepped"
     if config.parallel.architecture == "allreduce":
-        shared = config.parallel.fusion == "hogwild" and config.parallel.agents > 1
-        return Hogwild if shared else Allreduce
+        shape = environment.n_states, environment.n_actions
+        return InPlace if InPlace.suits(config, *shape, size, stepped) else Allreduce
     if config.parallel.architecture == "server":
         return ServedInStep if config.parallel.staleness == 0 else Served
-    return ShardedStepped if environment.kind == "stepped" else Sharded
+    return ShardedStepped if stepped else Sharded
 
 
 def record_of_run(config: Any, n_actions: int) -> Record:

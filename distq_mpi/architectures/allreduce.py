@@ -29,6 +29,7 @@ from distq_mpi.architectures.schedules import (
     MAX_PERIOD,
     lone_period,
     next_period,
+    settles,
     sweep_period,
 )
 from distq_mpi.architectures.tiles import Tiles
@@ -247,7 +248,7 @@ class Allreduce(ReadReplicas):
         names = ("visits",) if self._lone else fusion.sums(self.config.learn.step_size)
         small = len(names) * n_pairs * 8 <= WHOLE_BYTES
         summed = fusion.adds and not (self._lone or self.frozen)
-        sparse = _counts_what_it_writes(self.config)
+        sparse = counts_what_it_writes(self.config)
         sums_bytes = 8 * len(names) * n_pairs
         few, self.memory = sums_bytes <= FEW_BYTES, None
         self._sums_words = self._visits_words = self._wanted_bytes = 0
@@ -292,7 +293,7 @@ class Allreduce(ReadReplicas):
         if sums_bytes and self.memory is None:
             self._share_memory(0, sums_bytes)
         one_host = self.memory is not None and not self.memory.across[1:]
-        sparse = one_host and _counts_what_it_writes(self.config)
+        sparse = one_host and counts_what_it_writes(self.config)
         self.tiles = Tiles(self.n_states, self.width, sparse)
         if self.tiles.sparse:
             self.tiles.touched = self._touched_of(self.transport.node_rank)
@@ -357,8 +358,13 @@ class Allreduce(ReadReplicas):
                 agent.lanes.forget()
             if self.reads:
                 self._contributed()
+            elif self._lone:
+                steps = self.progress.steps
+                due = settles(steps, steps + n_steps * self.per_step)
+                self.control[0] = due or self.signed or not counts_what_it_writes(self.config)
+                self._call("adopt", k)
             else:
-                self._call("adopt" if self._lone else "contribute", k)
+                self._call("contribute", k)
             self.tiles.learned()
             add_agent(self.header, agent.found, agent.totals, LENGTH_UNIT, self.n_agents)
         self._n_steps = n_steps
@@ -506,8 +512,7 @@ class Allreduce(ReadReplicas):
             self.memory.barrier()
         low, high = max(start, self.owned[0]), min(stop, self.owned[1])
         if low < high:
-            mine = self.lifetime.reshape(-1, width)
-            mine[low - self.owned[0] : high - self.owned[0]] = visits[low - start : high - start]
+            self._take_visits(low, high, visits[low - start : high - start])
 
     def _scale(self) -> FixedPoint:
         """The scale of this round; kept, for it seldom changes."""
@@ -652,12 +657,20 @@ class Allreduce(ReadReplicas):
 
     def _slice_visits(self, start: int, stop: int) -> np.ndarray:
         if self.whole:
-            return self.lifetime[start * self.width : stop * self.width]
+            return self._visits_of(start, stop)
         cut = np.clip(self.blocks.starts, start, stop)
-        low, high = (int(x) - self.owned[0] for x in cut[self.transport.rank :][:2])
-        mine = self.lifetime.reshape(-1, self.width)[low:high]
+        mine = self._visits_of(*cut[self.transport.rank :][:2].tolist())
         gathered = self.transport.gather_rows(mine, Partition(cut - start))
         return np.zeros((0, self.width), np.uint64) if gathered is None else gathered
+
+    def _visits_of(self, first: int, stop: int) -> np.ndarray:
+        """Visits in committed rounds, uint64 (n, width), of rows that this rank fuses. Local."""
+        rows = self.lifetime.reshape(-1, self.width)
+        return rows[first - self.owned[0] : stop - self.owned[0]]
+
+    def _take_visits(self, first: int, stop: int, visits: np.ndarray) -> None:
+        """Take visits of such rows. Local."""
+        self._visits_of(first, stop)[...] = visits
 
     def _tables(self) -> tuple[np.ndarray, ...]:
         fresh, base = self._next, self.base
@@ -689,7 +702,7 @@ class Allreduce(ReadReplicas):
                     self.rates[:2].copy(), agent.totals)  # fmt: skip
         if name == "adopt":
             return (fresh.q, fresh.clock_words, base.clock_words, replica.q, replica.clock_words,
-                    parts["visits"], agent.found)  # fmt: skip
+                    parts["visits"], self.control, agent.found)  # fmt: skip
         if self._merges:
             return (replica.q, replica.clock_words, base.clock_words,
                     *(array[k] for array in self.each), self.rates, agent.found)  # fmt: skip
@@ -703,7 +716,7 @@ class Allreduce(ReadReplicas):
                 self.tiles.touched, *self.work)  # fmt: skip
 
 
-def _counts_what_it_writes(config: Any) -> bool:
+def counts_what_it_writes(config: Any) -> bool:
     """Whether rows that a round changes are those whose visits it counts. Local."""
     learn = config.learn
     return learn.rule in SPARSE_RULES and learn.n_steps == 1 and learn.target == "live"
@@ -715,4 +728,4 @@ def _marks(config: Any, environment: Any, width: int) -> bool:
     large = 8 * len(fusion.sums(config.learn.step_size)) * n_pairs > MARKED_BYTES
     summed = not (adopts(config) or fusion.maximum or fusion.merge is not None)
     stepped = environment.kind == "stepped"
-    return large and summed and not stepped and _counts_what_it_writes(config)
+    return large and summed and not stepped and counts_what_it_writes(config)

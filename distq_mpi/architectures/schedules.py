@@ -12,6 +12,7 @@ MAX_PERIOD = 512
 LONE_PERIOD = 512
 LONE_STEPS = 10_000_000
 STEPPED_STEPS = 32_768
+SETTLE_BITS = 31
 LENGTH_UNIT = UNIT
 MAX_TICKS, ROUND_STEPS, TICK_SHARE = 2048, 1 << 22, 8
 
@@ -55,6 +56,13 @@ def lone_period(n_pairs: int, n_lanes: int, stepped: bool = False) -> int:
         return max(1, STEPPED_STEPS // n_lanes)
     longest = LONE_STEPS // n_lanes
     return max(LONE_PERIOD, min(-(-8 * n_pairs // n_lanes), longest))
+
+
+def settles(n_steps: int, n_after: int) -> bool:
+    """Whether the clocks of agents that nothing fuses are limited at the end of a round, which
+    begins after `n_steps` steps of all lanes and ends after `n_after`: before one leaves its 32
+    bits."""
+    return n_steps >> SETTLE_BITS != n_after >> SETTLE_BITS
 
 
 def sweep_period(n_pairs: int) -> int:

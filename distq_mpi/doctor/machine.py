@@ -34,6 +34,8 @@ class Place:
     memory: int
     shm: tuple[int, int] | None
     """Bytes of /dev/shm: size and free."""
+    large_pages: bool
+    """Whether memory of /dev/shm can be on pages of 2 MB."""
     threads: dict[str, str]
     cache: Row
     folder: Row
@@ -49,9 +51,11 @@ def look(host: str, threads: dict[str, str], versions: dict[str, str | None]) ->
     except OSError:
         pass
     cores = frozenset(os.sched_getaffinity(0))
+    large = options_of("/dev/shm").get("huge", "never") != "never"
     return Place(
-        host, cores, cpu_quota(), host_bytes(), shm, threads, _cache_row(), _folder_row(), versions
-    )
+        host, cores, cpu_quota(), host_bytes(), shm, large, threads, _cache_row(), _folder_row(),
+        versions,
+    )  # fmt: skip
 
 
 def cpu_quota(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> float:
@@ -127,7 +131,11 @@ def shm_row(place: Place) -> Row:
     if free < SMALL_SHM:
         return Row("/dev/shm", found, "note", "large models are copied to every rank; "
                    "in a container: docker run --shm-size=1g")  # fmt: skip
-    return Row("/dev/shm", found)
+    if not place.large_pages:
+        return Row("/dev/shm", found, "ok", "tables of more than a cache, if ranks have them in "
+                   "common, learn a tenth faster on pages of 2 MB: as root, mount -o "
+                   "remount,huge=advise /dev/shm")  # fmt: skip
+    return Row("/dev/shm", f"{found}, pages of 2 MB")
 
 
 def memory_row(places: Sequence[Place]) -> Row:
@@ -140,23 +148,37 @@ def memory_row(places: Sequence[Place]) -> Row:
     return Row("memory", found)
 
 
-def file_system(folder: str, mounts: str = "/proc/mounts") -> str:
-    """Type of the file system a folder lies on, "" where the system does not say."""
-    best, kind = "", ""
+def _mount_of(folder: str, mounts: str) -> list[str]:
+    """The words of the line on the file system that a folder lies on; none where the system does
+    not say."""
+    best, found = "", list[str]()
     try:
         lines = Path(mounts).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return ""
+        return []
     real = os.path.realpath(folder)
     for line in lines:
         words = line.split()
-        if len(words) < 3:
+        if len(words) < 4:
             continue
         point = words[1].replace("\\040", " ")
         inside = real == point or real.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= len(best):
-            best, kind = point, words[2]
-    return kind
+            best, found = point, words
+    return found
+
+
+def file_system(folder: str, mounts: str = "/proc/mounts") -> str:
+    """Type of the file system a folder lies on, "" where the system does not say."""
+    words = _mount_of(folder, mounts)
+    return words[2] if words else ""
+
+
+def options_of(folder: str, mounts: str = "/proc/mounts") -> dict[str, str]:
+    """Options that the file system a folder lies on is mounted with, and their values."""
+    words = _mount_of(folder, mounts)
+    told = words[3].split(",") if words else []
+    return dict((*one.split("=", 1), "")[:2] for one in told)  # type: ignore[misc]
 
 
 def on_network(kind: str) -> bool:

@@ -229,7 +229,8 @@ def fusion_kernels(config: Any, record: Any) -> dict[str, Kernel]:
     ints, counts, floats = np.zeros(1, np.int64), np.zeros(1, np.uint64), np.zeros(1)
     tables = (q, clock, q, clock)
     if adopts(config):
-        return {"adopt": Kernel(fusing.adopt, parts, (q, clock, clock, q, clock, ints, floats))}
+        taken = (q, clock, clock, q, clock, ints, counts, floats)
+        return {"adopt": Kernel(fusing.adopt, parts, taken)}
     if fusion.maximum:
         return {
             "contribute": Kernel(

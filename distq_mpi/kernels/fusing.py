@@ -177,20 +177,32 @@ def limited(clock):
     return u4((clock >> SIGN_SHIFT << SIGN_SHIFT) | min(clock & COUNT, CLOCK_LIMIT))
 
 
-def adopt(next_q, next_clock, base_clock, q, clock, visits, found):
-    """The fusion of one agent: its replica becomes the table; `found` as in `contribute`."""
-    total, non_finite = 0.0, 0.0
+def adopt(next_q, next_clock, base_clock, q, clock, visits, control, found):
+    """The fusion of one agent: its replica becomes the table; `found` as in `contribute`.
+
+    control : uint64 (1,) or more, not 0 at first where clocks are limited in this round.
+    """
+    total, non_finite, limits = 0.0, 0.0, control[0] > u8(0)
     for s in range(visits.size // WIDTH):
         row, cell = s * STRIDE, s * CLOCK_STRIDE + CLOCK_OFFSET
         for a in range(WIDTH):
             n = i8(clock[cell + VISITS_AHEAD + a]) - i8(base_clock[cell + VISITS_AHEAD + a])
             next_q[row + a] = q[row + a]
-            next_clock[cell + a] = limited(clock[cell + a])
+            next_clock[cell + a] = limited(clock[cell + a]) if limits else clock[cell + a]
             visits[s * WIDTH + a] = n
             total += f8(n)
             non_finite += f8(n > 0 and not abs(q[row + a]) < np.inf)
     found[OVERFLOWS], found[LARGE], found[NON_FINITE] = 0.0, 0.0, non_finite
     found[LENGTH], found[VISITS] = 0.0, total
+
+
+def largest(clock, most):
+    """Write the largest of all clocks to `most`, int64 (1,)."""
+    found = u4(0)
+    for s in range(clock.size // CLOCK_STRIDE):
+        for a in range(WIDTH):
+            found = max(found, clock[s * CLOCK_STRIDE + CLOCK_OFFSET + a])
+    most[0] = found
 
 
 def contribute_max(q, clock, base_q, base_clock, values, visits, winner, rates, found):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import mmap
 import os
 from typing import Any
 
@@ -14,6 +16,8 @@ from distq_mpi.transport.collectives import allgather_rows, sum_to_owners
 
 SHM_RESERVE = 16 << 20
 PAGE = 4096
+HUGE_BYTES = 16 << 20
+"""Of memory for which pages of 2 MB are asked: random rows of large tables are found faster."""
 
 
 class HostMemory:
@@ -44,6 +48,7 @@ class HostMemory:
         for rank in range(node.size):
             memory: Any = self._window.Shared_query(rank)[0]
             parts.append(np.frombuffer(memory, np.uint8))
+            _ask_for_large_pages(parts[-1])
         padded = -(-whole // PAGE) * PAGE
         self.common = parts[0][:whole]
         self.own = [parts[0][padded:], *parts[1:]]
@@ -75,6 +80,15 @@ class HostMemory:
         self._window.Unlock_all()
         self._window.Free()
         self._across.Free()
+
+
+def _ask_for_large_pages(memory: np.ndarray) -> None:
+    """Have them where /dev/shm is mounted with `huge=advise`; elsewhere nothing changes. Local."""
+    if memory.size >= HUGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+        first = -(-memory.ctypes.data // PAGE) * PAGE
+        size = memory.ctypes.data + memory.size - first
+        libc = ctypes.CDLL(None)
+        libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), mmap.MADV_HUGEPAGE)
 
 
 def room_in_shm() -> float:

@@ -256,7 +256,7 @@ def learn(sections: dict[str, Any], transport: Transport, save: str = "", load_:
     config = transport.broadcast(config)
     exploring = config.learn.exploring_starts
     environment = share(environment, lambda: build(config.env, exploring), transport)
-    kind = architecture_of(config, environment)
+    kind = architecture_of(config, environment, transport.size)
     requests = kind.requests(config, environment) if transport.leads_node else None
     if requests is not None and issubclass(kind, Allreduce):
         shape = environment.n_states, environment.n_actions

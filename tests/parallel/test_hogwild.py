@@ -39,3 +39,20 @@ def test_one_agent_has_the_bits_of_any_other_fusion(tmp_path: Path) -> None:
     alone = train(2, tmp_path / "hogwild", *HOGWILD, *same)
     pooled = train(1, tmp_path / "pooled", *same)
     assert alone["table_sha256"] == pooled["table_sha256"] and alone["reproducible"]
+
+
+def test_a_large_table_of_one_agent_has_the_same_bits_in_place_and_beside_a_rank_that_looks_on(
+    tmp_path: Path,
+) -> None:
+    large = ("--env.id", "grid", "--env.kwargs.rows", "1024", "--env.kwargs.columns", "1024",
+             "--env.kwargs.slip", "0.2", "--learn.exploring_starts", "true",
+             "--parallel.agents", "1", "--evaluate.exact", "false")  # fmt: skip
+    beside = train(2, tmp_path / "beside", *large, "--stop.rounds", "2")
+    alone = train(0, tmp_path / "alone", *large, "--stop.rounds", "1")
+    assert alone["status"] == "finished"
+    resumed = distq(0, "resume", "alone", "--stop.rounds", "2", cwd=tmp_path)
+    assert resumed.code == 0, resumed.err
+    found = json.loads((tmp_path / "alone" / "summary.json").read_text())
+    assert found["table_sha256"] == beside["table_sha256"] and found["reproducible"]
+    compared = distq(0, "verify", "alone", "beside", cwd=tmp_path)
+    assert compared.code == 0, compared.out + compared.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,9 @@ FINE = Row("x", "fine")
 
 
 def place(cores: set[int], quota: float = float("inf"), **threads: str) -> Place:
-    return Place("host", frozenset(cores), quota, 8 << 30, (1 << 30, 1 << 29), threads, FINE, FINE)
+    return Place(
+        "host", frozenset(cores), quota, 8 << 30, (1 << 30, 1 << 29), False, threads, FINE, FINE
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,15 +149,26 @@ def test_quota(tmp_path: Path, files: dict[str, str], own: str, cores: float) ->
     assert machine.cpu_quota(str(tmp_path), str(tmp_path / "own")) == cores
 
 
+def test_large_pages_of_dev_shm_are_told_of() -> None:
+    small = place({0, 1})
+    assert "remount,huge=advise" in machine.shm_row(small).advice
+    assert "pages of 2 MB" in machine.shm_row(replace(small, large_pages=True)).found
+
+
 def test_file_systems(tmp_path: Path) -> None:
     inner = tmp_path / "home one" / "me"
     inner.mkdir(parents=True)
     mounts = tmp_path / "mounts"
     point = str(tmp_path / "home one").replace(" ", "\\040")
-    mounts.write_text(f"/dev/a / ext4 rw 0 0\nserver:/x {point} nfs4 rw 0 0\nbroken\n")
+    options = "rw,huge=advise,size=1g"
+    mounts.write_text(f"/dev/a / ext4 rw 0 0\nserver:/x {point} nfs4 {options} 0 0\nbroken\n")
     assert machine.file_system(str(inner), str(mounts)) == "nfs4"
     assert machine.file_system(str(tmp_path / "home"), str(mounts)) == "ext4"
     assert machine.file_system("/", str(tmp_path / "none")) == ""
+    told = {"rw": "", "huge": "advise", "size": "1g"}
+    assert machine.options_of(str(inner), str(mounts)) == told
+    assert machine.options_of("/", str(mounts)) == {"rw": ""}
+    assert machine.options_of("/", str(tmp_path / "none")) == {}
     assert [machine.on_network(kind) for kind in ("nfs4", "lustre", "fuse.sshfs", "ext4", "tmpfs",
             "fuse.fuse-overlayfs")] == [True, True, True, False, False, False]  # fmt: skip
 

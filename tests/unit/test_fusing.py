@@ -72,12 +72,14 @@ def test_adopting_agrees_bit_for_bit_and_takes_the_replica(dtype: str) -> None:
         (replica,) = rounds(fuser, 1)
         replica.clock[0, 0] = fusing.CLOCK_LIMIT + 7
         found = np.full(5, np.nan)
-        fuser.kernels["adopt"](
-            fuser.next.q, fuser.next.clock_words, fuser.base.clock_words, replica.q,
-            replica.clock_words, fuser.visits, found,
-        )  # fmt: skip
+        cut = np.minimum(replica.clock, fusing.CLOCK_LIMIT)
+        for limits, clock in ((0, replica.clock), (1, cut)):
+            fuser.kernels["adopt"](
+                fuser.next.q, fuser.next.clock_words, fuser.base.clock_words, replica.q,
+                replica.clock_words, fuser.visits, np.array([limits], np.uint64), found,
+            )  # fmt: skip
+            assert np.array_equal(fuser.next.clock, clock)
         assert np.array_equal(fuser.next.values, replica.values)
-        assert np.array_equal(fuser.next.clock, np.minimum(replica.clock, fusing.CLOCK_LIMIT))
         grown = replica.clock.astype(np.int64) - fuser.base.clock
         assert np.array_equal(fuser.visits, grown.reshape(-1))
         assert found.tolist() == [0, 0, 0, 0, grown.sum()]
