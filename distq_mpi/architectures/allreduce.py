@@ -117,9 +117,7 @@ class Allreduce(ReadReplicas):
         scale = FixedPoint(self.n_agents)
         first = 1
         if self._lone:
-            first = lone_period(self.n_states * self.width, self.n_lanes, self.stepped)
-            if self.generative:
-                first = sweep_period(self.per_step)
+            first = self._lone_period(0)
         self.progress = Progress(
             period=self.period or first, exponent=scale.exponent, peak=scale.peak
         )
@@ -526,7 +524,9 @@ class Allreduce(ReadReplicas):
         progress = self.progress
         scale = self._scale().after(agreement.large)
         period = self.period or progress.period
-        if not self.period and not self._lone:
+        if not self.period and self._lone:
+            period = self._lone_period(progress.lane_steps + self._n_steps)
+        elif not self.period:
             period = next_period(
                 self._n_steps, agreement.visits, 0 if self.frozen else agreement.length,
                 self.n_agents, self.config.parallel.kappa, self._most_steps(),
@@ -546,7 +546,17 @@ class Allreduce(ReadReplicas):
         """The longest round: what ends one is little beside it."""
         n_pairs, n_lanes = self.n_states * self.width, -(-self.n_lanes // self.n_agents)
         short = self.stepped or self.generative
-        return MAX_PERIOD if short else lone_period(n_pairs, n_lanes)
+        if short:
+            return MAX_PERIOD
+        # A round of frozen targets is one contraction, however long it is.
+        n_made = 0 if self.frozen else self.progress.lane_steps + self._n_steps
+        return lone_period(n_pairs, n_lanes, n_made)
+
+    def _lone_period(self, n_made: int) -> int:
+        """The next round of a lone agent, or of several on one table."""
+        if self.generative:
+            return sweep_period(self.per_step)
+        return lone_period(self.n_states * self.width, self.n_lanes, n_made, self.stepped)
 
     def _share_lone(self) -> None:
         """The one agent's table, visits and clocks reach the ranks that only look on."""

@@ -10,6 +10,7 @@ from distq_mpi.kernels.fusing import UNIT
 
 MAX_PERIOD = 512
 LONE_PERIOD = 512
+GROWN_PERIOD, GROWN_SHARE = 4096, 64
 LONE_STEPS = 10_000_000
 STEPPED_STEPS = 32_768
 SETTLE_BITS = 31
@@ -46,16 +47,19 @@ def next_period(
     return max(1, min(wanted, longest))
 
 
-def lone_period(n_pairs: int, n_lanes: int, stepped: bool = False) -> int:
-    """Steps per lane of every round of a single agent: nothing drifts apart, so only what ends a
+def lone_period(n_pairs: int, n_lanes: int, n_made: int = 0, stepped: bool = False) -> int:
+    """Steps per lane of the next round of a single agent: nothing drifts apart, so only what ends a
     round counts: the calls of a small table, the passes over a large one. The passes are kept
-    below an eighth of the steps, as long as a round stays within seconds: signals wait for it.
+    below an eighth of the steps, as long as a round stays within seconds: signals wait for it. The
+    calls are hidden by rounds that grow, but not beyond a 64th of the steps a lane has made
+    (`n_made`): a run stops between rounds, and short ones should not be longer for it.
 
     stepped : in Python, a thousand times slower."""
     if stepped:
         return max(1, STEPPED_STEPS // n_lanes)
+    grown = max(LONE_PERIOD, min(GROWN_PERIOD, n_made // GROWN_SHARE))
     longest = LONE_STEPS // n_lanes
-    return max(LONE_PERIOD, min(-(-8 * n_pairs // n_lanes), longest))
+    return max(LONE_PERIOD, min(max(grown, -(-8 * n_pairs // n_lanes)), longest))
 
 
 def settles(n_steps: int, n_after: int) -> bool:

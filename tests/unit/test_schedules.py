@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from distq_mpi.architectures.progress import Agreement, Progress
 from distq_mpi.architectures.schedules import (
+    GROWN_PERIOD,
     LENGTH_UNIT,
     LONE_PERIOD,
     LONE_STEPS,
@@ -62,10 +63,13 @@ def test_period_stays_in_its_bounds(
     assert more <= found
 
 
-@given(st.integers(1, 10**9), st.integers(1, 10**6))
-def test_a_lone_agent_steps_over_the_table_within_seconds(n_pairs: int, n_lanes: int) -> None:
-    period = lone_period(n_pairs, n_lanes)
-    assert period >= LONE_PERIOD
+@given(st.integers(1, 10**9), st.integers(1, 10**6), st.integers(0, 2**40))
+def test_a_lone_agent_steps_over_the_table_within_seconds(
+    n_pairs: int, n_lanes: int, n_made: int
+) -> None:
+    period, first = lone_period(n_pairs, n_lanes, n_made), lone_period(n_pairs, n_lanes)
+    assert period >= first >= LONE_PERIOD
+    assert period == first or period <= min(GROWN_PERIOD, n_made // 64)
     assert period * n_lanes <= max(LONE_STEPS, LONE_PERIOD * n_lanes)
     enough = period * n_lanes >= 8 * n_pairs
     assert enough or period == max(LONE_PERIOD, LONE_STEPS // n_lanes)
