@@ -225,7 +225,7 @@ class Allreduce(ReadReplicas):
         learn = self.config.learn
         self.rates = np.zeros(4)
         self.rates[:2] = learn.discount, step_parameter(learn)
-        self.control = np.zeros(6, np.uint64)
+        self.control = np.zeros(7, np.uint64)
         self.draws = np.zeros(2 * loop.BATCH, np.uint64)
         self.marks = np.ones(Tiles.number(self.n_states, self.width), np.uint64)
         self.marking = not self.generative and _marks(self.config, environment, self.width)
@@ -422,7 +422,7 @@ class Allreduce(ReadReplicas):
     def commit(self) -> None:
         """Make the round visible. Local."""
         self._moved = int(self.unstable[0])
-        if not self.protects:
+        if not (self.protects or self.reads):  # else they were added beside the old ones
             self._add_visits(self.lifetime, self.lifetime, self.tiles.changed)
         self.tiles.commit()
         self.current = 1 - self.current
@@ -532,7 +532,7 @@ class Allreduce(ReadReplicas):
                 self.n_agents, self.config.parallel.kappa, self._most_steps(),
             )  # fmt: skip
         learned = self._n_steps * self.per_step
-        if self.protects and self.memory is None:
+        if self.protects and self.memory is None and not self.reads:
             self._count_visits()
         if self.guards:
             after = 1 - self.current

@@ -65,7 +65,7 @@ class ReadReplicas(Survivable):
     sums: np.ndarray
     work: tuple[np.ndarray, np.ndarray]
     kernels: dict[str, LoadedKernel]
-    _owned_visits: np.ndarray
+    lifetimes: list[np.ndarray]
     _wanted_bytes = 0
     """Of memory in common that was asked for last."""
     _bound: dict[tuple[str, int, int], Any]
@@ -111,7 +111,7 @@ class ReadReplicas(Survivable):
             self._received = Rows(self.record, n_rows, common[2 * padded :])
             if sparse:
                 self.tiles.touched = self._touched_of(transport.node_rank)
-        self._owned_visits = np.zeros((stop - first) * self.width, np.int64)
+        self.tiles.renewed = common is not None
         self._found = np.zeros(5)
         return True
 
@@ -163,8 +163,6 @@ class ReadReplicas(Survivable):
             self._move_rows()
         self._call_fusion()
         add_agent(self.header, self._found, NO_TOTALS, LENGTH_UNIT, self.n_agents)
-        if self.protects and self.memory is not None:
-            self._count_visits()
         self._share_rows()
         return Agreement.read(self.header)
 
@@ -184,10 +182,12 @@ class ReadReplicas(Survivable):
             fresh, base, read = self.tables[1 - self.current], self.base, self._received
             if self.memory is not None:
                 self.control[chunks.SLOT] = self._slot_rows
+                self.control[chunks.RENEWS] = 1 if self.tiles.sparse else 2
             self._bound[key] = self.kernels["fuse_replicas"].bind(
                 fresh.q, fresh.clock_words, base.q, base.clock_words, read.q, read.clock_words,
-                self._owned_visits, self.lifetime, self.control, self.rates, self._found,
-                self.unstable, self.tiles.changed, self.tiles.due, self._places, *self.work,
+                self.lifetime, self.lifetimes[1 - self.current], self.control, self.rates,
+                self._found, self.unstable, self.tiles.changed, self.tiles.due, self._places,
+                *self.work,
             )  # fmt: skip
         self._bound[key]()
 

@@ -28,6 +28,7 @@ class Survivable(Host):
     width: int
     current: int
     whole: bool
+    reads: bool
     protects: bool
     owned: tuple[int, int]
     blocks: Partition
@@ -66,6 +67,8 @@ class Survivable(Host):
         """
         n_pairs = (self.owned[1] - self.owned[0]) * self.width
         self.lifetimes = [np.zeros(n_pairs, np.uint64)] * 2
+        if self.reads:
+            self.lifetimes[1] = np.zeros(n_pairs, np.uint64)
         self.guards = False
         if not self.protects:
             return

@@ -21,13 +21,17 @@ class Tiles:
         marks of `learn`, and read by the ranks of the host where it lies in their memory.
     changed : by anybody in this round. due : tiles in which the next table differs from the base,
         or will; read by the kernels `fuse` and `fuse_replicas`.
+    renewed : whether owners bring the replica up to date when they fuse.
     """
+
+    renewed = False
 
     def __init__(self, n_rows: int, width: int, sparse: bool) -> None:
         self.n_rows, self.rows, self.sparse = n_rows, tile_rows(width), sparse
         n = self.number(n_rows, width)
         self.touched, self.changed, self.due = (np.ones(n, np.uint8) for _ in range(3))
         self._replica, self._next, self._sums = (np.ones(n, np.uint8) for _ in range(3))
+        self._forgotten = True
 
     @staticmethod
     def number(n_rows: int, width: int) -> int:
@@ -42,7 +46,10 @@ class Tiles:
     def replica_runs(self) -> list[tuple[int, int]]:
         """Rows [start, stop) in which the replica differs from the base; from now on none count as
         different, for the caller copies these."""
+        if self.renewed and not self._forgotten:
+            return []
         found = self.runs(self._replica, 0, self.n_rows)
+        self._forgotten = False
         if self.sparse:
             self._replica[:] = 0
         return found
@@ -72,6 +79,7 @@ class Tiles:
 
     def forget(self) -> None:
         """Anything may differ anywhere."""
+        self._forgotten = True
         for flags in (self._replica, self._next, self._sums):
             flags[:] = 1
 

@@ -256,7 +256,7 @@ def fusion_kernels(config: Any, record: Any) -> dict[str, Kernel]:
     sums, tiles = (ints,) * 5, np.zeros(1, np.uint8)
     contributed = (*tables, *sums, floats, floats, counts, tiles, floats, ints)
     fused = (*tables, *sums, counts, counts, floats, ints, tiles, floats, ints)
-    read = (*tables, q, clock, ints, counts, counts, floats, floats, ints, tiles, tiles, counts,
+    read = (*tables, q, clock, counts, counts, counts, floats, floats, ints, tiles, tiles, counts,
             floats, ints)
     return {  # of which a run needs the first two or the third
         "contribute": Kernel(summing.contribute, parts, contributed),

@@ -50,7 +50,7 @@ of all are exact."""
 
 X, STEP, POWER, SQUARE, OLD = range(5)
 N, CLOCK, SUM, ALL, TICKS, VOTES, GAIN = range(7)
-FIRST, ROWS, AGENTS, SEED, ROUND, SLOT = range(6)
+FIRST, ROWS, AGENTS, SEED, ROUND, SLOT, RENEWS = range(7)
 """Words of `control`: see `summing`."""
 
 
@@ -148,12 +148,19 @@ def _adding(fusion: Any, record: Any, step_size: Any) -> dict[str, Callable[...,
         """Write (1 - alpha)^visits by repeated squaring; seen : the visits, or-ed; visits : where
         in `counts` they stand."""
         if raises:
-            for i in range(n):
-                work[power + u8(i)] = 1.0
-                work[square + u8(i)] = 1.0 - work[step + u8(i)]
-            shift = i8(0)
+            for i in range(n):  # what is raised stays in registers, several bits at a time
+                base, bits = 1.0 - work[step + u8(i)], counts[visits + u8(i)]
+                raised = base if bits & 1 != 0 else 1.0
+                base *= base
+                raised = raised * base if bits & 2 != 0 else raised
+                base *= base
+                raised = raised * base if bits & 4 != 0 else raised
+                base *= base
+                work[power + u8(i)] = raised * base if bits & 8 != 0 else raised
+                work[square + u8(i)] = base * base
+            shift = i8(4)
             while seen >> shift > 0:
-                for i in range(n):  # three bits at a time: what is raised stays in registers
+                for i in range(n):
                     base, raised = work[square + u8(i)], work[power + u8(i)]
                     bits = counts[visits + u8(i)] >> shift
                     raised = raised * base if bits & 1 != 0 else raised
@@ -287,4 +294,11 @@ def _writing(
                 next_q[row + u8(a)] = base_q[row + u8(a)]
                 next_clock[cell + u8(a)] = base_clock[cell + u8(a)]
 
-    return {"changes": changes, "scatter": scatter, "still": still}
+    def renew(q, next_q, first, end, ahead):
+        """Copy rows to a replica."""
+        n, here = u8(end - first) * stride, u8(first) * stride
+        there = (u8(first) + ahead) * stride
+        for i in range(n):
+            q[there + u8(i)] = next_q[here + u8(i)]
+
+    return {"changes": changes, "scatter": scatter, "still": still, "renew": renew}

@@ -86,8 +86,7 @@ def kept_after(step_size):
 
 def share_pooled(difference, n, alpha, power):
     """n (C - base): the target mean seen n times; C undoes the agent's own contraction."""
-    many = f8(n) * difference / (1.0 - power if n > 1 else 1.0)
-    return difference / alpha if n == 1 else many
+    return f8(n) * difference / (1.0 - power if n > 1 else alpha)
 
 
 def share_count(difference, n, alpha, power):

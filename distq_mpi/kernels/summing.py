@@ -18,6 +18,7 @@ from distq_mpi.kernels.chunks import (
     CHUNK,
     FIRST,
     GAIN,
+    RENEWS,
     ROWS,
     SLOT,
     SUM,
@@ -34,7 +35,7 @@ u8, i8 = np.uint64, np.int64
 WIDTH, TILE_ROWS, CHUNK_ROWS, PAIRS = 4, 1, 1, CHUNK
 TICKED, SIGNED, GAINS = False, False, False
 visits_of, bases, differences, alphas, powers, shares, others, clear = (exact,) * 8
-changes, scatter, still = exact, exact, exact
+changes, scatter, still, renew = exact, exact, exact, exact
 
 
 def contribute(q, clock, base_q, base_clock, values, visits, ticks, votes, gains, rates, found,
@@ -131,15 +132,16 @@ def fuse(next_q, next_clock, base_q, base_clock, values, visits, ticks, votes, g
         tile += 1
 
 
-def fuse_replicas(next_q, next_clock, base_q, base_clock, q, clock, visits, lifetime, control,
-                  rates, found, unstable, changed, due, places, work, counts):  # fmt: skip
+def fuse_replicas(next_q, next_clock, base_q, base_clock, q, clock, lifetime, next_lifetime,
+                  control, rates, found, unstable, changed, due, places, work, counts):  # fmt: skip
     """As `contribute` of every agent and `fuse`, of rows that are read from the replicas.
 
-    q, clock : rows of all agents, one agent after the other. visits : int64 of the pairs of the
-    rows, written. control : uint64 (6,): as in `fuse`, then the rows of an agent. found : as in
-    `contribute`, of all agents, in these rows. changed : uint8 (tiles,), 0 where nobody has visited
-    a row. places : uint64 (tiles,), by how much further on than in a table a tile's rows stand in
-    the first agent's, modulo 2^64.
+    q, clock : rows of all agents, one agent after the other. next_lifetime : `lifetime` after this
+    round, uint64, written. control : uint64 (7,): as in `fuse`, then the rows of an agent, and
+    which rows of the next table are written to the replicas, too: 0 none, 1 those that somebody has
+    visited, 2 all. found : as in `contribute`, of all agents, in these rows. changed : uint8
+    (tiles,), 0 where nobody has visited a row. places : uint64 (tiles,), by how much further on
+    than in a table a tile's rows stand in the first agent's, modulo 2^64.
     """
     found[:] = 0.0
     unstable[0] = 0
@@ -150,8 +152,6 @@ def fuse_replicas(next_q, next_clock, base_q, base_clock, q, clock, visits, life
         for first in range(low, high if due[tile] != 0 else low, CHUNK_ROWS):
             end = min(first + CHUNK_ROWS, high)
             n, pair, seen = (end - first) * WIDTH, u8((first - begin) * WIDTH), i8(0)
-            for i in range(n):
-                visits[pair + u8(i)] = 0
             for agent in range(i8(control[AGENTS]) if changed[tile] != 0 else 0):
                 ahead = u8(agent) * control[SLOT] + places[tile]
                 visited = visits_of(clock, base_clock, first, end, ahead, counts)
@@ -171,14 +171,19 @@ def fuse_replicas(next_q, next_clock, base_q, base_clock, q, clock, visits, life
                     others(clock, first, end, ahead, counts, rates)
             if seen == 0:
                 still(next_q, next_clock, base_q, base_clock, first, end)
-                continue
-            seen = i8(0)
-            for i in range(n):
-                visited = counts[u8(ALL * PAIRS) + u8(i)]
-                visits[pair + u8(i)] = visited
-                seen |= visited
-            powers(work, counts, n, seen, u8(ALL * PAIRS))
-            changes(work, counts, n, u8(first * WIDTH), rates, control, unstable)
-            scatter(next_q, next_clock, first, end, pair, lifetime, control, work, counts)
+                for i in range(n):
+                    next_lifetime[pair + u8(i)] = lifetime[pair + u8(i)]
+            else:
+                seen = i8(0)
+                for i in range(n):
+                    visited = counts[u8(ALL * PAIRS) + u8(i)]
+                    next_lifetime[pair + u8(i)] = lifetime[pair + u8(i)] + u8(visited)
+                    seen |= visited
+                powers(work, counts, n, seen, u8(ALL * PAIRS))
+                changes(work, counts, n, u8(first * WIDTH), rates, control, unstable)
+                scatter(next_q, next_clock, first, end, pair, lifetime, control, work, counts)
+            if changed[tile] != 0 and control[RENEWS] + u8(seen != 0) > u8(1):
+                for agent in range(i8(control[AGENTS])):
+                    renew(q, next_q, first, end, u8(agent) * control[SLOT] + places[tile])
         tile += 1
     found[LENGTH] /= UNIT

@@ -41,15 +41,37 @@ def replicas(settings: Any, record: Any) -> tuple[Rows, Rows]:
     return base, all_
 
 
+def check_renewed(
+    record: Any, before: Rows, after: Rows, fresh: Rows, visits: np.ndarray, renews: int
+) -> None:
+    """0: replicas are as they were; 2: they are the next table, in these rows; 1: where somebody
+    has visited a chunk."""
+    old, new = (rows.raw.reshape(K, N, -1) for rows in (before, after))
+    table, each = fresh.raw.reshape(N, -1), chunks.chunk_rows(record.width)
+    seen = np.zeros(N, bool)
+    mine = visits.reshape(STOP - FIRST, -1).any(axis=1)
+    for first in range(0, STOP - FIRST, each):
+        seen[FIRST + first : FIRST + min(first + each, STOP - FIRST)] = (
+            mine[first : first + each].any()
+        )
+    if renews == 2:
+        seen[FIRST:STOP] = True
+    if renews == 0:
+        seen[:] = False
+    assert seen.sum() < N
+    assert np.array_equal(new[:, seen], np.broadcast_to(table[seen], new[:, seen].shape))
+    assert np.array_equal(new[:, ~seen], old[:, ~seen])
+
+
 @pytest.mark.parametrize(
-    ("fusion", "step_size", "dtype", "rule"),
-    [("pooled", "rescaled_linear", "float64", "q_learning"),
-     ("count", "sign_change", "float32", "q_learning"),
-     ("mean", "rescaled_linear", "float32", "double_q"),
-     ("delta_capped", "sign_change", "float64", "double_q")],
+    ("fusion", "step_size", "dtype", "rule", "renews"),
+    [("pooled", "rescaled_linear", "float64", "q_learning", 1),
+     ("count", "sign_change", "float32", "q_learning", 2),
+     ("mean", "rescaled_linear", "float32", "double_q", 1),
+     ("delta_capped", "sign_change", "float64", "double_q", 0)],
 )  # fmt: skip
 def test_what_is_read_gives_the_bits_of_what_is_added_up(
-    fusion: str, step_size: str, dtype: str, rule: str
+    fusion: str, step_size: str, dtype: str, rule: str, renews: int
 ) -> None:
     settings = config(agents=K, fusion=fusion, step_size=step_size, dtype=dtype, rule=rule)
     record = record_of(settings.learn, 3)
@@ -58,15 +80,19 @@ def test_what_is_read_gives_the_bits_of_what_is_added_up(
     n_tiles = -(-N // fusing.tile_rows(width))
     ones, scratch = np.ones(n_tiles, np.uint8), chunks.scratch(width)
     tables = (base.q, base.clock_words)
-    control = np.array([FIRST, STOP - FIRST, K, 7, 2, N], np.uint64)
-    lifetime, unstable = np.zeros((STOP - FIRST) * width, np.uint64), np.zeros(1, np.int64)
+    control = np.array([FIRST, STOP - FIRST, K, 7, 2, N, renews], np.uint64)
+    lifetime = np.arange((STOP - FIRST) * width, dtype=np.uint64)
+    unstable = np.zeros(1, np.int64)
     results, read = [], requests["fuse_replicas"]
     for loop in (plain(read.template, read.parts), loaded["fuse_replicas"]):
-        fresh, visits, found = Rows(record, N), np.zeros(lifetime.size, np.int64), np.zeros(5)
-        loop(fresh.q, fresh.clock_words, *tables, all_.q, all_.clock_words, visits, lifetime,
+        fresh, after, found = Rows(record, N), np.zeros(lifetime.size, np.uint64), np.zeros(5)
+        learned = Rows(record, K * N, all_.raw.copy())
+        loop(fresh.q, fresh.clock_words, *tables, learned.q, learned.clock_words, lifetime, after,
              control, RATES, found, unstable, ones, ones, np.zeros(n_tiles, np.uint64),
              *scratch)  # fmt: skip
+        visits = after - lifetime
         results.append((fresh.raw.tobytes(), visits.tobytes(), unstable.tobytes(), found.tolist()))
+        check_renewed(record, all_, learned, fresh, visits, renews)
     assert results[0] == results[1] and results[0][3][fusing.VISITS] > 0
     sums = [np.zeros(N * width, np.int64) for _ in range(5)]
     for k in range(K):
