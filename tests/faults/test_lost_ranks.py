@@ -197,3 +197,17 @@ def test_sharded_goes_on_from_the_newest_checkpoint(tmp_path: Path) -> None:
     told = [json.loads((tmp_path / d / "summary.json").read_text()) for d in ("whole", "run")]
     assert told[0]["table_sha256"] == told[1]["table_sha256"]
     assert "state taken from" in losses(tmp_path / "run")[0]["message"]
+
+
+@pytest.mark.parametrize("deaths", ['{"1": ["learn", 33, 0]}', '{"0": ["certificate", 33, 0]}'])
+def test_hogwild_goes_on_from_the_newest_checkpoint(deaths: str, tmp_path: Path) -> None:
+    """Its one table may hold any part of a round when a rank dies."""
+    options = ["train", "--parallel.fusion", "hogwild", "--parallel.reproducible", "false",
+               "--parallel.agents", "3", "--stop.rounds", "60",
+               "--checkpoint.every_rounds", "5"]  # fmt: skip
+    ended = surviving(3, [DYING, *options, "--run.dir", "run"], tmp_path, 90, DIE=deaths)
+    assert ended.code == 0, ended.err
+    told = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert told["status"] == "finished" and told["rounds"] == 60 and told["ranks_finished"] == 2
+    (event,) = losses(tmp_path / "run")
+    assert "state taken from round-000000000030.h5" in event["message"]
