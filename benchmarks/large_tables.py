@@ -70,7 +70,7 @@ class Learning:
         kernels["begin"](table.q, *lanes.arrays(), environment.params, self.control)
         self._call = kernels["learn"].bind(
             table.q, table.q, table.clock_words, *lanes.arrays(), lanes.trace(),
-            np.zeros(2 * loop.BATCH, np.uint64), environment.params, self.control, rates,
+            np.zeros(loop.work_words(n_lanes), np.uint64), environment.params, self.control, rates,
             np.zeros(3),
         )  # fmt: skip
 

@@ -45,7 +45,7 @@ class Learner:
              environment.max_episode_steps or NO_LIMIT], np.uint64,
         )  # fmt: skip
         self.rates, self.totals = np.array([learn.discount, step_parameter(learn)]), np.zeros(3)
-        self.draws = np.zeros(2 * loop.BATCH, np.uint64)
+        self.work = np.zeros(loop.work_words(n_lanes), np.uint64)
         requests = loop.learning_kernels(learn, environment, record, self.lanes)
         if kernels is not None:
             self.kernels: dict[str, Any] = kernels
@@ -61,7 +61,7 @@ class Learner:
         self.control[loop.N_STEPS] = n_steps
         self.kernels["learn"](
             self.rows.q, self.rows.q, self.rows.clock_words, *self.lanes.arrays(),
-            self.lanes.trace(), self.draws, self.params, self.control, self.rates, self.totals,
+            self.lanes.trace(), self.work, self.params, self.control, self.rates, self.totals,
         )  # fmt: skip
         self.control[loop.FIRST_STEP] += np.uint64(n_steps)
 

@@ -226,14 +226,15 @@ class Allreduce(ReadReplicas):
         self.rates = np.zeros(4)
         self.rates[:2] = learn.discount, step_parameter(learn)
         self.control = np.zeros(7, np.uint64)
-        self.draws = np.zeros(2 * loop.BATCH, np.uint64)
+        n_words = loop.work_words(max((agent.lanes.n for agent in self.agents), default=0))
+        self.learning_work = np.zeros(n_words, np.uint64)
         self.marks = np.ones(Tiles.number(self.n_states, self.width), np.uint64)
         self.marking = not self.generative and _marks(self.config, environment, self.width)
         if self.marking:
-            self.draws = np.zeros(self.draws.size + self.marks.size, np.uint64)
-            self.marks = self.draws[2 * loop.BATCH :]
+            self.learning_work = np.zeros(n_words + self.marks.size, np.uint64)
+            self.marks = self.learning_work[n_words:]
         if self.generative:
-            self.draws = scratch_of(learn, self.n_states)
+            self.learning_work = scratch_of(learn, self.n_states)
         self.unstable, self.work = np.zeros(1, np.int64), chunks.scratch(self.width)
         self.unticked = np.zeros(self.base.clock_words.size if self.frozen else 1, np.uint32)
         self._bound: dict[tuple[str, int, int], Any] = {}
@@ -708,8 +709,8 @@ class Allreduce(ReadReplicas):
         if name == "learn":
             seen = base.q if self.frozen else replica.q
             return (seen, replica.q, replica.clock_words,
-                    *agent.learning_arrays(self.draws, self.params_of(agent.number)), agent.control,
-                    self.rates[:2].copy(), agent.totals)  # fmt: skip
+                    *agent.learning_arrays(self.learning_work, self.params_of(agent.number)),
+                    agent.control, self.rates[:2].copy(), agent.totals)  # fmt: skip
         if name == "adopt":
             return (fresh.q, fresh.clock_words, base.clock_words, replica.q, replica.clock_words,
                     parts["visits"], self.control, agent.found)  # fmt: skip

@@ -74,12 +74,12 @@ class Hosted:
                 call()
                 self.worlds.step(self.lanes, now)
 
-    def learning_arrays(self, draws: np.ndarray, params: Any) -> tuple[Any, ...]:
-        """What the kernel `learn` takes between the table and `control`; draws : its scratch."""
+    def learning_arrays(self, work: np.ndarray, params: Any) -> tuple[Any, ...]:
+        """What the kernel `learn` takes between the table and `control`; work : its scratch."""
         if self.generative:
-            return draws, params
+            return work, params
         if self.worlds is None:
-            return (*self.lanes.arrays(), self.lanes.trace(), draws, params)
+            return (*self.lanes.arrays(), self.lanes.trace(), work, params)
         worlds, mine = self.worlds, (*self.lanes.arrays(), self.lanes.trace())
         return (*mine, worlds.truncated, worlds.start, worlds.idle)
 

@@ -55,7 +55,7 @@ class Worker:
         self.known = np.zeros(n_servers, np.uint64)
         self.keys = self.places = np.zeros(1, np.uint64)
         self.out = np.zeros(HEAD + room * self.words, np.uint64)
-        self.control, self.draws = np.zeros(5, np.uint64), np.zeros(2 * loop.BATCH, np.uint64)
+        self.control = np.zeros(5, np.uint64)
         self.found, self._asked = np.zeros(5), False
         self._bound: dict[int, Any] = {}
         self._bind()
@@ -97,9 +97,10 @@ class Worker:
     def learn(self, agent: Hosted, now: int, n_steps: int) -> int:
         """Make up to n_steps steps of an agent's lanes after step `now`; return how many. Local."""
         if agent.number not in self._bound:
+            work = np.zeros(loop.work_words(agent.lanes.n), np.uint64)
             self._bound[agent.number] = self.kernels["learn"].bind(
                 self.replica.q, self.replica.q, self.replica.clock_words,
-                *agent.learning_arrays(self.draws, self.params_of(agent.number)), agent.control,
+                *agent.learning_arrays(work, self.params_of(agent.number)), agent.control,
                 self.rates, agent.totals,
             )  # fmt: skip
         agent.learn(self._bound[agent.number], now + 1, n_steps)

@@ -13,7 +13,7 @@ from distq_mpi.kernels.optimism import LAWS, capped
 from distq_mpi.kernels.planning import LAWS as PLANNING
 from distq_mpi.kernels.rules import RULES, coin, only_part
 from distq_mpi.kernels.step_sizes import STEP_SIZES
-from distq_mpi.kernels.storing import exact, prefetch, stochastic
+from distq_mpi.kernels.storing import bits_of, exact, float_of, prefetch, stochastic
 from distq_mpi.kernels.traces import (
     TRACES,
     drop,
@@ -26,6 +26,11 @@ u8, u4, f8 = np.uint64, np.uint32, np.float64
 
 BATCH = 64
 GROUP = 16
+
+# Fields of a batch of lanes in `work`, as words: one pointer and fixed distances instead of an
+# array for each field, for which the processor has too few registers.
+STATE, ACTION, NEXT_STATE, REWARD, TERMINATED, AGE, GAIN = (u8(k * BATCH) for k in range(7))
+BATCH_WORDS, LANES = u8(7 * BATCH), u8(2 * BATCH)
 
 # Stand-ins for the parts, so that the loops below are ordinary functions to a reader and a linter.
 STRIDE = u8(0)
@@ -51,29 +56,55 @@ def begin(q, state, action, next_state, reward, terminated, age, gain, params, c
         next_state[lane], reward[lane], terminated[lane] = law_step(s, a, bits, params)
 
 
-def earn(reward, gain, age, first, n):
-    """Count n steps from lane `first` on, and their rewards."""
+def work_words(n_lanes: int) -> int:
+    """Words of `work` that `learn` wants for so many lanes: draws, and the lanes themselves."""
+    return int(LANES) + -(-n_lanes // BATCH) * int(BATCH_WORDS)
+
+
+def take_lanes(work, state, action, next_state, reward, terminated, age, gain, n_lanes):
+    """Copy lanes to `work`."""
+    for lane in range(n_lanes):
+        k = LANES + u8(lane // BATCH) * BATCH_WORDS + u8(lane % BATCH)
+        work[k + STATE], work[k + ACTION] = state[lane], action[lane]
+        work[k + NEXT_STATE], work[k + REWARD] = next_state[lane], bits_of(reward[lane])
+        work[k + TERMINATED], work[k + AGE] = u8(terminated[lane]), u8(age[lane])
+        work[k + GAIN] = bits_of(gain[lane])
+
+
+def give_lanes(work, state, action, next_state, reward, terminated, age, gain, n_lanes):
+    """Copy lanes back from `work`."""
+    for lane in range(n_lanes):
+        k = LANES + u8(lane // BATCH) * BATCH_WORDS + u8(lane % BATCH)
+        state[lane], action[lane] = work[k + STATE], work[k + ACTION]
+        next_state[lane], reward[lane] = work[k + NEXT_STATE], float_of(work[k + REWARD])
+        terminated[lane], age[lane] = work[k + TERMINATED] != u8(0), u4(work[k + AGE])
+        gain[lane] = float_of(work[k + GAIN])
+
+
+def earn(work, first, n):
+    """Count n steps from lane `first` (in `work`) on, and their rewards."""
     for i in range(n):
         lane = first + u8(i)
-        gain[lane] += reward[lane]
-        age[lane] += u4(1)
+        gain = float_of(work[lane + GAIN]) + float_of(work[lane + REWARD])
+        work[lane + GAIN] = bits_of(gain)
+        work[lane + AGE] += u8(1)
 
 
 def moving_law(law_step):
-    """Return move(...): make the next transition of n lanes from lane `first` on, with the words
-    from `drawn` on."""
+    """Return move(...): make the next transition of n lanes from lane `first` (in `work`) on, with
+    the words from `drawn` on."""
 
-    def move(state, action, next_state, reward, terminated, draws, drawn, params, first, n):
+    def move(work, first, drawn, params, n):
         for i in range(n):
-            lane, bits = first + u8(i), draws[drawn + u8(i)]
-            next_state[lane], reward[lane], terminated[lane] = law_step(
-                state[lane], action[lane], bits, params
-            )
+            lane, bits = first + u8(i), work[drawn + u8(i)]
+            s, reward, ended = law_step(work[lane + STATE], work[lane + ACTION], bits, params)
+            work[lane + NEXT_STATE], work[lane + REWARD] = u8(s), bits_of(f8(reward))
+            work[lane + TERMINATED] = u8(ended)
 
     return move
 
 
-def learn(seen, q, clock, state, action, next_state, reward, terminated, age, gain, trace, draws,
+def learn(seen, q, clock, state, action, next_state, reward, terminated, age, gain, trace, work,
           params, control, rates, totals):  # fmt: skip
     """Step every lane of one agent `control[N_STEPS]` times, learning from each transition once.
 
@@ -86,8 +117,8 @@ def learn(seen, q, clock, state, action, next_state, reward, terminated, age, ga
     state, action, next_state : uint64 (L,); reward, gain : float64 (L,); terminated : bool (L,);
         age : uint32 (L,); changed in place.
     trace : the lanes' (lengths, pairs, values), see `traces`; changed in place.
-    draws : uint64 (2 * BATCH,), scratch; where it MARKS, behind it, (tiles,): set to 1 where a row
-        of the tile, of 2^TILE_SHIFT rows, is learned.
+    work : uint64 (`work_words(L)`,) or more, scratch; where it MARKS, the last (tiles,) are set to
+        1 where a row of the tile, of 2^TILE_SHIFT rows, is learned.
     control : uint64 (7,): steps, number of the first step (>= 1), number of the first lane, lanes,
         seed, `explore` (see `exploration`), time limit in steps (2^32 - 1 = none).
     rates : float64 (2,): discount, parameter of the step size.
@@ -97,58 +128,62 @@ def learn(seen, q, clock, state, action, next_state, reward, terminated, age, ga
     Local. Checks no bounds: the caller validates. Bootstrapping continues through truncation.
     """
     n_lanes, explore, seed = np.int64(control[N_LANES]), control[EXPLORE], control[SEED]
-    first_step, first_lane, limit = control[FIRST_STEP], control[FIRST_LANE], u4(control[LIMIT])
+    first_step, first_lane, limit = control[FIRST_STEP], control[FIRST_LANE], control[LIMIT]
     discount, alpha = rates[DISCOUNT], rates[ALPHA]
     table = seen if FROZEN else q
+    marks = u8(work.size) - (((u8(q.size) // STRIDE - u8(1)) >> TILE_SHIFT) + u8(1))
     n_episodes, return_sum, square_sum = 0.0, 0.0, 0.0
+    take_lanes(work, state, action, next_state, reward, terminated, age, gain, n_lanes)
     for i in range(BATCH):
-        draws[i], draws[BATCH + i] = threefry(first_step, first_lane + u8(i), seed, TRANSITION)
+        work[i], work[BATCH + i] = threefry(first_step, first_lane + u8(i), seed, TRANSITION)
     for step in range(control[N_STEPS]):
-        now = first_step + u8(step)
+        now, lanes = first_step + u8(step), LANES
         for batch in range(0, n_lanes, BATCH):
             following, later = batch + BATCH, now
             if following >= n_lanes:
                 following, later = 0, now + u8(1)
             size = min(BATCH, n_lanes - batch)
             for group in range(0, BATCH, GROUP):
-                stop, first_of = min(group + GROUP, size), u8(batch + group)
+                stop, first_of = min(group + GROUP, size), lanes + u8(group)
                 # Short loops, not one long one: the processor sees more lanes at once, and those
                 # over whole groups are done by vectors.
                 if stop - group == GROUP:
-                    earn(reward, gain, age, first_of, GROUP)
+                    earn(work, first_of, GROUP)
                 else:
-                    earn(reward, gain, age, first_of, stop - group)
+                    earn(work, first_of, stop - group)
                 for i in range(group, stop):
-                    lane = u8(batch + i)  # unsigned: no test for negative indices
-                    word, bits = draws[u8(i)], draws[u8(BATCH + i)]
-                    s, ended, length = next_state[lane], terminated[lane], age[lane]
+                    lane, number = lanes + u8(i), u8(batch + i)
+                    word, bits = work[u8(i)], work[u8(BATCH + i)]
+                    s, length = work[lane + NEXT_STATE], work[lane + AGE]
+                    ended, state_now = work[lane + TERMINATED] != u8(0), work[lane + STATE]
                     a, square = learn_one(
-                        table, q, clock, state[lane], action[lane], reward[lane], s, ended, word,
-                        bits, explore, discount, alpha, lane, length >= limit, trace,
+                        table, q, clock, state_now, work[lane + ACTION],
+                        float_of(work[lane + REWARD]), s, ended, word, bits, explore, discount,
+                        alpha, number, length >= limit, trace,
                     )  # fmt: skip
                     square_sum += square
                     if MARKS:
-                        draws[u8(2 * BATCH) + (state[lane] >> TILE_SHIFT)] = u8(1)
+                        work[marks + (state_now >> TILE_SHIFT)] = u8(1)
                     if ended or length >= limit:
                         n_episodes += 1.0
-                        return_sum += gain[lane]
-                        gain[lane], age[lane] = 0.0, u4(0)
-                        where, first = threefry(now, first_lane + lane, seed, RESET)
+                        return_sum += float_of(work[lane + GAIN])
+                        work[lane + GAIN], work[lane + AGE] = bits_of(0.0), u8(0)
+                        where, first = threefry(now, first_lane + number, seed, RESET)
                         s = law_start(where, params)
                         a = choose_first(table, s * STRIDE, word, first, explore)
-                    state[lane], action[lane] = s, a
+                    work[lane + STATE], work[lane + ACTION] = s, a
                 if stop - group == GROUP:
-                    move(state, action, next_state, reward, terminated, draws, u8(BATCH + group),
-                         params, first_of, GROUP)  # fmt: skip
+                    move(work, first_of, u8(BATCH + group), params, GROUP)
                 else:
-                    move(state, action, next_state, reward, terminated, draws, u8(BATCH + group),
-                         params, first_of, stop - group)  # fmt: skip
+                    move(work, first_of, u8(BATCH + group), params, stop - group)
                 for i in range(group, stop):  # close together, so that the waits overlap
-                    prefetch(table, next_state[u8(batch + i)] * STRIDE)
+                    prefetch(table, work[lanes + u8(i) + NEXT_STATE] * STRIDE)
                 for i in range(GROUP):  # while these are waited for
-                    number = first_lane + u8(following + group + i)
-                    word, bits = threefry(later, number, seed, TRANSITION)
-                    draws[u8(group + i)], draws[u8(BATCH + group + i)] = word, bits
+                    ahead = first_lane + u8(following + group + i)
+                    word, bits = threefry(later, ahead, seed, TRANSITION)
+                    work[u8(group + i)], work[u8(BATCH + group + i)] = word, bits
+            lanes += BATCH_WORDS
+    give_lanes(work, state, action, next_state, reward, terminated, age, gain, n_lanes)
     totals[RETURN_SUM] += return_sum
     totals[SQUARE_SUM] += square_sum
     totals[EPISODES] += n_episodes
@@ -303,7 +338,7 @@ def learning_kernels(
     return {
         "begin": Kernel(begin, parts, (q, *arrays, params, control)),
         "learn": Kernel(
-            learn, parts, (q, q, clock, *arrays, lanes.trace(), np.zeros(2 * BATCH, u8), params,
+            learn, parts, (q, q, clock, *arrays, lanes.trace(), np.zeros(1, u8), params,
                            control, rates, np.zeros(3))
         ),
     }  # fmt: skip

@@ -125,13 +125,13 @@ class Runs:
              NO_LIMIT], u8,
         )  # fmt: skip
         rates, totals = np.array([discount, alpha]), np.zeros(3)
-        draws = np.zeros(2 * loop.BATCH, u8)
+        work = np.zeros(loop.work_words(mine), u8)
         kernels["begin"](rows.q, *lanes.arrays(), world.params, control)
         control[loop.N_STEPS], control[loop.FIRST_STEP] = steps, 1
         _, _, _, _, _, _, ended, self.first, _, self.total, self.squares = world.params
         while mine and ended[-1] < mine:
             kernels["learn"](
-                rows.q, rows.q, rows.clock_words, *lanes.arrays(), lanes.trace(), draws,
+                rows.q, rows.q, rows.clock_words, *lanes.arrays(), lanes.trace(), work,
                 world.params, control, rates, totals,
             )  # fmt: skip
             control[loop.FIRST_STEP] += u8(steps)

@@ -48,10 +48,10 @@ def test_on_one_rank_agents_learn_in_turn_on_the_same_table() -> None:
         agent.lanes.copy_from(mine)
         agent.control[loop.EXPLORE] = state._explore_of(agent.number)
         agent.control[loop.N_STEPS], agent.control[loop.FIRST_STEP] = 9, 1
+        arrays = agent.learning_arrays(state.learning_work, state.params_of(agent.number))
         state.kernels["learn"](
-            begun.q, begun.q, begun.clock_words,
-            *agent.learning_arrays(state.draws, state.params_of(agent.number)), agent.control,
-            state.rates[:2].copy(), np.zeros(3),
+            begun.q, begun.q, begun.clock_words, *arrays, agent.control, state.rates[:2].copy(),
+            np.zeros(3),
         )  # fmt: skip
     one_round(state)
     assert state.base.raw.tobytes() == begun.raw.tobytes()
