@@ -169,8 +169,9 @@ class QLearning:
         reset_num_timesteps : must be False; every random number is a function of the step's number.
         signals : let INT, TERM and USR2 end learning after the round, on all ranks. By default no
             handler is touched, but for the instant of a commit: alone, an interrupt raises
-            KeyboardInterrupt, and the model stays as the last round left it; on several ranks it
-            ends the job.
+            KeyboardInterrupt, and the model stays as the last round left it (a table that is
+            changed in place, see below, keeps what it learned since); on several ranks it ends the
+            job.
 
         Raises
         ------

@@ -12,11 +12,13 @@ from distq_mpi.architectures.balance import slack_rows
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.cutting import Cuts, can_be_cut, hulls, n_entries
 from distq_mpi.errors import ConfigError
+from distq_mpi.fusion import fusion_of
 from distq_mpi.partition import Partition
 from distq_mpi.planning import BLOCK_TRANSITIONS, planner_bytes, planner_rows
 
 KEEPS = {
     "allreduce": ("the whole table on every rank", "; sharded keeps a block of it"),
+    "hogwild": ("one table on the host, a share of which counts for every rank", "; take sharded"),
     "sharded": ("its block on every rank", "; take more ranks"),
     "server": (
         "a block on every server, rows on every worker",
@@ -123,7 +125,8 @@ def check_memory(config: Any, need: dict[str, int], shape: tuple[int, int], per_
     total, limit = sum(need.values()), limit_bytes(config, per_host)
     if total <= limit:
         return
-    keeps, way = KEEPS[config.parallel.architecture]
+    shared = fusion_of(config).shared and config.parallel.agents > 1
+    keeps, way = KEEPS["hogwild" if shared else config.parallel.architecture]
     parts = ", ".join(f"{name} {readable(n)}" for name, n in need.items())
     raise ConfigError(
         f"parallel.architecture: {config.parallel.architecture} keeps {keeps} and "

@@ -43,7 +43,7 @@ def finish(run: Run, ended: Verdict) -> int:
     with run.transport.same_outcome():
         if run.monitor is not None and not run.monitor.finished:
             if not reproducible:
-                why = _why_not_reproducible(run.config.parallel)
+                why = _why_not_reproducible(run.config.parallel, run.architecture.rolls_back)
                 run.monitor.event("not_reproducible", f"this run is not reproducible: {why}")
             slow = _bottleneck(run)
             summary = _summary(run, ended) | {
@@ -69,11 +69,13 @@ def finish(run: Run, ended: Verdict) -> int:
     return ended.exit_code
 
 
-def _why_not_reproducible(parallel: Any) -> str:
+def _why_not_reproducible(parallel: Any, rolls_back: bool) -> str:
     if not parallel.reproducible:
         return "parallel.reproducible is false"
     if parallel.architecture == "server" and parallel.staleness != 0:
         return f"parallel.staleness is {parallel.staleness}: pushes are applied as they come"
+    if not rolls_back:
+        return "a round that was broken off is in its table, which is changed in place"
     return "its environments cannot be brought back to what they had shown"
 
 

@@ -33,6 +33,7 @@ from distq_mpi.architectures.schedules import (
     sweep_period,
 )
 from distq_mpi.architectures.tiles import Tiles
+from distq_mpi.config import MODEL_RULES
 from distq_mpi.files import SLICE_ROWS
 from distq_mpi.fusion import FixedPoint, adopts, fusion_kernels, fusion_of
 from distq_mpi.holding import Holding
@@ -145,7 +146,8 @@ class Allreduce(ReadReplicas):
         elif size > 1 and 1 < n_agents <= size:
             sent = max(sent, 3 * table // 2)  # rows that an owner gets by message, and copies sent
         lane_bytes = lane_dtype(depth_in(config, n_states, n_actions)).itemsize
-        lanes = -(-config.parallel.lanes // min(n_agents, size)) * lane_bytes * 2
+        lane_bytes = 2 * lane_bytes + 8 * int(loop.BATCH_WORDS) // loop.BATCH
+        lanes = -(-config.parallel.lanes // min(n_agents, size)) * lane_bytes
         return {"replica": table, "base": 2 * table, "contributions": sent,
                 "visits": n_pairs * 8, "lanes": lanes}  # fmt: skip
 
@@ -546,12 +548,14 @@ class Allreduce(ReadReplicas):
     def _most_steps(self) -> int:
         """The longest round: what ends one is little beside it."""
         n_pairs, n_lanes = self.n_states * self.width, -(-self.n_lanes // self.n_agents)
-        short = self.stepped or self.generative
+        short, learn = self.stepped or self.generative, self.config.learn
         if short:
             return MAX_PERIOD
         # A round of frozen targets is one contraction, however long it is.
         n_made = 0 if self.frozen else self.progress.lane_steps + self._n_steps
-        return lone_period(n_pairs, n_lanes, n_made)
+        ticks = 1 + learn.planning_steps * (learn.rule in MODEL_RULES)
+        most = fusing.ROUND_LIMIT // (n_lanes * ticks)
+        return max(1, min(lone_period(n_pairs, n_lanes, n_made), most))
 
     def _lone_period(self, n_made: int) -> int:
         """The next round of a lone agent, or of several on one table."""

@@ -9,13 +9,14 @@ ranks which look on.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
 import numpy as np
 
 from distq_mpi.architectures.allreduce import Allreduce, counts_what_it_writes
-from distq_mpi.architectures.progress import HEADER, WISHES, Agreement, Progress, add_agent
+from distq_mpi.architectures.progress import HEADER, WISHES, Agreement, add_agent
 from distq_mpi.architectures.replicas import LINE_BYTES
 from distq_mpi.architectures.schedules import LENGTH_UNIT, settles
 from distq_mpi.architectures.tiles import Tiles
@@ -36,8 +37,8 @@ class InPlace(Allreduce):
 
     Rows are changed in place: `rollback` cannot bring them back, so a round that went wrong ends
     the run. A clock counts the visits of its pair; what else there were is kept beside it, where
-    there were any. Raises ConfigError, on all ranks, where they are on several hosts or memory is
-    short.
+    there were any. A float32 value that has become infinite shows when it is next looked at.
+    Raises ConfigError, on all ranks, where they are on several hosts or memory is short.
     """
 
     survivable = rolls_back = False
@@ -95,7 +96,7 @@ class InPlace(Allreduce):
         self.header = self.agreed
         self.uncounted: np.ndarray | None = None
         """Visits of this rank's block, int64 (n, width), that its clocks do not show; None: 0."""
-        self._most_ticks = self._looked_at = 0
+        self._in_round, self._waited_until = False, 0.0
 
     def _allocate_lifetimes(self) -> None:
         """Clocks count them."""
@@ -103,9 +104,11 @@ class InPlace(Allreduce):
 
     def learn(self) -> None:
         """LEARN: every hosted agent steps its lanes on the table, beside all others. COLLECTIVE."""
-        begin = time.perf_counter()
+        begin, self._waited_until = time.perf_counter(), math.inf
         self._meet()  # who reads what was committed has done so
-        self.exchange_time_s += time.perf_counter() - begin
+        self._waited_until = time.perf_counter()
+        self.exchange_time_s += self._waited_until - begin
+        self._in_round = True
         self.header[:] = 0
         n_steps = self.steps_of_round()
         for k, agent in enumerate(self.agents):
@@ -132,17 +135,17 @@ class InPlace(Allreduce):
         """Count the round. Local."""
         for agent in self.agents:
             agent.commit()
-        self.progress = self.pending
+        self.progress, self._in_round = self.pending, False
 
     def rollback(self) -> int:
         """Forget lanes and counters of the round in progress; its rows stay as they are. Local."""
-        self.followed = False
+        self.followed, self._in_round = self.followed and not self._in_round, False
         return super().rollback()
 
-    def restore(self, progress: Progress, lanes: np.ndarray, worlds: Any = None) -> None:
-        """As `Allreduce.restore`."""
-        super().restore(progress, lanes, worlds)
-        self._most_ticks, self._looked_at = int(fusing.CLOCK_LIMIT), progress.steps
+    @property
+    def busy_since(self) -> float:
+        """As `Host.busy_since`."""
+        return max(super().busy_since, self._waited_until)
 
     def reproducible(self) -> bool:
         """Where several write, bits depend on who was faster. COLLECTIVE."""
@@ -160,18 +163,13 @@ class InPlace(Allreduce):
             self._beside()[first - self.owned[0] : stop - self.owned[0]] = beyond
 
     def _settle(self) -> None:
-        """Clocks beyond their limit return to it, if there can be any. COLLECTIVE."""
-        if self._most_ticks + self.pending.steps - self._looked_at <= fusing.CLOCK_LIMIT:
-            return
+        """Clocks beyond their limit return to it. COLLECTIVE."""
         record, own = self.record, slice(*(row * self.record.row_bytes for row in self.owned))
         block = Rows(record, self.owned[1] - self.owned[0], self.replica.raw[own])
         most = np.zeros(1, np.int64)
         self.kernels["largest"](block.clock_words, most)
         if most[0] > fusing.CLOCK_LIMIT:
             self._cut(block)
-        self.transport.max_int(most)
-        self._most_ticks = min(int(most[0]), int(fusing.CLOCK_LIMIT))
-        self._looked_at = self.pending.steps
         self._meet()
 
     def _cut(self, block: Rows) -> None:
@@ -180,8 +178,9 @@ class InPlace(Allreduce):
         for start in range(0, block.n_rows, SLICE_ROWS):
             clock = block.clock[start : start + SLICE_ROWS]
             kept = np.minimum(clock, fusing.CLOCK_LIMIT)
-            uncounted[start : start + SLICE_ROWS] += clock - kept
-            clock[...] = kept
+            if (clock > kept).any():  # what nobody writes to takes no memory
+                uncounted[start : start + SLICE_ROWS] += clock - kept
+                clock[...] = kept
 
     def _beside(self) -> np.ndarray:
         """`uncounted`, made where there was none. Local."""

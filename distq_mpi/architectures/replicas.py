@@ -25,8 +25,8 @@ from distq_mpi.table import Record, Rows
 FEW_BYTES = 1 << 17
 """Sums that are rather reduced whole: a small table's round waits for calls, not for its pairs."""
 REPLICA_BYTES = 8 << 20
-"""The largest replica in memory that ranks have in common: it is on small pages, of which a core
-knows some thousand at a time."""
+"""The largest replica in memory that ranks have in common: most often it is on small pages, of
+which a core knows some thousand at a time."""
 MOST_READ = 2
 """Tables of rows that one owner may get by message; where it would be more, sums are sent."""
 LINE_BYTES = 64

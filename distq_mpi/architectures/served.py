@@ -199,7 +199,8 @@ class Served(Host):
         blocks = placement(config, n_states, size)[1]
         block, n_servers = int(blocks.counts.max()), int(np.count_nonzero(blocks.counts))
         messages = 2 * min(block, slots // 2 or n_states) * (record.row_bytes + 8)
-        lanes = -(-config.parallel.lanes // max(1, size - n_servers)) * LANE_DTYPE.itemsize * 2
+        lane_bytes = 2 * LANE_DTYPE.itemsize + 8 * int(loop.BATCH_WORDS) // loop.BATCH
+        lanes = -(-config.parallel.lanes // max(1, size - n_servers)) * lane_bytes
         served = {"block": block * record.row_bytes, "clocks and versions":
                   block * (4 * record.width + 8), "messages": messages}  # fmt: skip
         if config.parallel.protect == "partner":

@@ -425,7 +425,7 @@ class Sharded:
 
     def rollback(self) -> int:
         """Forget the counters of the round in progress; its rows stay as they are. Local."""
-        self.pending, self.followed = self.progress, False
+        self.pending = self.progress
         return self.progress.round
 
     @property

@@ -51,7 +51,7 @@ def look(host: str, threads: dict[str, str], versions: dict[str, str | None]) ->
     except OSError:
         pass
     cores = frozenset(os.sched_getaffinity(0))
-    large = options_of("/dev/shm").get("huge", "never") != "never"
+    large = options_of("/dev/shm").get("huge", "never") != "never" and not shm_denied()
     return Place(
         host, cores, cpu_quota(), host_bytes(), shm, large, threads, _cache_row(), _folder_row(),
         versions,
@@ -172,6 +172,14 @@ def file_system(folder: str, mounts: str = "/proc/mounts") -> str:
     """Type of the file system a folder lies on, "" where the system does not say."""
     words = _mount_of(folder, mounts)
     return words[2] if words else ""
+
+
+def shm_denied(file: str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled") -> bool:
+    """Whether this system hands out no large pages of shared memory, whatever a mount asks for."""
+    try:
+        return "[deny]" in Path(file).read_text(encoding="ascii")
+    except OSError:
+        return True
 
 
 def options_of(folder: str, mounts: str = "/proc/mounts") -> dict[str, str]:

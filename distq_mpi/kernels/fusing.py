@@ -36,6 +36,7 @@ GAIN_LIMIT = 2.0
 
 # Stand-ins for the parts.
 WIDTH, STRIDE, CLOCK_STRIDE, CLOCK_OFFSET, VISITS_AHEAD = 4, 0, 0, 0, 0
+SIGNED = False
 size, upcoming = rescaled_linear, next_visit
 
 TILE_PAIRS = 1 << 12
@@ -187,7 +188,10 @@ def adopt(next_q, next_clock, base_clock, q, clock, visits, control, found):
         for a in range(WIDTH):
             n = i8(clock[cell + VISITS_AHEAD + a]) - i8(base_clock[cell + VISITS_AHEAD + a])
             next_q[row + a] = q[row + a]
-            next_clock[cell + a] = limited(clock[cell + a]) if limits else clock[cell + a]
+            ticked = clock[cell + a]
+            if limits:
+                ticked = limited(ticked) if SIGNED else min(ticked, CLOCK_LIMIT)
+            next_clock[cell + a] = ticked
             visits[s * WIDTH + a] = n
             total += f8(n)
             non_finite += f8(n > 0 and not abs(q[row + a]) < np.inf)

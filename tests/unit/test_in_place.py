@@ -69,7 +69,10 @@ def test_a_rollback_forgets_lanes_and_counters_and_says_that_bits_are_others() -
     assert state.rollback() == 1 and state.progress.steps == 12 * 9
     assert [agent.committed.raw.tobytes() for agent in state.agents] == committed
     assert not state.followed
+    state.followed = True
     one_round(state)
+    state.rollback()
+    assert state.followed, "no round was in progress"
     assert state.progress.steps == 2 * 12 * 9
     assert visits_of(state).sum() == 3 * 12 * 9  # rows stay as they are
 
@@ -81,50 +84,32 @@ LONE = [{}, {"rule": "double_q"}, {"dtype": "float32"}, {"step_size": "constant"
 def test_a_lone_agent_has_the_bits_of_one_with_a_second_table(
     changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its clocks begin two visits before their limit, and are looked at in every round."""
+    """Its clocks begin near their limit, and far beyond it, and are looked at in some rounds."""
     limit = int(fusing.CLOCK_LIMIT)
-    monkeypatch.setattr(schedules, "SETTLE_BITS", 5)
+    monkeypatch.setattr(schedules, "SETTLE_BITS", 8)
     environment = environments.make(GRID)
     settings = config(agents=1, lanes=12, steps_per_round=9, seed=3, **changes)
-    found = []
+    found, beyond = [], list[bool]()
     for kind in (Allreduce, InPlace):
         state = kind(settings, environment, compiled(kind.requests(settings, environment)), Alone())
         shape = state.n_states, state.width
         stored = np.zeros(shape), np.full(shape, limit - 2, np.uint32), np.full(shape, 7, np.uint64)
+        stored[1][::3, :4] = [limit + 5, 2 * limit + 5, 4 * limit + 5, 7 * limit]
         for start in (0, 200):
             stop = min(start + 200, state.n_states)
             state.restore_rows(start, stop, [array[start:stop] for array in stored])
         state.restore_rows(400, state.n_states, [array[400:] for array in stored])
         state.restore(state.progress, np.concatenate([a.committed.pack() for a in state.agents]))
-        for _ in range(40):
+        for _ in range(41):
             one_round(state)
+            beyond.append(int(state.base.clock.max()) > limit)
         rows = [(start, q.tobytes(), clock.tobytes(), visits.tobytes())
                 for start, q, clock, visits in state.iter_rows()]  # fmt: skip
         lanes = b"".join(agent.committed.raw.tobytes() for agent in state.agents)
         found.append((rows, lanes, state.progress._replace(period=0), state.reproducible()))
-        assert state.base.clock.max() == limit and visits_of(state).max() > 7 + 2
+        assert visits_of(state).max() > 7 + 2
     assert found[0] == found[1]
-
-
-def test_clocks_are_not_looked_at_before_they_can_be_at_their_limit(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(schedules, "SETTLE_BITS", 5)
-    state, looks = made(Alone()), 0
-
-    def look(clock: np.ndarray, most: np.ndarray) -> None:
-        nonlocal looks
-        looks += 1
-        most[0] = 5
-
-    state.kernels = {**state.kernels, "largest": look}  # type: ignore[dict-item]
-    for _ in range(3):
-        one_round(state)
-    assert looks == 0
-    state._most_ticks = int(fusing.CLOCK_LIMIT)  # as after a checkpoint was read
-    for _ in range(3):
-        one_round(state)
-    assert looks == 1
+    assert True in beyond and False in beyond
 
 
 @pytest.mark.parametrize(
