@@ -174,8 +174,5 @@ class Holding:
             yield int(lows[rank]), Rows(record, here, scratch[:here].reshape(-1))
 
     def _views(self, start: int, stop: int, n_rows: int) -> Iterator[tuple[int, Rows]]:
-        row_bytes = self.rows.record.row_bytes
         for first in range(start, stop, n_rows):
-            last = min(first + n_rows, stop)
-            raw = self.rows.raw[first * row_bytes : last * row_bytes]
-            yield first, Rows(self.rows.record, last - first, raw)
+            yield first, self.rows.between(first, min(first + n_rows, stop))

@@ -112,6 +112,11 @@ class Rows:
         words = self.clock_words.reshape(n_rows, record.clock_stride)
         self.clock = words[:, offset : offset + width]
 
+    def between(self, first: int, stop: int) -> Rows:
+        """Rows [first, stop), a view."""
+        row_bytes = self.record.row_bytes
+        return Rows(self.record, stop - first, self.raw[first * row_bytes : stop * row_bytes])
+
     def part(self, number: int) -> np.ndarray:
         """Values (n, A) of one part, a view."""
         n_actions = self.record.n_actions

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distq_mpi.architectures.copies import Copies, Rescued
+from distq_mpi.architectures.hosting import lane_bytes
 from distq_mpi.architectures.progress import (
     HEADER,
     UNSTABLE,
@@ -43,7 +44,7 @@ from distq_mpi.kernels.objects import LoadedKernel, load
 from distq_mpi.kernels.step_sizes import STEP_SIZES, step_parameter
 from distq_mpi.kernels.stepping import stepping_kernels
 from distq_mpi.kernels.traces import depth_in, forgets
-from distq_mpi.lanes import Lanes, lane_dtype
+from distq_mpi.lanes import Lanes
 from distq_mpi.partition import Partition
 from distq_mpi.table import Rows, first_bound, initialise, record_of
 
@@ -100,6 +101,7 @@ class Allreduce(ReadReplicas):
         record = record_of(config.learn, self.n_actions)
         self.width, self.signed = record.width, STEP_SIZES[config.learn.step_size].signed
         self.record = record
+        self._limits_always = self.signed or not counts_what_it_writes(config)
         self.current = 0
         self._again = self._dirty = False
         self.memory: HostMemory | None = None
@@ -145,9 +147,8 @@ class Allreduce(ReadReplicas):
             sent += n_agents * sent // -(-n_agents // size) // size + n_pairs * 8 // size
         elif size > 1 and 1 < n_agents <= size:
             sent = max(sent, 3 * table // 2)  # rows that an owner gets by message, and copies sent
-        lane_bytes = lane_dtype(depth_in(config, n_states, n_actions)).itemsize
-        lane_bytes = 2 * lane_bytes + 8 * int(loop.BATCH_WORDS) // loop.BATCH
-        lanes = -(-config.parallel.lanes // min(n_agents, size)) * lane_bytes
+        each = lane_bytes(depth_in(config, n_states, n_actions))
+        lanes = -(-config.parallel.lanes // min(n_agents, size)) * each
         return {"replica": table, "base": 2 * table, "contributions": sent,
                 "visits": n_pairs * 8, "lanes": lanes}  # fmt: skip
 
@@ -202,8 +203,7 @@ class Allreduce(ReadReplicas):
         if self.memory is not None:
             parts = Partition.balanced(self.n_states, self.transport.node_size)
             first, stop = parts.block(self.transport.node_rank)
-            row_bytes = self.record.row_bytes
-            base = Rows(self.record, stop - first, base.raw[first * row_bytes : stop * row_bytes])
+            base = base.between(first, stop)
         bound = first_bound(learn, environment)
         initialise(base, first, learn.initial, bound, self.config.run.seed)
         if self.memory is not None:
@@ -362,7 +362,7 @@ class Allreduce(ReadReplicas):
             elif self._lone:
                 steps = self.progress.steps
                 due = settles(steps, steps + n_steps * self.per_step)
-                self.control[0] = due or self.signed or not counts_what_it_writes(self.config)
+                self.control[0] = due or self._limits_always
                 self._call("adopt", k)
             else:
                 self._call("contribute", k)
@@ -548,8 +548,8 @@ class Allreduce(ReadReplicas):
     def _most_steps(self) -> int:
         """The longest round: what ends one is little beside it."""
         n_pairs, n_lanes = self.n_states * self.width, -(-self.n_lanes // self.n_agents)
-        short, learn = self.stepped or self.generative, self.config.learn
-        if short:
+        learn = self.config.learn
+        if self.stepped or self.generative:
             return MAX_PERIOD
         # A round of frozen targets is one contraction, however long it is.
         n_made = 0 if self.frozen else self.progress.lane_steps + self._n_steps

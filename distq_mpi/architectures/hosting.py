@@ -23,6 +23,12 @@ from distq_mpi.partition import Partition
 NO_LIMIT = 2**32 - 1
 
 
+def lane_bytes(depth: int) -> int:
+    """Memory that a lane with a trace of `depth` pairs takes: working, committed, and as words
+    while it learns. Local."""
+    return 2 * lane_dtype(depth).itemsize + 8 * int(loop.BATCH_WORDS) // loop.BATCH
+
+
 class Hosted:
     """Working and committed lanes of agent `number`, and its kernels' arguments.
 

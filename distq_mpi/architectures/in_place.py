@@ -17,7 +17,6 @@ import numpy as np
 
 from distq_mpi.architectures.allreduce import Allreduce, counts_what_it_writes
 from distq_mpi.architectures.progress import HEADER, WISHES, Agreement, add_agent
-from distq_mpi.architectures.replicas import LINE_BYTES
 from distq_mpi.architectures.schedules import LENGTH_UNIT, settles
 from distq_mpi.architectures.tiles import Tiles
 from distq_mpi.errors import ConfigError
@@ -76,21 +75,19 @@ class InPlace(Allreduce):
         transport = self.transport
         self.whole, self.owned = False, block
         n_bytes = self.n_states * self.record.row_bytes
-        padded = -(-n_bytes // LINE_BYTES) * LINE_BYTES
-        self.memory = transport.host_memory(0, 0, padded) if transport.size > 1 else None
+        self.memory = transport.host_memory(0, 0, n_bytes) if transport.size > 1 else None
         if transport.size > 1 and (self.memory is None or self.memory.across[1:]):
             hosts = len(set(transport.hosts))
             mistake = ConfigError(
                 f"parallel.fusion: hogwild needs all ranks on one host, with room for the table "
-                f"({padded} bytes) in /dev/shm; here are {hosts} host{'s' * (hosts > 1)}"
+                f"({n_bytes} bytes) in /dev/shm; here are {hosts} host{'s' * (hosts > 1)}"
             )
             mistake.agreed = True
             raise mistake
-        common = None if self.memory is None else self.memory.common[:n_bytes]
+        common = None if self.memory is None else self.memory.common
         self.replica = Rows(self.record, self.n_states, common)
         self.tables = [self.replica] * 2
-        own = slice(*(row * self.record.row_bytes for row in block))
-        self.replica.raw[own] = 0  # given now, not page by page while it is learned on
+        self.replica.between(*block).raw[:] = 0  # given now, not page by page while learned on
         self.tiles = Tiles(self.n_states, self.width, False)
         self.agreed, self.parts = np.zeros(HEADER, np.int64), {}
         self.header = self.agreed
@@ -121,11 +118,7 @@ class InPlace(Allreduce):
     def exchange(self, wishes: tuple[bool, bool, bool]) -> Agreement:
         """AGREE, after which nobody writes any more. COLLECTIVE."""
         self.header[WISHES] = wishes
-        if self.memory is not None:
-            self.memory.seen()
-        self.transport.sum_int(self.agreed)
-        if self.memory is not None:
-            self.memory.seen()
+        self._sum_agreed()
         agreement = self._agree(Agreement.read(self.header))
         if settles(self.progress.steps, self.pending.steps):
             self._settle()
@@ -164,9 +157,7 @@ class InPlace(Allreduce):
 
     def _settle(self) -> None:
         """Clocks beyond their limit return to it. COLLECTIVE."""
-        record, own = self.record, slice(*(row * self.record.row_bytes for row in self.owned))
-        block = Rows(record, self.owned[1] - self.owned[0], self.replica.raw[own])
-        most = np.zeros(1, np.int64)
+        block, most = self.replica.between(*self.owned), np.zeros(1, np.int64)
         self.kernels["largest"](block.clock_words, most)
         if most[0] > fusing.CLOCK_LIMIT:
             self._cut(block)

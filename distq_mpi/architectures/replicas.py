@@ -170,10 +170,14 @@ class ReadReplicas(Survivable):
         """Everybody gets the rows that others have fused, and agrees. COLLECTIVE."""
         if self.memory is None:
             self._share_apart()
-            self.transport.sum_int(self.agreed)
-        else:
+        self._sum_agreed()
+
+    def _sum_agreed(self) -> None:
+        """AGREE, after which the ranks of a host see what all of them wrote before. COLLECTIVE."""
+        if self.memory is not None:
             self.memory.seen()
-            self.transport.sum_int(self.agreed)
+        self.transport.sum_int(self.agreed)
+        if self.memory is not None:
             self.memory.seen()
 
     def _call_fusion(self) -> None:

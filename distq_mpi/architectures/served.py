@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distq_mpi.architectures.desk import Desk
-from distq_mpi.architectures.hosting import Host
+from distq_mpi.architectures.hosting import Host, lane_bytes
 from distq_mpi.architectures.partner import Protection, Rescued
 from distq_mpi.architectures.partner import memory_bytes as protection_bytes
 from distq_mpi.architectures.progress import HEADER, WISHES, Agreement, Progress, add_agent
@@ -41,7 +41,7 @@ from distq_mpi.kernels import Kernel, caching, loop, pushing
 from distq_mpi.kernels.objects import LoadedKernel
 from distq_mpi.kernels.step_sizes import STEP_SIZES, step_parameter
 from distq_mpi.kernels.stepping import stepping_kernels
-from distq_mpi.lanes import LANE_DTYPE, Lanes
+from distq_mpi.lanes import Lanes
 from distq_mpi.table import Rows, initialise, record_of
 
 if TYPE_CHECKING:
@@ -199,8 +199,7 @@ class Served(Host):
         blocks = placement(config, n_states, size)[1]
         block, n_servers = int(blocks.counts.max()), int(np.count_nonzero(blocks.counts))
         messages = 2 * min(block, slots // 2 or n_states) * (record.row_bytes + 8)
-        lane_bytes = 2 * LANE_DTYPE.itemsize + 8 * int(loop.BATCH_WORDS) // loop.BATCH
-        lanes = -(-config.parallel.lanes // max(1, size - n_servers)) * lane_bytes
+        lanes = -(-config.parallel.lanes // max(1, size - n_servers)) * lane_bytes(0)
         served = {"block": block * record.row_bytes, "clocks and versions":
                   block * (4 * record.width + 8), "messages": messages}  # fmt: skip
         if config.parallel.protect == "partner":
