@@ -79,7 +79,8 @@ class Fused:
         kernels = load(Allreduce.requests(config, environment), transport)
         lone = transport if shared else _Apart(transport)
         self.this = Allreduce(config, environment, kernels, lone)
-        self.way = "messages" if self.this.memory is None else "common memory"
+        shares = self.this.memory is not None or self.this.room is not None
+        self.way = "common memory" if shares else "messages"
 
     def __call__(self) -> None:
         """One round. COLLECTIVE."""

@@ -22,9 +22,9 @@ from distq_mpi.architectures.progress import (
     WISHES,
     Agreement,
     Progress,
-    add_agent,
 )
 from distq_mpi.architectures.replicas import FEW_BYTES, ReadReplicas, owners_read
+from distq_mpi.architectures.room import Room
 from distq_mpi.architectures.schedules import (
     LENGTH_UNIT,
     MAX_PERIOD,
@@ -41,6 +41,7 @@ from distq_mpi.holding import Holding
 from distq_mpi.kernels import Kernel, chunks, fusing, loop
 from distq_mpi.kernels.generative import generative_kernels, scratch_of, sweeps_left
 from distq_mpi.kernels.objects import LoadedKernel, load
+from distq_mpi.kernels.rounds import round_kernels
 from distq_mpi.kernels.step_sizes import STEP_SIZES, step_parameter
 from distq_mpi.kernels.stepping import stepping_kernels
 from distq_mpi.kernels.traces import depth_in, forgets
@@ -76,8 +77,9 @@ class Allreduce(ReadReplicas):
     """
 
     exchanges, exchange_time_s, learned, rolls_back = "fusion", 0.0, 0, True
-    survivable = True
-    """Whether a lost rank leaves nothing behind that those left could not do without."""
+    survivable, at_once = True, False
+    """Whether a lost rank leaves nothing behind that those left could not do without; and whether
+    a round is a call for each agent and one more."""
 
     def __init__(
         self,
@@ -105,12 +107,12 @@ class Allreduce(ReadReplicas):
         self.current = 0
         self._again = self._dirty = False
         self.memory: HostMemory | None = None
+        self.room: Room | None = None
         self.protects = self.survivable and transport.survives and transport.size > 1
         self.copies: Copies | None = None
         self._coming: Copies | None = None
         self._rescued: Rescued | None = None
         self._n_recoveries = 0
-        self._known_scale: FixedPoint | None = None
         self._left_behind: list[HostMemory | None] = []
         self.depth = depth_in(config, self.n_states, self.n_actions)
         self.place(environment)
@@ -156,15 +158,15 @@ class Allreduce(ReadReplicas):
     def requests(config: Any, environment: Any) -> dict[str, Kernel]:
         """Return the kernels this architecture needs under a resolved `Config`. Local."""
         record = record_of(config.learn, environment.n_actions)
-        fusing_kernels = fusion_kernels(config, record)
+        others = {**fusion_kernels(config, record), **round_kernels(*_parts_of_rounds(config))}
         if config.learn.sampling == "generative":
-            return {**generative_kernels(config, environment, record), **fusing_kernels}
+            return {**generative_kernels(config, environment, record), **others}
         if environment.kind == "stepped":
             learning = stepping_kernels(config.learn, environment, record, Lanes(0, 1))
-            return {**learning, **fusing_kernels}
+            return {**learning, **others}
         rows = fusing.tile_rows(record.width) if _marks(config, environment, record.width) else 0
         learning = loop.learning_kernels(config.learn, environment, record, Lanes(0, 1), rows)
-        return {**learning, **fusing_kernels}
+        return {**learning, **others}
 
     @classmethod
     def unneeded(
@@ -226,8 +228,12 @@ class Allreduce(ReadReplicas):
         self._moved = 0
         learn = self.config.learn
         self.rates = np.zeros(4)
+        self._known_scale: FixedPoint | None = None
         self.rates[:2] = learn.discount, step_parameter(learn)
         self.control = np.zeros(7, np.uint64)
+        if not self._lone:
+            first, stop = self.owned
+            self.control[: chunks.ROUND] = first, stop - first, self.n_agents, self.config.run.seed
         n_words = loop.work_words(max((agent.lanes.n for agent in self.agents), default=0))
         self.learning_work = np.zeros(n_words, np.uint64)
         self.marks = np.ones(Tiles.number(self.n_states, self.width), np.uint64)
@@ -239,7 +245,7 @@ class Allreduce(ReadReplicas):
             self.learning_work = scratch_of(learn, self.n_states)
         self.unstable, self.work = np.zeros(1, np.int64), chunks.scratch(self.width)
         self.unticked = np.zeros(self.base.clock_words.size if self.frozen else 1, np.uint32)
-        self._bound: dict[tuple[str, int, int], Any] = {}
+        self._bound: dict[tuple[Any, int, int], Any] = {}
         self._added: dict[int, np.ndarray] = {}
 
     def _allocate_sums(self, block: tuple[int, int]) -> None:
@@ -255,6 +261,9 @@ class Allreduce(ReadReplicas):
         self._sums_words = self._visits_words = self._wanted_bytes = 0
         self.reads = summed and not few and self._allocate_replicas(sparse, sums_bytes)
         self.whole = not self.reads and (self._lone or fusion.maximum or (small and not merges))
+        apart = self.stepped or self.generative or self.frozen or fusion.maximum
+        self.at_once = self.whole and not apart
+        self.counts = self.reads or (self.at_once and not self._lone)
         self.owned = (0, self.n_states) if self.whole else block
         if self.reads:
             names = ()
@@ -270,6 +279,8 @@ class Allreduce(ReadReplicas):
             message = np.zeros(n_agreed + len(names) * n_pairs, np.int64)
             self.agreed, self.sums = message[:n_agreed], message[n_agreed:]
             self.message = message
+            if self.at_once and not (self._lone or self.protects):
+                self.room = Room.of(self.transport, message, self.kernels["sum_in_room"])
         self.header, self.kept = self.agreed[:HEADER], self.agreed[HEADER:]
         none: np.ndarray = np.zeros(1, np.int64)
         self.parts = dict.fromkeys(("values", "visits", "ticks", "votes", "gains"), none)
@@ -333,8 +344,15 @@ class Allreduce(ReadReplicas):
 
     def learn(self) -> None:
         """LEARN and CONTRIBUTE: run every hosted agent from the base; add up what they found."""
-        scale = self._scale()
-        self.rates[fusing.SCALE], self.rates[fusing.BOUND] = scale.scale, scale.bound
+        self._scale()
+        self._n_steps = n_steps = self.steps_of_round()
+        if self._lone:
+            steps = self.progress.steps
+            due = settles(steps, steps + n_steps * self.per_step)
+            self.control[0] = due or self._limits_always
+        if self.at_once:
+            self._learn_at_once(n_steps)
+            return
         self.header[:] = 0
         if self.memory is None or self._dirty:  # owners clear what they have added up
             self.sums[:] = 0
@@ -342,7 +360,6 @@ class Allreduce(ReadReplicas):
         self.tiles.begin()
         if self.fusion.maximum and not self._lone:
             self.parts["values"][:] = -np.inf
-        n_steps = self.steps_of_round()
         for k, agent in enumerate(self.agents):
             row_bytes = self.record.row_bytes
             for start, stop in self.tiles.replica_runs():
@@ -359,16 +376,28 @@ class Allreduce(ReadReplicas):
                 agent.lanes.forget()
             if self.reads:
                 self._contributed()
-            elif self._lone:
-                steps = self.progress.steps
-                due = settles(steps, steps + n_steps * self.per_step)
-                self.control[0] = due or self._limits_always
-                self._call("adopt", k)
             else:
-                self._call("contribute", k)
+                self._call("adopt" if self._lone else "contribute", k)
             self.tiles.learned()
-            add_agent(self.header, agent.found, agent.totals, LENGTH_UNIT, self.n_agents)
-        self._n_steps = n_steps
+            self._call("report", k)
+
+    def _learn_at_once(self, n_steps: int) -> None:
+        """As `learn`, of small tables: one call for each agent, for calls take longer than loops.
+        """
+        if not self.agents:
+            self.message[:] = 0
+        first_step = self.progress.lane_steps + 1
+        for k, agent in enumerate(self.agents):
+            key = ("at once", k, self.current)
+            if key not in self._bound:
+                found = "adopt" if self._lone else "contribute"
+                self._bind_in_turn(key, ("take_up", "learn", found, "report"))
+            if self._explores is None:
+                agent.control[loop.EXPLORE] = self._explore_of(agent.number)
+            agent.set_out(first_step, n_steps)
+            self._bound[key]()
+            if self._forgets:
+                agent.lanes.forget()
 
     def exchange(self, wishes: tuple[bool, bool, bool]) -> Agreement | None:
         """MOVE, FUSE, SHARE, AGREE. COLLECTIVE. None: a contribution did not fit its bound; roll
@@ -376,10 +405,11 @@ class Allreduce(ReadReplicas):
 
         wishes : this rank wants to (stop, checkpoint, stop for the wall time).
         """
-        self.header[WISHES] = wishes
+        if any(wishes):
+            self.header[WISHES] = wishes
         # Every rank of `whole` has counted the same pairs.
-        counts = not self.whole or self.transport.rank == 0
-        self.header[UNSTABLE] = self._moved if counts else 0
+        if self._moved and (not self.whole or self.transport.rank == 0):
+            self.header[UNSTABLE] = self._moved
         if self.protects:
             self.kept[:] = 0  # of one rank's bits and zeros, the sum is a copy for everybody
             for agent in self.agents:
@@ -388,26 +418,22 @@ class Allreduce(ReadReplicas):
             self.transport.sum_int(self.agreed)
             self._share_lone()
             return self._agree(Agreement.read(self.header))
-        self.control[:5] = (
-            self.owned[0], self.owned[1] - self.owned[0], self.n_agents, self.config.run.seed,
-            self.progress.round + 1,
-        )  # fmt: skip
-        if self.reads:
-            agreement = self._fuse_replicas()
-        else:
-            at_once = self.whole and not self.fusion.maximum
-            self.transport.sum_int(self.message if at_once else self.agreed)
-            agreement = Agreement.read(self.header)
-            if self.memory is not None:
-                self.memory.seen()
-        if agreement.overflows:
-            raised = self._scale().raised()
-            self.progress = self.progress._replace(exponent=raised.exponent, peak=raised.peak)
-            self._again = True
+        self.control[chunks.ROUND] = self.progress.round + 1
+        if self.counts:  # fused before all can agree
+            agreement = self._fuse_replicas() if self.reads else self._fuse_at_once()
+            if not agreement.overflows:
+                return self._agree(agreement)
+            self._raise_scale()
             return None
-        if self.reads:
-            pass  # fused before all could agree
-        elif self.fusion.maximum:
+        at_once = self.whole and not self.fusion.maximum
+        self.transport.sum_int(self.message if at_once else self.agreed)
+        agreement = Agreement.read(self.header)
+        if self.memory is not None:
+            self.memory.seen()
+        if agreement.overflows:
+            self._raise_scale()
+            return None
+        if self.fusion.maximum:
             self._reduce_maximum()
             self._call("fuse", 0)
         elif self._merges:
@@ -422,10 +448,16 @@ class Allreduce(ReadReplicas):
             self._fuse_owned()
         return self._agree(agreement)
 
+    def _raise_scale(self) -> None:
+        """Make room for what did not fit: the round will be run again. Local."""
+        raised = self._scale().raised()
+        self.progress = self.progress._replace(exponent=raised.exponent, peak=raised.peak)
+        self._again = True
+
     def commit(self) -> None:
         """Make the round visible. Local."""
         self._moved = int(self.unstable[0])
-        if not (self.protects or self.reads):  # else they were added beside the old ones
+        if not (self.protects or self.counts):  # else they were added beside the old ones
             self._add_visits(self.lifetime, self.lifetime, self.tiles.changed)
         self.tiles.commit()
         self.current = 1 - self.current
@@ -492,9 +524,10 @@ class Allreduce(ReadReplicas):
         """Close what is stepped, free what ranks have in common. COLLECTIVE."""
         for agent in self.agents:
             agent.close()
-        if self.memory is not None:
-            self.memory.close()
-            self.memory = None
+        for one in (self.memory, self.room):
+            if one is not None:
+                one.close()
+        self.memory = self.room = None
 
     def restore_rows(self, start: int, stop: int, stored: Any) -> None:
         """Take rows [start, stop) of a checkpoint: what `checkpoint.read_rows` gave rank 0, None
@@ -516,11 +549,12 @@ class Allreduce(ReadReplicas):
             self._take_visits(low, high, visits[low - start : high - start])
 
     def _scale(self) -> FixedPoint:
-        """The scale of this round; kept, for it seldom changes."""
-        exponent, peak = self.progress.exponent, self.progress.peak
-        known = self._known_scale
-        if known is None or (known.exponent, known.peak) != (exponent, peak):
-            known = self._known_scale = FixedPoint(self.n_agents, exponent, peak)
+        """The scale of this round, which is in `rates`, too; kept, for it seldom changes."""
+        progress, known = self.progress, self._known_scale
+        if known is None or known.exponent != progress.exponent or known.peak != progress.peak:
+            known = FixedPoint(self.n_agents, progress.exponent, progress.peak)
+            self._known_scale = known
+            self.rates[fusing.SCALE], self.rates[fusing.BOUND] = known.scale, known.bound
         return known
 
     def _agree(self, agreement: Agreement) -> Agreement:
@@ -535,12 +569,12 @@ class Allreduce(ReadReplicas):
                 self.n_agents, self.config.parallel.kappa, self._most_steps(),
             )  # fmt: skip
         learned = self._n_steps * self.per_step
-        if self.protects and self.memory is None and not self.reads:
-            self._count_visits()
-        if self.guards:
-            after = 1 - self.current
-            self.transport.shift(self.lifetimes[after], self.guarded[after])
         if self.protects:
+            if self.memory is None and not self.counts:
+                self._count_visits()
+            if self.guards:
+                after = 1 - self.current
+                self.transport.shift(self.lifetimes[after], self.guarded[after])
             self._coming = Copies(self.kept.copy(), self._worlds_of_all())
         self.pending = progress.after(self._n_steps, learned, agreement, period, scale)
         return agreement
@@ -569,6 +603,16 @@ class Allreduce(ReadReplicas):
             host = int(self.hosting.owner(0))
             self.transport.broadcast_array(self._next.raw, host)
             self.transport.broadcast_array(self.visits, host)
+
+    def _fuse_at_once(self) -> Agreement:
+        """MOVE, FUSE and AGREE, of small tables: in one call, where the ranks have a room."""
+        if self.room is None:
+            self.transport.sum_int(self.message)
+        key = ("fuse at once", 0, self.current)
+        if key not in self._bound:
+            self._bind_in_turn(key, ("fuse", "count_visits"))
+        self._bound[key]()
+        return Agreement.read(self.header)
 
     def _reduce_maximum(self) -> None:
         values, winner = self.parts["values"], self.parts["winner"]
@@ -691,6 +735,13 @@ class Allreduce(ReadReplicas):
         fresh, base = self._next, self.base
         return fresh.q, fresh.clock_words, base.q, base.clock_words
 
+    def _bind_in_turn(self, key: tuple[str, int, int], names: tuple[str, ...]) -> None:
+        """Bind kernels over this rank's arrays as one call; what fuses meets other ranks first."""
+        calls = [self._bind(name, key[1]) for name in names]
+        if self.room is not None and names[0] == "fuse":
+            calls.insert(0, self.room.sum)
+        self._bound[key] = self.kernels["in_turn"].bind_calls(calls)
+
     def _call(self, name: str, k: int) -> None:
         """Call a kernel over this rank's arrays."""
         self._bind(name, k)()
@@ -706,10 +757,18 @@ class Allreduce(ReadReplicas):
         replica, base, fresh, parts = self.replica, self.base, self._next, self.parts
         if name == "fuse" and self.fusion.maximum:
             return (fresh.q, fresh.clock_words, parts["values"], parts["winner"], self.control)
+        if name == "count_visits":
+            return (self.lifetime, parts["visits"], self.lifetimes[1 - self.current])
         if name == "fuse":
             return (*self._tables(), *parts.values(), self.lifetime, self.control, self.rates,
                     self.unstable, self.tiles.due, *self.work)  # fmt: skip
         agent = self.agents[k]
+        if name == "take_up":
+            message = self.message if k == 0 else self.message[:0]
+            return (base.raw, replica.raw, agent.committed.raw, agent.lanes.raw, message,
+                    agent.totals)  # fmt: skip
+        if name == "report":
+            return (agent.found, agent.totals, self.header, self.n_agents, LENGTH_UNIT)
         if name == "learn":
             seen = base.q if self.frozen else replica.q
             return (seen, replica.q, replica.clock_words,
@@ -735,6 +794,11 @@ def counts_what_it_writes(config: Any) -> bool:
     """Whether rows that a round changes are those whose visits it counts. Local."""
     learn = config.learn
     return learn.rule in SPARSE_RULES and learn.n_steps == 1 and learn.target == "live"
+
+
+def _parts_of_rounds(config: Any) -> tuple[str, ...]:
+    """Kernels of `rounds` that a run needs; all of them where the tuple is empty. Local."""
+    return ("in_turn", "take_up", "report") if adopts(config) else ()
 
 
 def _marks(config: Any, environment: Any, width: int) -> bool:

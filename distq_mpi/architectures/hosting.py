@@ -69,7 +69,7 @@ class Hosted:
     def learn(self, call: Callable[[], None], first_step: int, n_steps: int) -> None:
         """Step every lane `n_steps` times; `call` runs the kernel `learn` over these arrays."""
         self.totals[:] = 0.0
-        self.control[loop.N_STEPS], self.control[loop.FIRST_STEP] = n_steps, first_step
+        self.set_out(first_step, n_steps)
         if self.worlds is None:
             call()
             return
@@ -79,6 +79,10 @@ class Hosted:
                 self.stepped_at = time.perf_counter()
                 call()
                 self.worlds.step(self.lanes, now)
+
+    def set_out(self, first_step: int, n_steps: int) -> None:
+        """Say which steps `learn` is to make."""
+        self.control[loop.N_STEPS], self.control[loop.FIRST_STEP] = n_steps, first_step
 
     def learning_arrays(self, work: np.ndarray, params: Any) -> tuple[Any, ...]:
         """What the kernel `learn` takes between the table and `control`; work : its scratch."""
@@ -143,6 +147,8 @@ class Host:
     config: Any
     transport: Any
     depth = 0
+    _explores: int | None = None
+    """What `_explore` always is, where it is always the same."""
     progress: Any
     pending: Any
     stepped: bool
@@ -168,7 +174,13 @@ class Host:
         return EXPLORATIONS[learn.exploration].key, exploration_at(learn, self.progress.steps)
 
     def _explore(self) -> int:
-        return EXPLORATIONS[self.config.learn.exploration].encode(self.exploration[1])
+        if self._explores is not None:
+            return self._explores
+        learn, (key, value) = self.config.learn, self.exploration
+        found = EXPLORATIONS[learn.exploration].encode(value)
+        if getattr(learn, f"{key}_schedule") == "constant":
+            self._explores = found
+        return found
 
     def _explore_of(self, number: int) -> int:
         """As `_explore`, of an agent."""

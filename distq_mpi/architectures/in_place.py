@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from distq_mpi.architectures.allreduce import Allreduce, counts_what_it_writes
-from distq_mpi.architectures.progress import HEADER, WISHES, Agreement, add_agent
-from distq_mpi.architectures.schedules import LENGTH_UNIT, settles
+from distq_mpi.architectures.progress import HEADER, WISHES, Agreement
+from distq_mpi.architectures.schedules import settles
 from distq_mpi.architectures.tiles import Tiles
 from distq_mpi.errors import ConfigError
 from distq_mpi.files import SLICE_ROWS
@@ -28,7 +28,6 @@ from distq_mpi.table import Rows, record_of
 
 LEAST_BYTES = 1 << 25
 """Of an agent's table that is changed in place: smaller ones stay in caches, and so do copies."""
-NOTHING_FOUND = np.zeros(5)
 
 
 class InPlace(Allreduce):
@@ -73,7 +72,7 @@ class InPlace(Allreduce):
     def _allocate_sums(self, block: tuple[int, int]) -> None:
         """The table, which every rank takes memory for where its block is."""
         transport = self.transport
-        self.whole, self.owned = False, block
+        self.whole, self.counts, self.owned = False, False, block
         n_bytes = self.n_states * self.record.row_bytes
         self.memory = transport.host_memory(0, 0, n_bytes) if transport.size > 1 else None
         if transport.size > 1 and (self.memory is None or self.memory.across[1:]):
@@ -112,7 +111,7 @@ class InPlace(Allreduce):
             agent.lanes.copy_from(agent.committed)
             agent.control[loop.EXPLORE] = self._explore_of(agent.number)
             agent.learn(self._bind("learn", k), self.progress.lane_steps + 1, n_steps)
-            add_agent(self.header, NOTHING_FOUND, agent.totals, LENGTH_UNIT, self.n_agents)
+            self._call("report", k)
         self._n_steps = n_steps
 
     def exchange(self, wishes: tuple[bool, bool, bool]) -> Agreement:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import NamedTuple
 
 import numpy as np
 
-from distq_mpi.fusion import FixedPoint, join_float, split_float
+from distq_mpi.fusion import FixedPoint
+from distq_mpi.kernels.rounds import LIMB
 
 WINDOW_EPISODES = 100
 
@@ -60,19 +60,10 @@ class Progress(NamedTuple):
         if n_window >= WINDOW_EPISODES:
             mean, n_window, total = total / n_window, 0, 0.0
         return Progress(
-            round=self.round + 1,
-            lane_steps=self.lane_steps + n_steps,
-            steps=self.steps + learned,
-            episodes=self.episodes + agreement.episodes,
-            period=period,
-            exponent=scale.exponent,
-            peak=scale.peak,
-            window_episodes=n_window,
-            window_return=total,
-            mean_return=mean,
-            square_sum=agreement.square_sum,
-            round_steps=learned,
-        )
+            self.round + 1, self.lane_steps + n_steps, self.steps + learned,
+            self.episodes + agreement.episodes, period, scale.exponent, scale.peak, n_window,
+            total, mean, agreement.square_sum, learned,
+        )  # fmt: skip
 
     def to_json(self) -> str:
         """As checkpoints hold it."""
@@ -89,8 +80,8 @@ class Progress(NamedTuple):
         return self.agent_steps[agent] if self.agent_steps else self.lane_steps
 
 
-# The agreed vector: int64 numbers that ride in front of the contributions and are summed. The last
-# three are what ranks, not agents, have to say.
+# The agreed vector: int64 numbers that ride in front of the contributions and are summed. The first
+# ten come from agents (`rounds.report`), the last three are what ranks have to say.
 FIELDS = (
     "overflows", "large", "non_finite", "length", "visits", "episodes", "return_whole",
     "return_fraction", "square_whole", "square_fraction", "unstable", "want_stop",
@@ -105,48 +96,29 @@ HEADER = 16
 class Agreement(NamedTuple):
     """What all ranks agreed on in a round: sums over agents (and over ranks, for wishes)."""
 
-    overflows: int
-    large: int
-    non_finite: int
-    length: int
-    visits: int
-    episodes: int
-    return_sum: float
-    square_sum: float
-    unstable: int
+    overflows: int = 0
+    large: int = 0
+    non_finite: int = 0
+    length: int = 0
+    visits: int = 0
+    episodes: int = 0
+    return_sum: float = 0.0
+    square_sum: float = 0.0
+    unstable: int = 0
     """Pairs that the round before moved beyond their target (`fusing.GAIN_LIMIT`)."""
-    want_stop: bool
-    want_checkpoint: bool
-    want_time: bool
+    want_stop: bool = False
+    want_checkpoint: bool = False
+    want_time: bool = False
 
     @classmethod
     def read(cls, header: np.ndarray) -> Agreement:
         """From the summed vector, int64 (HEADER,)."""
         (
             overflows, large, non_finite, length, visits, episodes, return_whole, return_fraction,
-            square_whole, square_fraction, unstable, want_stop, want_checkpoint, want_time, *_,
+            square_whole, square_fraction, unstable, want_stop, want_checkpoint, want_time, _, _,
         ) = header.tolist()  # fmt: skip
         return cls(
             overflows, large, non_finite, length, visits, episodes,
-            join_float(return_whole, return_fraction), join_float(square_whole, square_fraction),
+            return_whole + return_fraction / LIMB, square_whole + square_fraction / LIMB,
             unstable, want_stop > 0, want_checkpoint > 0, want_time > 0,
         )  # fmt: skip
-
-
-def add_agent(
-    header: np.ndarray, found: np.ndarray, totals: np.ndarray, unit: float, n_agents: int
-) -> None:
-    """Add one of `n_agents` agents' findings to the vector, each rounded on its own, in place.
-
-    found : as written by the `contribute` kernels; totals : as written by `learn`.
-    """
-    overflows, large, non_finite, length, visits = found.tolist()
-    returns, squares, episodes = totals.tolist()
-    if not (math.isfinite(squares) and math.isfinite(returns)):
-        non_finite += 1
-    numbers = (
-        int(overflows), int(large), int(non_finite), round(min(length * unit, 2.0**52)),
-        int(visits), int(episodes), *split_float(returns, n_agents),
-        *split_float(squares, n_agents),
-    )  # fmt: skip
-    header[: len(numbers)] += np.array(numbers, np.int64)

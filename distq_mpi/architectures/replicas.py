@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from distq_mpi.architectures.progress import Agreement, add_agent
+from distq_mpi.architectures.progress import Agreement
 from distq_mpi.architectures.schedules import LENGTH_UNIT
 from distq_mpi.architectures.survivable import Survivable
 from distq_mpi.architectures.tiles import Tiles
@@ -68,7 +68,7 @@ class ReadReplicas(Survivable):
     lifetimes: list[np.ndarray]
     _wanted_bytes = 0
     """Of memory in common that was asked for last."""
-    _bound: dict[tuple[str, int, int], Any]
+    _bound: dict[tuple[Any, int, int], Any]
 
     def _allocate_replicas(self, sparse: bool, sums_bytes: int) -> bool:
         """Make room for tables, and for replicas where owners read them; False where sums are
@@ -162,7 +162,6 @@ class ReadReplicas(Survivable):
             self._meet_apart()
             self._move_rows()
         self._call_fusion()
-        add_agent(self.header, self._found, NO_TOTALS, LENGTH_UNIT, self.n_agents)
         self._share_rows()
         return Agreement.read(self.header)
 
@@ -187,12 +186,16 @@ class ReadReplicas(Survivable):
             if self.memory is not None:
                 self.control[chunks.SLOT] = self._slot_rows
                 self.control[chunks.RENEWS] = 1 if self.tiles.sparse else 2
-            self._bound[key] = self.kernels["fuse_replicas"].bind(
+            fusing = self.kernels["fuse_replicas"].bind(
                 fresh.q, fresh.clock_words, base.q, base.clock_words, read.q, read.clock_words,
                 self.lifetime, self.lifetimes[1 - self.current], self.control, self.rates,
                 self._found, self.unstable, self.tiles.changed, self.tiles.due, self._places,
                 *self.work,
             )  # fmt: skip
+            reporting = self.kernels["report"].bind(
+                self._found, NO_TOTALS, self.header, self.n_agents, LENGTH_UNIT
+            )
+            self._bound[key] = self.kernels["in_turn"].bind_calls([fusing, reporting])
         self._bound[key]()
 
     def _meet_apart(self) -> None:

@@ -23,7 +23,7 @@ from distq_mpi.architectures.desk import Desk
 from distq_mpi.architectures.hosting import Host, lane_bytes
 from distq_mpi.architectures.partner import Protection, Rescued
 from distq_mpi.architectures.partner import memory_bytes as protection_bytes
-from distq_mpi.architectures.progress import HEADER, WISHES, Agreement, Progress, add_agent
+from distq_mpi.architectures.progress import HEADER, WISHES, Agreement, Progress
 from distq_mpi.architectures.schedules import (
     LENGTH_UNIT,
     MAX_PERIOD,
@@ -39,6 +39,7 @@ from distq_mpi.fusion import FixedPoint
 from distq_mpi.holding import Holding
 from distq_mpi.kernels import Kernel, caching, loop, pushing
 from distq_mpi.kernels.objects import LoadedKernel
+from distq_mpi.kernels.rounds import round_kernels
 from distq_mpi.kernels.step_sizes import STEP_SIZES, step_parameter
 from distq_mpi.kernels.stepping import stepping_kernels
 from distq_mpi.lanes import Lanes
@@ -153,6 +154,11 @@ class Served(Host):
         self.worker = (
             CachingWorker(*given, n_lanes=n_lanes, most=most) if slots else Worker(*given)
         )
+        report = self.kernels["report"]
+        self._reports = [
+            report.bind(self.worker.found, agent.totals, self.header, self.n_agents, LENGTH_UNIT)
+            for agent in self.agents
+        ]
         self._protect_rows()
 
     def _protect_rows(self) -> None:
@@ -218,6 +224,7 @@ class Served(Host):
         return {
             **learning(config.learn, environment, record, Lanes(0, 1)),
             **pushing.pushing_kernels(config.learn, record, cached),
+            **round_kernels("report"),
         }
 
     @property
@@ -261,11 +268,11 @@ class Served(Host):
             self._turn += 1
             begin, turn = time.perf_counter(), self._turn % len(self.agents)
             then = self.agents[turn].number, self.pushed[turn]
-            found = worker.push(agent.number, self.pushed[k], n_steps * agent.lanes.n, then)
+            worker.push(agent.number, self.pushed[k], n_steps * agent.lanes.n, then)
             self.exchange_time_s += time.perf_counter() - begin
-            add_agent(self.header, found, agent.totals, LENGTH_UNIT, self.n_agents)
+            self._reports[k]()
             if not self.period:
-                self.periods[k] = self._next_period(agent, n_steps, found)
+                self.periods[k] = self._next_period(agent, n_steps, worker.found)
         worker.pause()
 
     def _next_period(self, agent: Any, n_steps: int, found: np.ndarray) -> int:

@@ -28,7 +28,8 @@ class Survivable(Host):
     width: int
     current: int
     whole: bool
-    reads: bool
+    counts: bool
+    """Whether fusing counts visits, too, into the lifetimes of the round after."""
     protects: bool
     owned: tuple[int, int]
     blocks: Partition
@@ -67,7 +68,7 @@ class Survivable(Host):
         """
         n_pairs = (self.owned[1] - self.owned[0]) * self.width
         self.lifetimes = [np.zeros(n_pairs, np.uint64)] * 2
-        if self.reads:
+        if self.counts:
             self.lifetimes[1] = np.zeros(n_pairs, np.uint64)
         self.guards = False
         if not self.protects:

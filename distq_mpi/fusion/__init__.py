@@ -1,6 +1,6 @@
 """Fusion: how what the agents learned becomes one table. Arithmetic only, no messages."""
 
-from distq_mpi.fusion.fixed_point import FixedPoint, join_float, split_float
+from distq_mpi.fusion.fixed_point import FixedPoint
 from distq_mpi.fusion.strategies import (
     FUSIONS,
     Fusion,
@@ -10,6 +10,5 @@ from distq_mpi.fusion.strategies import (
 )
 
 __all__ = [
-    "FUSIONS", "FixedPoint", "Fusion", "adopts", "fusion_kernels", "fusion_of", "join_float",
-    "split_float",
+    "FUSIONS", "FixedPoint", "Fusion", "adopts", "fusion_kernels", "fusion_of",
 ]  # fmt: skip

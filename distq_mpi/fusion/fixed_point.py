@@ -15,7 +15,6 @@ from functools import cached_property
 START_EXPONENT = 4
 RAISE = 8
 DEPTH = 24
-LIMB = 2.0**40
 
 
 @dataclass(frozen=True)
@@ -53,22 +52,3 @@ class FixedPoint:
         if n_large or self.exponent <= self.peak - DEPTH:
             return self
         return replace(self, exponent=self.exponent - 1)
-
-
-def split_float(x: float, n_agents: int = 1) -> tuple[int, int]:
-    """Split a float into two integers whose sums over agents are exact to 2^-41.
-
-    It saturates at 2^61 / n_agents, so that no sum can overflow; NaN gives (0, 0), for the caller
-    counts what is not finite apart.
-    """
-    if math.isnan(x):
-        return 0, 0
-    limit = 2.0**61 / n_agents
-    x = min(max(x, -limit), limit)
-    whole = math.floor(x)
-    return whole, round((x - whole) * LIMB)
-
-
-def join_float(whole: int, fraction: int) -> float:
-    """The inverse of `split_float` on sums."""
-    return whole + fraction / LIMB

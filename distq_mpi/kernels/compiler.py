@@ -27,7 +27,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from distq_mpi.errors import ModelError
-from distq_mpi.kernels import Kernel, storing
+from distq_mpi.kernels import Kernel, rounds, storing
 from distq_mpi.kernels.fingerprint import used_values
 from distq_mpi.kernels.objects import ENTRY, target_machine
 
@@ -92,7 +92,53 @@ def lowest_bit(context, x):
     return nb.uint64(nb.uint64), lambda c, b, s, a: b.cttz(a[0], ir.IntType(1)(1))
 
 
+def _place(context, builder, signature, arguments):
+    """Emit the address of array[index], of 64-bit integers."""
+    data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+    return builder.gep(data, [arguments[1]])
+
+
+@intrinsic
+def ordered_load(context, array, index):
+    """`rounds.ordered_load` as the processor's instruction."""
+
+    def emit(context, builder, signature, arguments):
+        place = _place(context, builder, signature, arguments)
+        return builder.load_atomic(place, "acquire", WORD_BYTES)
+
+    return array.dtype(array, index), emit
+
+
+@intrinsic
+def ordered_store(context, array, index, value):
+    """`rounds.ordered_store` as the processor's instruction."""
+
+    def emit(context, builder, signature, arguments):
+        place = _place(context, builder, signature, arguments)
+        builder.store_atomic(arguments[2], place, "release", WORD_BYTES)
+        return context.get_dummy_value()
+
+    return nb.void(array, index, array.dtype), emit
+
+
+@intrinsic
+def call(context, entry, words):
+    """`rounds.call` as a call."""
+
+    def emit(context, builder, signature, arguments):
+        kind = ir.FunctionType(ir.IntType(32), [ir.IntType(64).as_pointer()])
+        function = builder.inttoptr(arguments[0], kind.as_pointer())
+        builder.call(function, [builder.inttoptr(arguments[1], kind.args[0])])
+        return context.get_dummy_value()
+
+    return nb.void(nb.uint64, nb.uint64), emit
+
+
 INSTRUCTIONS = {
+    rounds.ordered_load: ordered_load,
+    rounds.ordered_store: ordered_store,
+    rounds.give_way: nb.ExternalFunction("sched_yield", nb.int32()),
+    rounds.call: call,
     storing.prefetch: prefetch,
     storing.prefetch_read: prefetch_read,
     storing.bits_of: bits_of,
@@ -102,6 +148,8 @@ INSTRUCTIONS = {
     storing.lowest_bit: lowest_bit,
 }
 
+
+WORD_BYTES = 8
 
 _inner: dict[Any, Any] = {}
 """Dispatchers by what their functions are made of. Most of what one kernel reaches another does,

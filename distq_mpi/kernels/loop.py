@@ -129,7 +129,7 @@ def learn(seen, q, clock, state, action, next_state, reward, terminated, age, ga
     """
     n_lanes, explore, seed = np.int64(control[N_LANES]), control[EXPLORE], control[SEED]
     first_step, first_lane, limit = control[FIRST_STEP], control[FIRST_LANE], control[LIMIT]
-    discount, alpha = rates[DISCOUNT], rates[ALPHA]
+    discount, alpha, last = rates[DISCOUNT], rates[ALPHA], first_step + control[N_STEPS] - u8(1)
     table = seen if FROZEN else q
     marks = u8(work.size) - (((u8(q.size) // STRIDE - u8(1)) >> TILE_SHIFT) + u8(1))
     n_episodes, return_sum, square_sum = 0.0, 0.0, 0.0
@@ -142,7 +142,7 @@ def learn(seen, q, clock, state, action, next_state, reward, terminated, age, ga
             following, later = batch + BATCH, now
             if following >= n_lanes:
                 following, later = 0, now + u8(1)
-            size = min(BATCH, n_lanes - batch)
+            size, goes_on = min(BATCH, n_lanes - batch), later <= last
             for group in range(0, BATCH, GROUP):
                 stop, first_of = min(group + GROUP, size), lanes + u8(group)
                 # Short loops, not one long one: the processor sees more lanes at once, and those
@@ -178,7 +178,7 @@ def learn(seen, q, clock, state, action, next_state, reward, terminated, age, ga
                     move(work, first_of, u8(BATCH + group), params, stop - group)
                 for i in range(group, stop):  # close together, so that the waits overlap
                     prefetch(table, work[lanes + u8(i) + NEXT_STATE] * STRIDE)
-                for i in range(GROUP):  # while these are waited for
+                for i in range(GROUP if goes_on else 0):  # while these are waited for
                     ahead = first_lane + u8(following + group + i)
                     word, bits = threefry(later, ahead, seed, TRANSITION)
                     work[u8(group + i)], work[u8(BATCH + group + i)] = word, bits

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any, Protocol
 
@@ -119,9 +120,16 @@ def _prepare(requests: dict[str, Kernel]) -> dict[str, str]:
 class BoundKernel:
     """A compiled kernel with its arguments fixed; holds the arrays alive. Call it with nothing."""
 
-    def __init__(self, call: Any, words: np.ndarray, arguments: tuple[Any, ...]) -> None:
+    def __init__(
+        self, call: Any, entry: int, words: np.ndarray, arguments: tuple[Any, ...]
+    ) -> None:
         self._call, self._place = call, ctypes.c_void_p(words.ctypes.data)
-        self._keep = words, arguments
+        self.entry, self.words = entry, words
+        self._keep: Any = arguments
+
+    def keep(self, more: Any) -> None:
+        """Hold what the arguments point to alive. Local."""
+        self._keep = self._keep, more
 
     def __call__(self) -> None:
         if self._call(self._place) not in (0, -2):
@@ -141,7 +149,8 @@ class LoadedKernel:
         self._engine.finalize_object()
         self._types = about["arguments"]
         prototype = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)
-        self._call = prototype(self._engine.get_function_address(about["symbol"]))
+        self._entry = self._engine.get_function_address(about["symbol"])
+        self._call = prototype(self._entry)
         self._results = np.zeros(2, np.uint64)
 
     def bind(self, *arguments: Any) -> BoundKernel:
@@ -156,7 +165,14 @@ class LoadedKernel:
                 raise TypeError(f"a kernel wants {described}, not {describe(argument)}")
             words += _words(argument)
         packed = np.frombuffer(b"".join(words), np.uint64)
-        return BoundKernel(self._call, packed, (self, *arguments))
+        return BoundKernel(self._call, self._entry, packed, (self, *arguments))
+
+    def bind_calls(self, kernels: Sequence[BoundKernel]) -> BoundKernel:
+        """Of the kernel `rounds.in_turn`: return a call of bound kernels, one after the other."""
+        pairs = [(kernel.entry, kernel.words.ctypes.data) for kernel in kernels]
+        bound = self.bind(np.array(pairs, np.uint64).reshape(-1))
+        bound.keep(kernels)
+        return bound
 
     def __call__(self, *arguments: Any) -> None:
         self.bind(*arguments)()

@@ -14,13 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distq_mpi.architectures import Allreduce
-from distq_mpi.architectures.progress import FIELDS, HEADER, Agreement, add_agent
+from distq_mpi.architectures.progress import FIELDS, HEADER, Agreement
 from distq_mpi.errors import ConfigError
-from distq_mpi.fusion import FUSIONS, FixedPoint, join_float, split_float
+from distq_mpi.fusion import FUSIONS, FixedPoint
 from distq_mpi.kernels import fusing
+from distq_mpi.kernels.rounds import LIMB, report, round_kernels, split_float
 from distq_mpi.table import Rows
 from tests.driving import Fuser, Job
-from tests.stand_in import Alone, compiled, config, one_state, random_model, together
+from tests.stand_in import Alone, compiled, config, one_state, plain, random_model, together
 
 
 def rounds(fuser: Fuser, n: int, seed: int = 0) -> list[Rows]:
@@ -326,42 +327,61 @@ def test_a_quiet_round_lowers_the_bound_slowly(point: FixedPoint, n_large: int) 
     assert point.peak - 24 <= after.exponent <= point.peak
 
 
+def split(x: float, n_agents: int = 1) -> tuple[int, int]:
+    """The two integers of a float."""
+    found = np.zeros(2, np.int64)
+    split_float(np.float64(x), 2.0**61 / n_agents, found, 0)
+    whole, fraction = found.tolist()
+    return whole, fraction
+
+
+def join(whole: int, fraction: int) -> float:
+    """The float again."""
+    return whole + fraction / LIMB
+
+
+def told(agents: list[tuple[list[float], list[float]]], n_agents: int) -> np.ndarray:
+    """The header after some agents' findings and totals: plain and compiled, which are equal."""
+    headers = np.zeros((2, HEADER), np.int64)
+    loops = plain(report, {}), compiled(round_kernels("report"))["report"]
+    for header, add in zip(headers, loops, strict=True):
+        for found, totals in agents:
+            add(np.array(found), np.array(totals), header, n_agents, 1024.0)
+    assert np.array_equal(*headers)
+    return headers[0]
+
+
 @given(st.lists(st.floats(-(2.0**40), 2.0**40), max_size=50), st.randoms())
 def test_split_floats_add_up_in_any_order(numbers: list[float], random: Any) -> None:
-    pairs = [split_float(x) for x in numbers]
+    pairs = [split(x) for x in numbers]
     for (whole, fraction), x in zip(pairs, numbers, strict=True):
-        assert abs(join_float(whole, fraction) - x) <= 2.0**-41 + abs(x) * 2.0**-52
+        assert abs(join(whole, fraction) - x) <= 2.0**-41 + abs(x) * 2.0**-52
         assert 0 <= fraction <= 2**40
     total = [sum(column) for column in zip(*pairs, strict=True)] or [0, 0]
-    assert join_float(*total) == pytest.approx(math.fsum(numbers), abs=50 * 2.0**-41, rel=1e-15)
+    assert join(*total) == pytest.approx(math.fsum(numbers), abs=50 * 2.0**-41, rel=1e-15)
     random.shuffle(pairs)
     assert [sum(column) for column in zip(*pairs, strict=True)] in (total, [])
 
 
 @pytest.mark.parametrize("x", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_counted(x: float) -> None:
-    header = np.zeros(HEADER, np.int64)
-    add_agent(header, np.zeros(5), np.array([x, 0.0, 1.0]), 1024.0, 1)
-    assert header[FIELDS.index("non_finite")] == 1
+    assert told([([0.0] * 5, [x, 0.0, 1.0])], 1)[FIELDS.index("non_finite")] == 1
+    assert told([([0.0] * 5, [0.0, x, 1.0])], 1)[FIELDS.index("non_finite")] == 1
 
 
 @pytest.mark.parametrize("x", [2.0**61, -(2.0**61), 1e300, math.inf])
 def test_what_is_too_large_saturates_without_overflow(x: float) -> None:
-    whole, fraction = split_float(x, 64)
+    whole, fraction = split(x, 64)
     assert (abs(whole), fraction) == (2**55, 0) and (whole > 0) == (x > 0)
-    header = np.zeros(HEADER, np.int64)
-    for _ in range(64):
-        add_agent(header, np.zeros(5), np.array([0.0, abs(x), 1.0]), 1024.0, 64)
+    header = told([([0.0] * 5, [0.0, abs(x), 1.0])] * 64, 64)
     assert header[FIELDS.index("square_whole")] == 2**61
     assert header[FIELDS.index("non_finite")] == (64 if math.isinf(x) else 0)
 
 
 def test_the_header_is_read_back_as_it_was_written() -> None:
-    header = np.zeros(HEADER, np.int64)
-    for returns in (2.25, -0.5):
-        add_agent(header, np.array([1.0, 2, 3, 0.5, 7]), np.array([returns, 1e6, 4.0]), 1024.0, 2)
+    header = told([([1.0, 2, 3, 0.5, 7], [x, 1e6, 4.0]) for x in (2.25, -0.5)], 2)
     header[FIELDS.index("want_checkpoint")] = 1
-    expected = Agreement(2, 4, 6, 1024, 14, 8, 1.75, 2e6, 0, False, True, False)
+    expected = Agreement(2, 4, 6, 1024, 14, 8, 1.75, 2e6, want_checkpoint=True)
     assert Agreement.read(header) == expected
 
 

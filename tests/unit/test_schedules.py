@@ -119,7 +119,7 @@ def test_epsilon_as_a_threshold() -> None:
 
 def test_a_window_of_episodes_closes_at_a_hundred() -> None:
     def after(progress: Progress, episodes: int, returns: float) -> Progress:
-        agreed = Agreement(0, 0, 0, 0, 0, episodes, returns, 0.0, 0, False, False, False)
+        agreed = Agreement(episodes=episodes, return_sum=returns)
         return progress.after(2, 128, agreed, 4, FixedPoint(1))
 
     progress = after(Progress(), 60, 30.0)

@@ -11,7 +11,7 @@ from distq_mpi.certificate import Certificate
 from distq_mpi.config import StopConfig
 from distq_mpi.stopping import CHECK_GROWTH, is_check_round, verdict
 
-QUIET = Agreement(0, 0, 0, 0, 0, 0, 0.0, 0.0, 0, False, False, False)
+QUIET = Agreement()
 PROGRESS = Progress(round=7, steps=1000, episodes=20, mean_return=0.5, round_steps=100)
 
 
