@@ -15,7 +15,7 @@ import numpy as np
 
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.explicit import functions, law_step
-from distq_mpi.environments.exploring import uniform_law, uniform_start
+from distq_mpi.environments.exploring import model_functions
 from distq_mpi.environments.rows import Packed, assembled, cut_into_runs
 from distq_mpi.errors import DistqError
 from distq_mpi.partition import Partition
@@ -100,8 +100,7 @@ def share_rows(
     if transport.leads_node:
         made = functions(shared.n_starts, params)
         if shared.explores_starts:
-            n = shared.n_states
-            made |= {"law_start": uniform_start(n), "start": uniform_law(n)}
+            made |= model_functions()
     return replace(shared, params=params, rows=(low, high), source=None, **made)
 
 

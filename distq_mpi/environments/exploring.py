@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,41 +15,74 @@ u8 = np.uint64
 LOW32, SHIFT32 = u8(0xFFFFFFFF), u8(32)
 
 
-def uniform_start(n_states: int) -> Any:
-    """Return law_start(bits, params): every state equally likely, floor(bits n / 2^64)."""
-    low, high = u8(n_states & 0xFFFFFFFF), u8(n_states >> 32)
+def scaled(bits, n):  # type: ignore[no-untyped-def]
+    """floor(bits n / 2^64), of uint64: any of n numbers, each equally likely."""
+    low, high = n & LOW32, n >> SHIFT32
+    carried = (bits & LOW32) * low >> SHIFT32
+    middle = (bits >> SHIFT32) * low + carried
+    other = (bits & LOW32) * high + (middle & LOW32)
+    return (bits >> SHIFT32) * high + (middle >> SHIFT32) + (other >> SHIFT32)
+
+
+def _told(params):  # type: ignore[no-untyped-def]
+    return params[-1]
+
+
+def _of_model(params):  # type: ignore[no-untyped-def]
+    return params[-1][0]
+
+
+def uniform_functions(n_states: Callable[..., Any]) -> dict[str, Any]:
+    """`law_start` and `start` where every state is equally likely. n_states : of params, for what
+    is compiled should serve every size."""
 
     def law_start(bits, params):  # type: ignore[no-untyped-def]
-        carried = (bits & LOW32) * low >> SHIFT32
-        middle = (bits >> SHIFT32) * low + carried
-        other = (bits & LOW32) * high + (middle & LOW32)
-        return (bits >> SHIFT32) * high + (middle >> SHIFT32) + (other >> SHIFT32)
-
-    return law_start
-
-
-def uniform_law(n_states: int) -> Any:
-    """Return start(i, params) -> (probability, state) for the same distribution."""
-    probability = 1.0 / n_states
+        return scaled(bits, u8(n_states(params)))
 
     def start(i, params):  # type: ignore[no-untyped-def]
-        return probability, i
+        return 1.0 / n_states(params), i
 
-    return start
+    return {"law_start": law_start, "start": start}
+
+
+def model_functions() -> dict[str, Any]:
+    """`law_start` and `start` of an explicit model that is begun in any state."""
+    return uniform_functions(_of_model)
 
 
 def exploring_starts(environment: Environment) -> Environment:
     """Return the environment with a uniform start distribution over all states. Local.
 
     All that speaks of starts, values over the start distribution and reachable states included,
-    then speaks of these. Bits 0 to 63 of a RESET draw's first word decide.
+    then speaks of these. Bits 0 to 63 of a RESET draw's first word decide. The `params` of a law
+    then end with the number of states.
     """
+    functions = model_functions() if environment.kind == "explicit" else _of_law(environment)
     text = f"{environment.model_id} exploring starts"
     return replace(
         environment,
-        law_start=uniform_start(environment.n_states),
-        start=uniform_law(environment.n_states),
+        **functions,
         n_starts=environment.n_states,
         explores_starts=True,
         model_id=hashlib.sha256(text.encode()).hexdigest(),
     )
+
+
+def _of_law(environment: Environment) -> dict[str, Any]:
+    inner_step, inner = environment.law_step, environment.outcome
+    inner_outcomes = environment.outcomes
+
+    def law_step(state, action, bits, params):  # type: ignore[no-untyped-def]
+        return inner_step(state, action, bits, params[:-1])
+
+    def outcomes(state, action, params):  # type: ignore[no-untyped-def]
+        return inner_outcomes(state, action, params[:-1])
+
+    def outcome(state, action, i, params):  # type: ignore[no-untyped-def]
+        return inner(state, action, i, params[:-1])
+
+    return {
+        "params": (*environment.params, environment.n_states),
+        "law_step": law_step, "outcomes": outcomes, "outcome": outcome,
+        **uniform_functions(_told),
+    }  # fmt: skip

@@ -18,7 +18,7 @@ from distq_mpi.environments.arguments import call, suggestion
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.checking import CHECK_LIMIT
 from distq_mpi.environments.explicit import TOLERANCE
-from distq_mpi.environments.exploring import uniform_start
+from distq_mpi.environments.exploring import scaled
 from distq_mpi.environments.own_step import check_step, own_step
 from distq_mpi.errors import ModelError
 from distq_mpi.kernels.fingerprint import fingerprint, used_values
@@ -73,10 +73,9 @@ def sampled_start(start: Callable[..., Any], n_starts: int) -> Callable[..., Any
 
 def uniform_starts(start: Callable[..., Any], n_starts: int) -> Callable[..., Any]:
     """Derive the sampling of equally likely start states from `start`, however many they are."""
-    draw = uniform_start(n_starts)
 
     def first(bits, params):  # type: ignore[no-untyped-def]
-        return u8(start(i8(draw(bits, params)), params)[1])
+        return u8(start(i8(scaled(bits, u8(n_starts))), params)[1])
 
     return first
 

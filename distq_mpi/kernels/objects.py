@@ -78,7 +78,9 @@ def _key(kernel: Kernel, described: list[Any]) -> str:
 
     machine = (llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
     versions = (sys.version, version("numba"), version("llvmlite"), version("numpy"))
-    sources = fingerprint({**kernel.parts, "template": kernel.template}, code=True)
+    named = kernel.template.__code__.co_names  # a run has parts that this kernel has no use for
+    parts = {name: part for name, part in kernel.parts.items() if name in named}
+    sources = fingerprint({**parts, "template": kernel.template}, code=True)
     text = json.dumps([sources, described, machine, versions, _compiler()])
     return f"{kernel.template.__name__}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 

@@ -14,10 +14,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from distq_mpi.architectures import Allreduce
+from distq_mpi.config import EnvConfig
 from distq_mpi.errors import DistqError, FileError, ModelError
 from distq_mpi.kernels import Kernel, describe, objects
+from distq_mpi.kernels.checking import checking_kernel
 from distq_mpi.kernels.objects import cache_folder, load
-from tests.stand_in import Alone
+from distq_mpi.kernels.sweeps import planning_kernels
+from distq_mpi.preparation import build
+from tests.stand_in import Alone, config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -171,6 +176,32 @@ def test_parts_and_types_are_in_the_key(folder: Path) -> None:
     out = np.zeros(1)
     load({"scale": Kernel(scale, {"helper": double}, EXAMPLE)}, Alone())["scale"](x, 3.0, out)
     assert out[0] == 6.0
+
+
+def test_a_part_that_a_kernel_does_not_name_compiles_nothing(folder: Path) -> None:
+    load({"scale": Kernel(scale, {"SHIFT": 1.0}, EXAMPLE)}, Alone())
+    before = names(folder)
+    load({"scale": Kernel(scale, {"SHIFT": 1.0, "UNUSED": 7}, EXAMPLE)}, Alone())
+    assert names(folder) == before
+
+
+@pytest.mark.parametrize("exploring", [False, True])
+@pytest.mark.parametrize("id", ["grid", "garnet"])
+def test_what_is_compiled_serves_every_size(folder: Path, exploring: bool, id: str) -> None:
+    """Also where every state is a start state."""
+    settings = config(exploring_starts=exploring)
+    found = []
+    for n in (3, 5):
+        sizes = {"rows": n, "columns": 4} if id == "grid" else {"states": n, "actions": 4, "branching": 2}
+        environment = build(EnvConfig(id, sizes), exploring)
+        load(
+            {**Allreduce.requests(settings, environment),
+             **planning_kernels(environment, np.dtype(np.float64)),
+             **checking_kernel(environment)},
+            Alone(),
+        )  # fmt: skip
+        found.append(names(folder))
+    assert found[0] == found[1]
 
 
 def double(x):  # type: ignore[no-untyped-def]

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import chisquare
 
 from distq_mpi.environments import exploring_starts
-from distq_mpi.environments.exploring import uniform_start
+from distq_mpi.environments.exploring import scaled
 from distq_mpi.kernels.exploration import (
     best_of,
     epsilon_greedy_mean,
@@ -123,11 +123,10 @@ def test_sign_change_counts_visits_apart() -> None:
 
 @pytest.mark.parametrize("n_states", [1, 3, 2**32 - 1, 2**32 + 5, 2**62])
 def test_uniform_starts_are_the_high_half_of_a_product(n_states: int) -> None:
-    start = uniform_start(n_states)
     words = np.random.default_rng(0).integers(0, 2**64, 200, dtype=np.uint64)
     with np.errstate(over="ignore"):
         for word in [u8(0), u8(2**64 - 1), *words]:
-            assert int(start(word, ())) == int(word) * n_states >> 64
+            assert int(scaled(word, u8(n_states))) == int(word) * n_states >> 64
 
 
 def test_exploring_starts_visit_every_pair_whatever_the_policy_wants() -> None:
