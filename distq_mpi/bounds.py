@@ -12,6 +12,9 @@ MIXES_FAST = math.log(2.0) / 3
 """Decline of the bounds' logarithm per sweep with which Jacobi sweeps alone are good enough: three
 halve them."""
 
+PATIENCE, TOO_MANY = 60, 150
+"""Sweeps over a policy's pairs after which, and beyond which, its values are solved for."""
+
 
 def beyond(change: float, mass: float, discount: float) -> float:
     """The sum of change k + change k^2 + ..., k = discount x mass: what further backups can add."""
@@ -45,19 +48,32 @@ class Orders:
         self.smooths_only = True
         self._gains: list[float | None] = [None, None]
         self._width, self._n, self._n_sweeps, self._decline = math.inf, 0, 0, 0.0
+        self._n_swept, self._gain, self._solves, self._solving = 0, 0.0, True, False
 
     def swept(self, n_sweeps: int, before: float, after: float) -> None:
         """Note sweeps over a policy's pairs; before, after : the unevenness of TV - V."""
-        self._n_sweeps = n_sweeps
+        self._n_sweeps, self._n_swept = n_sweeps, self._n_swept + n_sweeps
         if self.smooths_only and 0.0 < after < before < math.inf:
             self._decline = math.log(before / after) / n_sweeps
+
+    def too_slow(self, share: float) -> bool:
+        """Whether bounds of `share` of what they are now are too many sweeps away, and iterations
+        that take their place have not failed."""
+        left = -math.log(share) / self._gain if self._gain > 0.0 else math.inf
+        return self._solves and self._n_swept >= PATIENCE and left > TOO_MANY
+
+    def solved(self) -> None:
+        """Note that iterations took the place of sweeps before the next check."""
+        self._solving = True
 
     def told(self, width: float) -> None:
         """Decide on the next sweeps. width : of the bounds now; the first say little, for values
         begin at 0."""
-        if self._n > 1 and 0.0 < width < math.inf and self._width < math.inf:
-            gain = math.log(self._width / width) / max(1, self._n_sweeps)
-            self._gains[self.smooths_only] = gain
+        if self._solving:
+            self._solves, self._solving = 2 * width < self._width, False
+        elif self._n > 1 and 0.0 < width < math.inf and self._width < math.inf:
+            self._gain = math.log(self._width / width) / max(1, self._n_sweeps)
+            self._gains[self.smooths_only] = self._gain
         self._width, self._n = width, self._n + 1
         mixed, smooth = self._gains
         if smooth is None or self._decline > MIXES_FAST:

@@ -25,7 +25,8 @@ from distq_mpi.kernels.sweeps import (
     STATE_RISE,
     planning_kernels,
 )
-from distq_mpi.planning import PART, Planner, Values
+from distq_mpi.planning import PART, Planner
+from distq_mpi.values import Values
 
 if TYPE_CHECKING:
     from distq_mpi.environments.base import Environment

@@ -9,18 +9,20 @@ for what it tells them.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distq_mpi.bounds import Orders, offsets
+from distq_mpi.bounds import PATIENCE, Orders, offsets
 from distq_mpi.compact import MOST_TRANSITIONS, Compact, compact_bytes
 from distq_mpi.kernels.sweeps import (
-    BONUS,
+    BEGIN,
     BOTTOM,
     CHANGED,
+    END,
     FALL,
     FIRST_START,
     GAUSS_SEIDEL,
@@ -34,15 +36,16 @@ from distq_mpi.kernels.sweeps import (
     N_OUT,
     N_STACK,
     N_STARTS,
+    READ,
     REWARDED,
     RISE,
     SETTLED,
     TOP,
     UNSETTLED,
-    WEIGHT,
 )
+from distq_mpi.krylov import KRYLOV_BYTES, Krylov
 from distq_mpi.partition import Partition
-from distq_mpi.table import aligned
+from distq_mpi.values import Values
 
 if TYPE_CHECKING:
     from distq_mpi.environments.base import Environment
@@ -72,6 +75,8 @@ DENSE = 0.25
 """Share of others' states from which on all of them are fetched: to find them is then no search."""
 ROW_BYTES = 45
 """Of a state that is planned: its values, twice, V*, three policies, a stack and a mask."""
+MOST_ITERATIONS, ITERATION_SWEEPS = 100, 8
+"""Iterations of `Krylov` at a time, and how many sweeps one takes as long as."""
 PART = 65_536
 """Numbers taken at a time where all rows or start states are gone over, and states of others that
 are met before their owners are told."""
@@ -93,68 +98,10 @@ def planner_bytes(n_states: int, n_actions: int, n_transitions: int, n_ranks: in
     """Bytes a rank needs to plan, but for the states of others that its own lead to. Local."""
     rows = planner_rows(n_states, n_transitions, n_ranks)
     alone, most = rows.block(0) == (0, n_states), int(rows.counts.max())
-    needed = ROW_BYTES * most + (0 if alone else -(-n_states // 8))
+    needed = (ROW_BYTES + KRYLOV_BYTES) * most + (0 if alone else -(-n_states // 8))
     if n_transitions <= MOST_TRANSITIONS:
         needed += compact_bytes(most, n_actions, n_transitions * most / max(1, n_states))
     return needed
-
-
-class Values:
-    """Values of own rows and halo, float64 (n_own + n_halo,), swept between two arrays; 0 outside
-    the mask.
-
-    most_of : makes an array of float64 the elementwise largest of all planners, in place.
-
-    Attributes: `v`, read by the next sweep, and `other`, written by it, halves of `both`;
-    `reads_from`, where `v` begins in it; `top`, `bottom`, largest and smallest value in the mask
-    after the last backup.
-    """
-
-    def __init__(self, n_own: int, n_halo: int, most_of: Callable[[np.ndarray], None]) -> None:
-        self.both = aligned(16 * (n_own + n_halo)).view(np.float64)
-        self.v, self.other = self.both[: n_own + n_halo], self.both[n_own + n_halo :]
-        self.mask = np.zeros(n_own, np.uint8)
-        self._most_of, self.reads_from = most_of, 0
-        self.top = self.bottom = 0.0
-
-    def swap(self) -> None:
-        """What was written becomes what is read. Local."""
-        self.v, self.other = self.other, self.v
-        self.reads_from = self.v.size - self.reads_from
-
-    def begin(self, mask: np.ndarray, v: np.ndarray | float = 0.0) -> Values:
-        """Take a mask and values, 0 outside it; v : with halo; may be this one's own. Local."""
-        self.v[:] = v
-        self.other[:] = 0.0
-        self.mask = mask
-        return self
-
-    def shift(self, amount: float) -> None:
-        """Add the same amount to every state's value, where all of the halo is in masks. Local."""
-        n_own = self.mask.size
-        np.add(self.v[:n_own], amount, out=self.v[:n_own], where=self.mask.view(np.bool_))
-        self.v[n_own:] += amount
-        self.top, self.bottom = self.top + amount, self.bottom + amount
-
-    def extent(self) -> tuple[float, float]:
-        """Largest minus smallest value, and largest absolute value. COLLECTIVE."""
-        own, found = self.v[: self.mask.size], np.full(2, -np.inf)
-        inside = self.mask.view(np.bool_)
-        found[0] = np.max(own, initial=-np.inf, where=inside)
-        found[1] = -np.min(own, initial=np.inf, where=inside)
-        self._most_of(found)
-        top, bottom = float(found[0]), -float(found[1])
-        return (top - bottom, max(abs(top), abs(bottom))) if top >= bottom else (0.0, 0.0)
-
-    @property
-    def range(self) -> float:
-        """Largest minus smallest value. COLLECTIVE."""
-        return self.extent()[0]
-
-    @property
-    def size(self) -> float:
-        """Largest absolute value. COLLECTIVE."""
-        return self.extent()[1]
 
 
 class Planner:
@@ -186,6 +133,7 @@ class Planner:
         starts = logical_blocks(n_states, n_transitions).starts
         mine = (starts >= self.first) & (starts <= self.last) & (self.first < self.last)
         self._cuts = starts[mine] - self.first
+        self._first_block, self._n_blocks = int(np.argmax(mine)), starts.size - 1
         per_policy = max(1, n_transitions // environment.n_actions)
         self._most_sweeps = max(MOST_SWEEPS, CHECK_WORK // per_policy // 2 * 2)
         self._starts, self._chance = (0, 0), 0.0
@@ -195,13 +143,14 @@ class Planner:
         n_own = self.last - self.first
         self._neighbours: Neighbours | None = None
         self._compact: Compact | None = None
+        self._krylov: Krylov | None = None
         self.where = (self.first, n_own, 63, self.halo, np.zeros(2, np.int32))
         self.mask = np.zeros(n_own, np.uint8)
         if not self.alone or transport.rank == 0:
             self._discover()
         # Not a method of this object: large arrays would wait for the collector of cycles.
-        most_of = _own if self.alone else transport.max_float
-        self._values = Values(n_own, self.halo.size, most_of)
+        self._most_of = _own if self.alone else transport.max_float
+        self._values = Values(n_own, self.halo.size, self._most_of)
 
     def count_ranks(self) -> None:
         """Take as many ranks as there are for those that plan; where one plans alone, others may
@@ -391,6 +340,54 @@ class Planner:
             span, n = found[RISE] + found[FALL], n + FIRST_SWEEPS
         orders.swept(n if orders.smooths_only else n + n_sweeps, spans[0], span)
 
+    def solve(
+        self,
+        values: Values,
+        path: np.ndarray | Compact,
+        discount: float,
+        share: float,
+        most: int,
+        reward: tuple[float, float] = (1.0, 0.0),
+    ) -> int:
+        """Bring V nearer to a policy's values by iterations of `Krylov`, until sweeps change
+        `share` of what they did, at most `most`; return how many."""
+        if self._krylov is None:
+            self._krylov = Krylov(
+                self._cuts, (self._first_block, self._n_blocks), values.v.size, self._kernels,
+                self._most_of,
+            )  # fmt: skip
+
+        swept = self._krylov.swept
+
+        def sweep(given: tuple[float, float] = reward) -> None:
+            self.relax(swept, path, None, discount, 2, given)
+
+        linear: Callable[[], None] = functools.partial(sweep, (0.0, 0.0))
+        if isinstance(path, Compact):
+            linear = self._bound_linear(swept, values.mask, path, discount)
+        return self._krylov.solve(values, sweep, linear, share, most)
+
+    def _bound_linear(
+        self, swept: Values, mask: np.ndarray, path: Compact, discount: float
+    ) -> Callable[[], None]:
+        """Two sweeps without rewards, bound once: on a small model a call takes as long as they."""
+        at_once, rates = 2 if self.alone else 1, np.array([discount, 0.0, 0.0, 0.0])
+        control = np.array([0, at_once, GAUSS_SEIDEL, 0, 0, 0], np.int64)
+        call = self._kernels["plan_sweep_followed"].bind(
+            swept.both, mask, self._cuts, control, rates, *path.policy, np.zeros(5)
+        )
+
+        def linear() -> None:
+            for begin in range(0, 2, at_once):
+                control[BEGIN], control[END] = begin, begin + at_once
+                control[READ] = swept.reads_from
+                call()
+                if at_once == 1:
+                    swept.swap()
+                self.fetch(swept.v)
+
+        return linear
+
     def optimise(self, discount: float) -> Values:
         """Return V* for a discount below 1, within `SOLVED` or what float64 can give.
 
@@ -477,7 +474,12 @@ class Planner:
                 return
             values.shift((upper - lower) / 2)
             orders.told(upper - lower)
-            spans = rise + fall, (rise + fall) * limit / (upper - lower) / 2
+            share = limit / (upper - lower) / 2
+            if orders.too_slow(share):
+                self.solve(values, path, discount, share, MOST_ITERATIONS)
+                orders.solved()
+                continue
+            spans = rise + fall, (rise + fall) * share
             self.close(values, path, discount, n_sweeps, orders, spans)
             n_sweeps = min(2 * n_sweeps, self._most_sweeps)
 
@@ -510,21 +512,36 @@ class Planner:
             return None
         # States from which nothing ends earn nothing: worth 0, like an end.
         inside = mask & inside if endless else mask
-        values, budget, n_sweeps = self._values.begin(inside), self._budget(), FIRST_SWEEPS
-        while (rise := self.backup(values, policy, None, 1.0, 0.0, (0.0, 1.0))[0]) >= 0.5:
-            if budget <= 0:
+        values, budget, path = self._values.begin(inside), self._budget(), self.follow(policy)
+        spent, steps = 0.0, (0.0, 1.0)
+        while (rise := self.backup(values, policy, None, 1.0, 0.0, steps)[0]) >= 0.5:
+            if spent > budget:
                 return None
-            self.relax(values, policy, None, 1.0, n_sweeps, (0.0, 1.0))
-            budget, n_sweeps = budget - n_sweeps, min(2 * n_sweeps, self._most_sweeps)
+            spent += self._approach(values, path, spent, 0.25 / rise, steps)
         longest = (values.size + 1.0) / (1.0 - max(rise, 0.0))
-        accuracy, n_sweeps = max(1e-12, 64 * np.finfo(float).eps * longest), FIRST_SWEEPS
+        accuracy, begun = max(1e-12, 64 * np.finfo(float).eps * longest), spent
         values.begin(inside)
-        while max(self.backup(values, policy, None, 1.0)[:2]) * longest > accuracy * values.size:
-            if budget <= 0:
+        while True:
+            rise, fall, _ = self.backup(values, policy, None, 1.0)
+            error, enough = max(rise, fall) * longest, accuracy * values.size
+            if error <= enough:
+                return values.v
+            if spent > budget:
                 return None
-            self.relax(values, policy, None, 1.0, n_sweeps)
-            budget, n_sweeps = budget - n_sweeps, min(2 * n_sweeps, self._most_sweeps)
-        return values.v
+            spent += self._approach(values, path, spent - begun, enough / error / 2, (1.0, 0.0))
+
+    def _approach(
+        self, values: Values, path: np.ndarray | Compact, spent: float, share: float,
+        reward: tuple[float, float],
+    ) -> float:  # fmt: skip
+        """Bring V nearer to a policy's undiscounted values, after so many sweeps; return how many
+        this took, or as many as would have taken as long."""
+        if spent >= PATIENCE:
+            n = self.solve(values, path, 1.0, share, MOST_ITERATIONS, reward)
+            return ITERATION_SWEEPS * (n + 1)
+        n_sweeps = max(FIRST_SWEEPS, min(int(spent), self._most_sweeps) // 2 * 2)
+        self.relax(values, path, None, 1.0, n_sweeps, reward)
+        return n_sweeps
 
     def settle(self, policy: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, bool, bool]:
         """Return where a policy can end the episode, uint8 (n_own,), and whether there are masked
@@ -552,7 +569,7 @@ class Planner:
         at_once = n_sweeps if self.alone else 1
         how = (order, policy is None, greedy is not None)
         policies = none if policy is None else policy, none if greedy is None else greedy
-        compact = self._compact if rates[WEIGHT] == 1.0 and rates[BONUS] == 0.0 else None
+        compact = self._compact
         for begin in range(0, n_sweeps, at_once):
             control = np.array([begin, begin + at_once, *how, values.reads_from], np.int64)
             over = values.mask, self._cuts, control, rates

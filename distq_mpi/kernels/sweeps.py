@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from distq_mpi.kernels import Kernel
+from distq_mpi.kernels.krylov import krylov_kernels
 
 u8, i8, i4, f8 = np.uint64, np.int64, np.int32, np.float64
 
@@ -279,12 +280,13 @@ def follow(policy, followed, begins, ends, starts, ahead, chances, rewards, own_
 def sweep_compact(
     both, policy, greedy, mask, cuts, control, rates, starts, ahead, chances, rewards, found
 ):
-    """`sweep` over a compact model: rewards count once, rates[WEIGHT] is 1 and rates[BONUS] 0.
+    """`sweep` over a compact model.
 
     both : float64, two arrays of own rows and halo, one after the other; control[READ] : where
     that begins which is read first.
     """
     discount, slack, half = rates[DISCOUNT], rates[SLACK], u8(both.size >> 1)
+    weight, bonus = rates[WEIGHT], rates[BONUS]
     every, keeps, fresh = control[EVERY] != 0, control[KEEPS] != 0, control[ORDER] == GAUSS_SEIDEL
     rise, fall, top, bottom, changed = -np.inf, -np.inf, -np.inf, -np.inf, 0.0
     read = u8(control[READ])
@@ -315,7 +317,7 @@ def sweep_compact(
                         t = u8(ahead[i])
                         at = (t & PLACE_BITS) + read + (t >> NEAR_BIT) * near
                         total += chances[i] * both[at]
-                    other = rewards[pair] + discount * total
+                    other = weight * rewards[pair] + bonus + discount * total
                     best = max(best, other)
                     if other > kept + slack:
                         kept, action = other, a
@@ -339,6 +341,7 @@ def sweep_followed(
     found : float64 (5,), of which the largest changes are written.
     """
     discount, half, fresh = rates[DISCOUNT], u8(both.size >> 1), control[ORDER] == GAUSS_SEIDEL
+    weight, bonus = rates[WEIGHT], rates[BONUS]
     rise, fall, read = -np.inf, -np.inf, u8(control[READ])
     for k in range(control[BEGIN], control[END]):
         write, near = half - read, u8(0)
@@ -361,7 +364,7 @@ def sweep_followed(
                     t = u8(ahead[i])
                     at = (t & PLACE_BITS) + read + (t >> NEAR_BIT) * near
                     total += chances[i] * both[at]
-                value = rewards[s] + discount * total
+                value = weight * rewards[s] + bonus + discount * total
                 change = value - both[read + s]
                 both[write + s] = value
                 rise, fall = max(rise, change), max(fall, -change)
@@ -496,6 +499,7 @@ def planning_kernels(environment: Any, q_dtype: Any) -> dict[str, Kernel]:
     one = index, v, v
     model = (index, *one)
     return {
+        **krylov_kernels(),
         "plan_reach": Kernel(
             reach, parts,
             (mask, control, mask, control, control, policy, where, control, params, found),

@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distq_mpi import environments, planning
+from distq_mpi import bounds, environments, planning
 from distq_mpi.bounds import Orders
 from distq_mpi.certificate import Certificate, Solver, requests, solvable
 from distq_mpi.compact import Compact
 from distq_mpi.config import EnvConfig
 from distq_mpi.environments import Environment, explicit_model
 from distq_mpi.holding import Holding
+from distq_mpi.krylov import Krylov
 from distq_mpi.partition import Partition
 from distq_mpi.table import Record, Rows
 from tests.stand_in import Alone, compiled, plain, together
@@ -263,6 +264,22 @@ def test_a_certificate_is_a_function_of_the_table_alone() -> None:
     assert this.certify(held(one, 4)) == first
 
 
+def at_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let policies be solved for from the beginning; return the list of how many iterations."""
+    for module in (bounds, planning):
+        monkeypatch.setattr(module, "PATIENCE", 4)
+    monkeypatch.setattr(bounds, "TOO_MANY", 0)
+    taken, solve = list[int](), Krylov.solve
+
+    def counted(*given: Any) -> int:
+        taken.append(solve(*given))
+        return taken[-1]
+
+    monkeypatch.setattr(Krylov, "solve", counted)
+    return taken
+
+
+@pytest.mark.parametrize("solves", [False, True])
 @pytest.mark.parametrize("discount", [0.95, 1.0])
 @pytest.mark.parametrize(
     ("id", "kwargs"),
@@ -274,10 +291,12 @@ def test_a_certificate_is_a_function_of_the_table_alone() -> None:
     ],
 )
 def test_ranks_do_not_matter(
-    id: str, kwargs: dict[str, Any], discount: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    id: str, kwargs: dict[str, Any], discount: float, solves: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     monkeypatch.setattr(planning, "BLOCK_TRANSITIONS", 50)
     monkeypatch.setattr(planning, "WORK_LIMIT", 1e5)  # sweeps of threads are slow
+    taken = at_once(monkeypatch) if solves else []
     environment = make(id, **kwargs)
     loaded = kernels(environment)
     n_states, n_actions = environment.n_states, environment.n_actions
@@ -301,6 +320,37 @@ def test_ranks_do_not_matter(
         if alone[2] is not None:
             whole = np.concatenate([result[2] for result in results])
             assert whole.tobytes() == alone[2].tobytes()
+    assert bool(taken) == (solves and not (id == "garnet" and discount == 1))
+
+
+@pytest.mark.parametrize("copies", [True, False])
+@pytest.mark.parametrize("patience", ["as always", "none"])
+@pytest.mark.parametrize("seed", range(3))
+def test_policies_that_go_round_in_circles_are_solved_for(
+    seed: int, patience: str, copies: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against dense linear algebra; sweeps alone would take thousands."""
+    taken = at_once(monkeypatch) if patience == "none" else []
+    environment = make("grid", rows=12, columns=11, slip=0.2)
+    if not copies:
+        monkeypatch.setattr(planning, "MOST_TRANSITIONS", 0)
+    this, n = solved(environment, 0.99), environment.n_states
+    # Most go on towards the goal, some the other way: loops that only slipping leaves.
+    q = np.zeros((n, 4)) - np.random.default_rng(seed).random((n, 4)) - [2.0, 0.0, 0.0, 2.0]
+    policy = q.argmax(axis=1)
+    back = np.random.default_rng(seed + 10).random(n) < 0.1
+    q[back, 3], policy[back] = 1.0, 3
+    chances, rewards = np.zeros((n, n)), np.zeros(n)
+    for s in range(n):
+        for i in range(3):
+            chance, ahead, reward, ended = environment.outcome(s, policy[s], i, environment.params)
+            rewards[s] += chance * reward
+            chances[s, ahead] += 0.0 if ended else chance
+    told = this.certify(held(q.reshape(-1), 4), tight=True)
+    one = np.eye(n)
+    assert told.policy_value == pytest.approx(np.linalg.solve(one - 0.99 * chances, rewards)[0])
+    assert told.policy_return == pytest.approx(np.linalg.solve(one - chances, rewards)[0], 1e-7)
+    assert patience != "none" or sum(taken) > 0
 
 
 @pytest.mark.parametrize(

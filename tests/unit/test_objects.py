@@ -192,7 +192,9 @@ def test_what_is_compiled_serves_every_size(folder: Path, exploring: bool, id: s
     settings = config(exploring_starts=exploring)
     found = []
     for n in (3, 5):
-        sizes = {"rows": n, "columns": 4} if id == "grid" else {"states": n, "actions": 4, "branching": 2}
+        sizes = {"states": n, "actions": 4, "branching": 2}
+        if id == "grid":
+            sizes = {"rows": n, "columns": 4}
         environment = build(EnvConfig(id, sizes), exploring)
         load(
             {**Allreduce.requests(settings, environment),
