@@ -66,6 +66,9 @@ TIES = 1e-12
 """Actions this close to the best, as a share of the value range, count as equal."""
 SMOOTHS = 4
 """Sweeps where one kind takes the place of two, which may end before."""
+FEW = 0.01
+"""Share of rows whose action may change without sweeps being cut short: far from all rewards some
+do so for long."""
 EVEN = 0.1
 """What may be left of the unevenness of TV - V when sweeps over a new policy's pairs end."""
 NEAR_ONE = (1 - 1e-5, 1 - 1e-6, 1 - 1e-7)
@@ -75,7 +78,7 @@ DENSE = 0.25
 """Share of others' states from which on all of them are fetched: to find them is then no search."""
 ROW_BYTES = 45
 """Of a state that is planned: its values, twice, V*, three policies, a stack and a mask."""
-MOST_ITERATIONS, ITERATION_SWEEPS = 100, 8
+MOST_ITERATIONS, ITERATION_SWEEPS = 300, 5
 """Iterations of `Krylov` at a time, and how many sweeps one takes as long as."""
 PART = 65_536
 """Numbers taken at a time where all rows or start states are gone over, and states of others that
@@ -284,8 +287,9 @@ class Planner:
         discount: float,
         slack: float = 0.0,
         reward: tuple[float, float] = (1.0, 0.0),
-    ) -> tuple[float, float, bool]:
-        """Replace V by TV; return max(TV - V), max(V - TV) and whether `greedy` changed.
+    ) -> tuple[float, float, float]:
+        """Replace V by TV; return max(TV - V), max(V - TV) and the largest share of a block's rows
+        whose `greedy` changed.
 
         greedy : int32 (n_own,), written where given: per state the lowest action within `slack`
         of the best.
@@ -295,7 +299,7 @@ class Planner:
         found = self._sweep(values, policy, greedy, JACOBI, 1, rates)
         self.most_of(found)
         values.top, values.bottom = float(found[TOP]), -float(found[BOTTOM])
-        return float(found[RISE]), float(found[FALL]), found[CHANGED] > 0
+        return float(found[RISE]), float(found[FALL]), float(found[CHANGED])
 
     def relax(
         self,
@@ -405,7 +409,7 @@ class Planner:
                 values.shift((lower + upper) / 2)
                 return values
             values.shift(lower)
-            n_sweeps = FIRST_SWEEPS if changed else min(2 * n_sweeps, self._most_sweeps)
+            n_sweeps = min(2 * n_sweeps, self._most_sweeps) if changed <= FEW else FIRST_SWEEPS
             orders.told(upper - lower)
             if changed and not orders.smooths_only:
                 self.relax(values, self.every, policy, discount, 2)
