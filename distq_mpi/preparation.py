@@ -450,7 +450,8 @@ def _learners(parallel: Any) -> str:
     how = parallel.fusion
     if parallel.architecture == "server" and parallel.staleness != 0:
         how = f"staleness {parallel.staleness}"
-    return f"{parallel.architecture}, {parallel.agents} agents, {parallel.lanes} lanes, {how}"
+    agents = f"{parallel.agents} agent{'s' * (parallel.agents > 1)}"
+    return f"{parallel.architecture}, {agents}, {parallel.lanes} lanes, {how}"
 
 
 def _banner(

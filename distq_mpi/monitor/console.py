@@ -102,7 +102,8 @@ def progress_bar(done: int, total: int | None) -> Iterator[Callable[[int], None]
 def _learners(summary: dict[str, Any]) -> str:
     lanes = f"{count(summary.get('lanes'))} lanes"
     if summary.get("architecture") != "sharded":
-        return f"{count(summary.get('agents'))} agents, {lanes}"
+        agents = summary.get("agents")
+        return f"{count(agents)} agent{'s' * (agents != 1)}, {lanes}"
     return f"{lanes}, imbalance {number(summary.get('imbalance'))}"
 
 
