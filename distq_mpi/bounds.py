@@ -62,15 +62,15 @@ class Orders:
         left = -math.log(share) / self._gain if self._gain > 0.0 else math.inf
         return self._solves and self._n_swept >= PATIENCE and left > TOO_MANY
 
-    def solved(self) -> None:
+    def solved(self, worth_it: bool) -> None:
         """Note that iterations took the place of sweeps before the next check."""
-        self._solving = True
+        self._solving, self._solves = True, worth_it
 
     def told(self, width: float) -> None:
         """Decide on the next sweeps. width : of the bounds now; the first say little, for values
         begin at 0."""
         if self._solving:
-            self._solves, self._solving = 2 * width < self._width, False
+            self._solves, self._solving = self._solves and 2 * width < self._width, False
         elif self._n > 1 and 0.0 < width < math.inf and self._width < math.inf:
             self._gain = math.log(self._width / width) / max(1, self._n_sweeps)
             self._gains[self.smooths_only] = self._gain

@@ -11,7 +11,9 @@ import numpy as np
 from distq_mpi.values import Values
 
 KRYLOV_BYTES = 64
-"""Of a state: six vectors, and values that are swept."""
+"""Of a state that is planned: six vectors, and values that are swept."""
+ENOUGH = 0.5
+"""What may be left (2-norm) of what sweeps change for iterations to have been worth it."""
 
 
 class Krylov:
@@ -27,7 +29,8 @@ class Krylov:
     Parameters
     ----------
     cuts : borders of this rank's blocks, as rows. blocks : the number of the first of them, and how
-    many there are on all ranks. n : own rows and halo. most_of : see `Values`.
+    many there are on all ranks. n : own rows and halo. most_of : see `Values`. fetch : fills in the
+    halo of an array of own rows and halo.
 
     Attributes: `swept`, values of own rows and halo, which `solve` hands to its caller's sweeps.
     """
@@ -39,13 +42,15 @@ class Krylov:
         n: int,
         kernels: dict[str, Any],
         most_of: Callable[[np.ndarray], None],
+        fetch: Callable[[np.ndarray], None],
     ) -> None:
         n_own = int(cuts[-1]) if cuts.size else 0
-        self.swept, self._most_of = Values(n_own, n - n_own, most_of), most_of
+        self.swept = Values(n_own, n - n_own, most_of)
+        self._most_of, self._fetch, self._n_own = most_of, fetch, n_own
         self._all = np.zeros(2 * blocks[1])
         sums = cuts, self._all[2 * blocks[0] :][: 2 * max(0, cuts.size - 1)]
-        self._r, self._shadow, self._p, self._d = r, shadow, p, d = [np.zeros(n) for _ in range(4)]
-        w, t, v = np.zeros(n), np.zeros(n), self.swept.v
+        r, shadow, p, d, w, t = (np.zeros(n_own) for _ in range(6))
+        self._r, self._shadow, self._p, self._d, v = r, shadow, p, d, self.swept.v
         self._rates = np.zeros((3, 2))
         self._less, self._sums = kernels["krylov_less"], sums
         # Bound once: a call takes as long as a sweep over a small table where it is not.
@@ -62,33 +67,31 @@ class Krylov:
         sweep_linear: Callable[[], None],
         share: float,
         most: int,
-    ) -> int:
+    ) -> tuple[int, bool]:
         """Bring `values` nearer to the fixed point of sweeps, until what these change is `share` of
-        what it was (2-norms), in at most `most` iterations; return how many. They stay as they are
-        where that would leave more.
+        what it was (2-norms), in at most `most` iterations; return how many, and whether it was
+        worth it. Values stay as they are where it was not.
 
         sweep : changes `swept.v` as two sweeps do. sweep_linear : the linear part of it, which
         leaves out rewards.
         """
-        r, p, v, rates = self._r, self._p, self.swept.v, self._rates
+        r, p, rates = self._r, self._p, self._rates
         self.swept.begin(values.mask, values.v)
         sweep()
-        self._less(v, values.v, r, r, *self._sums)
+        self._less(self.swept.v, values.v, r, r, *self._sums)
         _, first = self._added()
         self._shadow[:], p[:], self._d[:] = r, r, 0.0
         rho, left, n = first, first, 0
-        while n < most and rho != 0.0 and left > share * share * first:
+        while n < most and rho != 0.0 and share * share * first < left < math.inf:
             n += 1
-            v[:] = p
-            sweep_linear()
+            self._apply(p, sweep_linear)
             self._along()
             along, _ = self._added()
             if not 0.0 < abs(along) < math.inf:
                 break
             alpha = rates[0, 0] = rho / along
             self._half()
-            v[:] = r
-            sweep_linear()
+            self._apply(r, sweep_linear)
             self._across()
             cross, square = self._added()
             omega = cross / square if 0.0 < square < math.inf else 0.0
@@ -100,13 +103,21 @@ class Krylov:
             rates[2] = after / rho * (alpha / omega), omega
             rho = after
             self._search()
-        if left < first:
-            values.v += self._d
-        return n
+        if not left <= ENOUGH * ENOUGH * first < math.inf:
+            return n, False
+        values.v[: self._n_own] += self._d
+        self._fetch(values.v)
+        return n, True
+
+    def _apply(self, x: np.ndarray, sweep_linear: Callable[[], None]) -> None:
+        """Sweep x instead of values."""
+        self.swept.v[: self._n_own] = x
+        self._fetch(self.swept.v)
+        sweep_linear()
 
     def _added(self) -> tuple[float, float]:
         """The two sums that a kernel has left, over all blocks."""
-        cuts, mine = self._sums
+        _, mine = self._sums
         told = mine.copy()
         self._all[:] = -np.inf
         mine[:] = told

@@ -80,6 +80,8 @@ ROW_BYTES = 45
 """Of a state that is planned: its values, twice, V*, three policies, a stack and a mask."""
 MOST_ITERATIONS, ITERATION_SWEEPS = 300, 5
 """Iterations of `Krylov` at a time, and how many sweeps one takes as long as."""
+REWARDS, STEPS = (1.0, 0.0), (0.0, 1.0)
+"""Weight of the environment's reward, and what every step earns besides."""
 PART = 65_536
 """Numbers taken at a time where all rows or start states are gone over, and states of others that
 are met before their owners are told."""
@@ -118,8 +120,8 @@ class Planner:
     Attributes: `rows`, who plans what; `first`, `last`, this rank's rows, n_own in all; `halo`
     int64 (n_halo,), ascending, the states of others that reachable own ones lead to, or, where
     these are many, all of others; `mask` uint8 (n_own,), the states that can be met under any
-    policy; `n_reachable` of them on all ranks;
-    `most`, `least`, bounds on the probability of going on; `every`, the policy of all actions.
+    policy; `n_reachable` of them on all ranks; `most`, `least`, bounds on the probability of going
+    on; `most_sweeps`, between two checks; `every`, the policy of all actions.
     """
 
     every: np.ndarray | None = None
@@ -138,7 +140,7 @@ class Planner:
         self._cuts = starts[mine] - self.first
         self._first_block, self._n_blocks = int(np.argmax(mine)), starts.size - 1
         per_policy = max(1, n_transitions // environment.n_actions)
-        self._most_sweeps = max(MOST_SWEEPS, CHECK_WORK // per_policy // 2 * 2)
+        self.most_sweeps = max(MOST_SWEEPS, CHECK_WORK // per_policy // 2 * 2)
         self._starts, self._chance = (0, 0), 0.0
         self.halo = np.zeros(0, np.int64)
         self.n_reachable = 0
@@ -286,14 +288,14 @@ class Planner:
         greedy: np.ndarray | None,
         discount: float,
         slack: float = 0.0,
-        reward: tuple[float, float] = (1.0, 0.0),
+        reward: tuple[float, float] = REWARDS,
     ) -> tuple[float, float, float]:
         """Replace V by TV; return max(TV - V), max(V - TV) and the largest share of a block's rows
         whose `greedy` changed.
 
         greedy : int32 (n_own,), written where given: per state the lowest action within `slack`
         of the best.
-        reward : weight of the environment's reward, and what every step earns besides.
+        reward : REWARDS or STEPS.
         """
         rates = np.array([discount, slack, *reward])
         found = self._sweep(values, policy, greedy, JACOBI, 1, rates)
@@ -308,7 +310,7 @@ class Planner:
         greedy: np.ndarray | None,
         discount: float,
         n_sweeps: int,
-        reward: tuple[float, float] = (1.0, 0.0),
+        reward: tuple[float, float] = REWARDS,
     ) -> None:
         """Bring V nearer to the policy's values by an even number of Gauss-Seidel sweeps."""
         rates = np.array([discount, 0.0, *reward])
@@ -351,16 +353,15 @@ class Planner:
         discount: float,
         share: float,
         most: int,
-        reward: tuple[float, float] = (1.0, 0.0),
-    ) -> int:
+        reward: tuple[float, float] = REWARDS,
+    ) -> tuple[int, bool]:
         """Bring V nearer to a policy's values by iterations of `Krylov`, until sweeps change
-        `share` of what they did, at most `most`; return how many."""
+        `share` of what they did, at most `most`; return how many, and whether it was worth it."""
         if self._krylov is None:
             self._krylov = Krylov(
                 self._cuts, (self._first_block, self._n_blocks), values.v.size, self._kernels,
-                self._most_of,
+                self._most_of, _own if self._neighbours is None else self._neighbours.fetch,
             )  # fmt: skip
-
         swept = self._krylov.swept
 
         def sweep(given: tuple[float, float] = reward) -> None:
@@ -409,7 +410,7 @@ class Planner:
                 values.shift((lower + upper) / 2)
                 return values
             values.shift(lower)
-            n_sweeps = min(2 * n_sweeps, self._most_sweeps) if changed <= FEW else FIRST_SWEEPS
+            n_sweeps = min(2 * n_sweeps, self.most_sweeps) if changed <= FEW else FIRST_SWEEPS
             orders.told(upper - lower)
             if changed and not orders.smooths_only:
                 self.relax(values, self.every, policy, discount, 2)
@@ -480,12 +481,11 @@ class Planner:
             orders.told(upper - lower)
             share = limit / (upper - lower) / 2
             if orders.too_slow(share):
-                self.solve(values, path, discount, share, MOST_ITERATIONS)
-                orders.solved()
+                orders.solved(self.solve(values, path, discount, share, MOST_ITERATIONS)[1])
                 continue
             spans = rise + fall, (rise + fall) * share
             self.close(values, path, discount, n_sweeps, orders, spans)
-            n_sweeps = min(2 * n_sweeps, self._most_sweeps)
+            n_sweeps = min(2 * n_sweeps, self.most_sweeps)
 
     def horizon(
         self, policy: np.ndarray | None, mask: np.ndarray, n_steps: int
@@ -517,35 +517,23 @@ class Planner:
         # States from which nothing ends earn nothing: worth 0, like an end.
         inside = mask & inside if endless else mask
         values, budget, path = self._values.begin(inside), self._budget(), self.follow(policy)
-        spent, steps = 0.0, (0.0, 1.0)
-        while (rise := self.backup(values, policy, None, 1.0, 0.0, steps)[0]) >= 0.5:
-            if spent > budget:
+        approach = _Approach(self, path)
+        while (rise := self.backup(values, policy, None, 1.0, 0.0, STEPS)[0]) >= 0.5:
+            if approach.spent > budget:
                 return None
-            spent += self._approach(values, path, spent, 0.25 / rise, steps)
+            approach.go_on(values, 0.25 / rise, STEPS)
         longest = (values.size + 1.0) / (1.0 - max(rise, 0.0))
-        accuracy, begun = max(1e-12, 64 * np.finfo(float).eps * longest), spent
+        accuracy = max(1e-12, 64 * np.finfo(float).eps * longest)
         values.begin(inside)
+        approach.begin()
         while True:
             rise, fall, _ = self.backup(values, policy, None, 1.0)
             error, enough = max(rise, fall) * longest, accuracy * values.size
             if error <= enough:
                 return values.v
-            if spent > budget:
+            if approach.spent > budget:
                 return None
-            spent += self._approach(values, path, spent - begun, enough / error / 2, (1.0, 0.0))
-
-    def _approach(
-        self, values: Values, path: np.ndarray | Compact, spent: float, share: float,
-        reward: tuple[float, float],
-    ) -> float:  # fmt: skip
-        """Bring V nearer to a policy's undiscounted values, after so many sweeps; return how many
-        this took, or as many as would have taken as long."""
-        if spent >= PATIENCE:
-            n = self.solve(values, path, 1.0, share, MOST_ITERATIONS, reward)
-            return ITERATION_SWEEPS * (n + 1)
-        n_sweeps = max(FIRST_SWEEPS, min(int(spent), self._most_sweeps) // 2 * 2)
-        self.relax(values, path, None, 1.0, n_sweeps, reward)
-        return n_sweeps
+            approach.go_on(values, enough / error / 2, REWARDS)
 
     def settle(self, policy: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, bool, bool]:
         """Return where a policy can end the episode, uint8 (n_own,), and whether there are masked
@@ -601,8 +589,35 @@ class Planner:
         return max(1e3, WORK_LIMIT / self.environment.n_transitions * self.environment.n_actions)
 
 
+class _Approach:
+    """Sweeps and iterations that bring V nearer to a policy's undiscounted values.
+
+    Attributes: `spent`, in sweeps, or as many as would have taken as long.
+    """
+
+    def __init__(self, planner: Planner, path: np.ndarray | Compact) -> None:
+        self._planner, self._path = planner, path
+        self.spent, self._n_sweeps, self._solves = 0.0, 0, True
+
+    def begin(self) -> None:
+        """Other values are swept from now on."""
+        self._n_sweeps, self._solves = 0, True
+
+    def go_on(self, values: Values, share: float, reward: tuple[float, float]) -> None:
+        """Sweep, a few times at first; or iterate until sweeps change `share` of what they did, as
+        long as that is worth it. COLLECTIVE."""
+        planner, path = self._planner, self._path
+        if self._solves and self._n_sweeps >= PATIENCE:
+            n, self._solves = planner.solve(values, path, 1.0, share, MOST_ITERATIONS, reward)
+            self.spent += ITERATION_SWEEPS * (n + 1)
+            return
+        n = max(FIRST_SWEEPS, min(self._n_sweeps, planner.most_sweeps)) // 2 * 2
+        planner.relax(values, path, None, 1.0, n, reward)
+        self.spent, self._n_sweeps = self.spent + n, self._n_sweeps + n
+
+
 def _own(found: np.ndarray) -> None:
-    """The largest of one planner are its own."""
+    """What others have to say, where one planner is alone."""
 
 
 def _bits(bits: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """`allreduce`: every agent learns a round on a full replica, then all contributions are fused.
 
-Small tables are reduced whole and fused by every rank alike: one message a round. Larger ones are
-reduced to the owners of the blocks, which fuse and share them: through memory that the ranks of a
-host have in common, where there is enough of it, else through messages. Where no rank hosts two
+Small tables are reduced whole and fused by every rank alike, in one meeting a round. Larger ones
+are reduced to the owners of the blocks, which fuse and share them: through memory that the ranks of
+a host have in common, where there is enough of it, else through messages. Where no rank hosts two
 agents, owners look at the replicas themselves (`replicas`). All give the same bits.
 """
 
@@ -392,8 +392,7 @@ class Allreduce(ReadReplicas):
             if key not in self._bound:
                 found = "adopt" if self._lone else "contribute"
                 self._bind_in_turn(key, ("take_up", "learn", found, "report"))
-            if self._explores is None:
-                agent.control[loop.EXPLORE] = self._explore_of(agent.number)
+            agent.control[loop.EXPLORE] = self._explore_of(agent.number)
             agent.set_out(first_step, n_steps)
             self._bound[key]()
             if self._forgets:
@@ -553,8 +552,8 @@ class Allreduce(ReadReplicas):
         progress, known = self.progress, self._known_scale
         if known is None or known.exponent != progress.exponent or known.peak != progress.peak:
             known = FixedPoint(self.n_agents, progress.exponent, progress.peak)
-            self._known_scale = known
             self.rates[fusing.SCALE], self.rates[fusing.BOUND] = known.scale, known.bound
+            self._known_scale = known
         return known
 
     def _agree(self, agreement: Agreement) -> Agreement:
@@ -608,11 +607,15 @@ class Allreduce(ReadReplicas):
         """MOVE, FUSE and AGREE, of small tables: in one call, where the ranks have a room."""
         if self.room is None:
             self.transport.sum_int(self.message)
+        self._call_at_once()
+        return Agreement.read(self.header)
+
+    def _call_at_once(self) -> None:
+        """Meet the other ranks, where there is a room, fuse, and count visits. COLLECTIVE."""
         key = ("fuse at once", 0, self.current)
         if key not in self._bound:
             self._bind_in_turn(key, ("fuse", "count_visits"))
         self._bound[key]()
-        return Agreement.read(self.header)
 
     def _reduce_maximum(self) -> None:
         values, winner = self.parts["values"], self.parts["winner"]

@@ -1,7 +1,6 @@
-"""Loops of BiCGSTAB (van der Vorst 1992) over vectors of own rows and halo, float64.
+"""Loops of BiCGSTAB (van der Vorst 1992) over vectors of own rows, float64.
 
-Every loop goes over whole vectors; sums are those of own rows, block by block, so that they are the
-same whoever has which block. A block's sum that is not finite is written as infinite.
+Sums are made block by block, so that they are the same whoever has which block.
 """
 
 from __future__ import annotations
@@ -11,13 +10,13 @@ import numpy as np
 from distq_mpi.kernels import Kernel
 
 u8, i8 = np.uint64, np.int64
-LANES = 4
-"""Sums of a block that are added up side by side."""
+LANES, MOST = 4, 1e300
+"""Sums of a block that are added up side by side; those beyond this count as infinite."""
 
 
 def shown(total):
-    """A sum as it is told to others, for whom NaN has no order."""
-    return total if abs(total) < np.inf else np.inf
+    """A sum as it is told to others: NaN has no order, and all blocks' must not overflow."""
+    return total if abs(total) < MOST else np.inf
 
 
 def dots(a, b, c, cuts, sums):
@@ -49,7 +48,7 @@ def search(p, r, w, rates):
 
 
 def less(x, swept, out, against, cuts, sums):
-    """out = x - swept; sums : of out.against and out.out, as `dots` writes them."""
+    """out = x - swept, of own rows; sums : of out.against and out.out, as `dots` writes them."""
     for i in range(out.size):
         out[i] = x[i] - swept[i]
     dots(out, against, out, cuts, sums)

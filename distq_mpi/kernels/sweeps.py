@@ -180,8 +180,8 @@ def sweep(v, new, policy, greedy, mask, cuts, where, control, rates, params, fou
     greedy : int32, the best action, but a later one only if it is better than the one kept so far
     by more than rates[SLACK].
     found : float64 (5,), written, of the last sweep: largest change, largest change downwards
-    (negated smallest change), largest share of a block's rows whose `greedy` changed, largest
-    value, and the negated smallest.
+    (negated smallest change), largest share of a block's masked rows whose `greedy` changed,
+    largest value, and the negated smallest.
     """
     first_state, every, keeps = where[0], control[EVERY] != 0, control[KEEPS] != 0
     rise, fall, top, bottom, changed = -np.inf, -np.inf, -np.inf, -np.inf, 0.0
@@ -191,7 +191,7 @@ def sweep(v, new, policy, greedy, mask, cuts, where, control, rates, params, fou
             read, write = new, v
         rise, fall, top, bottom, changed = -np.inf, -np.inf, -np.inf, -np.inf, 0.0
         for block in range(cuts.size - 1):
-            first, last, n_changed = cuts[block], cuts[block + 1], 0.0
+            first, last, n_met, n_changed = cuts[block], cuts[block + 1], 0.0, 0.0
             for j in range(last - first):
                 s, low, high = first + j, first, first
                 if control[ORDER] == GAUSS_SEIDEL:
@@ -206,6 +206,7 @@ def sweep(v, new, policy, greedy, mask, cuts, where, control, rates, params, fou
                 if not every:
                     begin, end = i8(policy[s]), i8(policy[s]) + 1
                 best, kept, action = -np.inf, -np.inf, begin
+                n_met += 1.0
                 for a in range(begin, end):
                     other = backup(
                         first_state + s, a, read, write, low, high, where, rates, params
@@ -220,7 +221,7 @@ def sweep(v, new, policy, greedy, mask, cuts, where, control, rates, params, fou
                 if keeps and greedy[s] != action:
                     greedy[s] = i4(action)
                     n_changed += 1.0
-            changed = max(changed, n_changed / f8(last - first))
+            changed = max(changed, n_changed / max(n_met, 1.0))
     found[RISE], found[FALL], found[CHANGED] = rise, fall, changed
     found[TOP], found[BOTTOM] = top, bottom
 
@@ -300,7 +301,7 @@ def sweep_compact(
         rise, fall, top, bottom, changed = -np.inf, -np.inf, -np.inf, -np.inf, 0.0
         for block in range(cuts.size - 1):
             n_rows, s, step = u8(cuts[block + 1] - cuts[block]), u8(cuts[block]), u8(1)
-            n_changed = 0.0
+            n_met, n_changed = 0.0, 0.0
             if fresh and k & 1 == 0:
                 s, step = s + n_rows - u8(1), ~u8(0)
             s -= step
@@ -313,6 +314,7 @@ def sweep_compact(
                     begin = u8(policy[s])
                     end = begin + u8(1)
                 best, kept, action = -np.inf, -np.inf, begin
+                n_met += 1.0
                 for a in range(begin, end):
                     pair, total = s * u8(N_ACTIONS) + a, 0.0
                     for i in range(u8(starts[pair]), u8(starts[pair + u8(1)])):
@@ -330,7 +332,7 @@ def sweep_compact(
                 if keeps and greedy[s] != i4(action):
                     greedy[s] = i4(action)
                     n_changed += 1.0
-            changed = max(changed, n_changed / f8(n_rows))
+            changed = max(changed, n_changed / max(n_met, 1.0))
         read = write
     found[RISE], found[FALL], found[CHANGED] = rise, fall, changed
     found[TOP], found[BOTTOM] = top, bottom

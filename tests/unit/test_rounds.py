@@ -75,7 +75,8 @@ def test_a_sum_in_a_room_is_that_of_all_ranks_in_every_meeting() -> None:
             add()
             if not np.array_equal(message, (now + 1) * 15 * np.arange(n)):
                 wrong.append((rank, now))
-        assert control[MET] == n_meetings
+        if control[MET] != n_meetings:
+            wrong.append((rank, int(control[MET])))
 
     threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in range(ranks)]
     for thread in threads:
