@@ -224,9 +224,8 @@ def main() -> None:
     found, repeats = [], 3 if asked.quick else 9
     apart = transport.node_size < transport.size
     for table in TABLES:
-        ways = [(True, False), (True, True), (False, False), (False, True)]
-        for shared, everything in ways[: 1 if table == "256 pairs" else 4]:
-            if not (apart and shared and table != "256 pairs"):
+        for shared, everything in ((True, False), (True, True), (False, False), (False, True)):
+            if not (apart and shared or everything and table == "256 pairs"):
                 found.append(measure(table, shared, everything, transport, repeats))
     if not apart:
         low, middle, high = count_beside_mean("360 K pairs", transport, repeats)

@@ -193,7 +193,9 @@ class Job:
                 job.learn()
             job.commit()
         lanes = job.gather_lanes()
+        visits = np.concatenate([rows[3] for rows in job.iter_rows()])
         return {
+            "visits": visits.tobytes(),
             "table": job.base.raw.tobytes(), "values": job.base.values.copy(),
             "clock": int(job.base.clock[0, 0]), "progress": job.progress,
             "lanes": None if lanes is None else lanes.tobytes(), "repeated": repeated,

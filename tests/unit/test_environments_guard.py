@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from distq_mpi.config import EnvConfig
-from distq_mpi.environments import make
+from distq_mpi.environments import exploring_starts, make
 from distq_mpi.environments.checking import check_all
 from distq_mpi.environments.guard import guarded, refuse_noted
 from distq_mpi.environments.laws import law_environment
@@ -292,3 +292,17 @@ def test_arrays_that_kernels_cannot_take_are_refused(array: Any, message: str) -
 
     with pytest.raises(ModelError, match=message):
         law_environment("holding", Holding, {})
+
+
+@pytest.mark.parametrize("use_compiled", [False, True])
+def test_a_watched_law_that_is_begun_in_any_state_is_the_same_law(use_compiled: bool) -> None:
+    law = huge()
+    watched = [guarded(one) for one in (law, exploring_starts(law))]
+    assert not watched[1].trusted and watched[1].n_starts == N_STATES
+    bits = np.random.default_rng(0).integers(0, 2**64, 50, dtype=u8)
+    plain_law, begun = (transitions(one, FAR, 2, bits, use_compiled) for one in watched)
+    for found, expected in zip(begun, plain_law, strict=True):
+        assert np.array_equal(found, expected)
+    with np.errstate(over="ignore"):
+        starts = [int(watched[1].law_start(word, watched[1].params)) for word in bits]
+    assert starts == [int(word) * N_STATES >> 64 for word in bits]

@@ -121,7 +121,7 @@ def test_a_room_gives_the_bits_of_messages(fusion: str, monkeypatch: pytest.Monk
             ranks = together(size, lambda one, e=exponent: work.run(one, 8, e), [0] * size)
             assert len(found) == size and None not in found
             for rank in ranks:
-                for key in ("table", "progress", "repeated"):
+                for key in ("table", "visits", "progress", "repeated"):
                     assert rank[key] == alone[key], key
 
 
