@@ -142,7 +142,7 @@ def test_free_running_learns_and_says_so(tmp_path: Path) -> None:
 
 def test_auto_is_sharded_where_replicas_do_not_fit(tmp_path: Path) -> None:
     options = ("--parallel.architecture", "auto", "--stop.steps", "1000", *GRID)
-    for limit, architecture in (("10000000", "allreduce"), ("4000000", "sharded")):
+    for limit, architecture in (("10000000", "allreduce"), ("5000000", "sharded")):
         ended = distq(
             2, "train", "--run.dir", architecture, *options, "--parallel.memory_bytes", limit,
             "--parallel.lanes", "64", cwd=tmp_path,
