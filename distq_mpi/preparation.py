@@ -322,7 +322,10 @@ def from_command(command: Any, size: int, per_host: int) -> Settled:
     path, refusals = checkpoint.newest_good(directory.checkpoints, environment.model_id)
     if path is None:
         told = "".join(f"\n  {refusal}" for refusal in refusals)
-        raise FileError(f"{directory.checkpoints}: no good checkpoint to resume from{told}")
+        raise FileError(
+            f"{directory.checkpoints}: no good checkpoint to resume from; begin again with train "
+            f"--run.dir {directory.path} --run.overwrite{told}"
+        )
     header = checkpoint.read_header(path)
     _refuse_other_bits(config, header.config_toml, path, "config.toml: ")
     with publish(directory.config) as temporary:

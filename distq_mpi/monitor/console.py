@@ -107,6 +107,13 @@ def _learners(summary: dict[str, Any]) -> str:
     return f"{lanes}, imbalance {number(summary.get('imbalance'))}"
 
 
+def _sampled(evaluation: dict[str, Any]) -> str:
+    if not evaluation.get("episodes"):
+        return number(None)
+    mean, deviation = (number(evaluation.get(key)) for key in ("mean_return", "std_return"))
+    return f"{mean} +- {deviation} over {count(evaluation.get('episodes'))} episodes"
+
+
 def summary_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """Pairs (title, text) of the closing table; what is unknown reads "-"."""
     certificate = summary.get("certificate") or {}
@@ -136,11 +143,7 @@ def summary_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
             f"(certificate {certificate.get('kind') or '-'}, "
             f"loss bound {number(certificate.get('policy_loss_bound'))})",
         ),
-        (
-            "sampled return",
-            f"{number(evaluation.get('mean_return'))} +- {number(evaluation.get('std_return'))} "
-            f"over {count(evaluation.get('episodes'))} episodes",
-        ),
+        ("sampled return", _sampled(evaluation)),
         (
             "ranks",
             f"{count(summary.get('ranks_finished'))} of {count(summary.get('ranks_started'))}, "
