@@ -47,8 +47,9 @@ class Krylov:
         n_own = int(cuts[-1]) if cuts.size else 0
         self.swept = Values(n_own, n - n_own, most_of)
         self._most_of, self._fetch, self._n_own = most_of, fetch, n_own
-        self._all = np.zeros(2 * blocks[1])
-        sums = cuts, self._all[2 * blocks[0] :][: 2 * max(0, cuts.size - 1)]
+        self._mine, self._all = np.zeros(2 * max(0, cuts.size - 1)), np.zeros(2 * blocks[1])
+        self._place = slice(2 * blocks[0], 2 * blocks[0] + self._mine.size)
+        sums = cuts, self._mine
         r, shadow, p, d, w, t = (np.zeros(n_own) for _ in range(6))
         self._r, self._shadow, self._p, self._d, v = r, shadow, p, d, self.swept.v
         self._rates = np.zeros((3, 2))
@@ -117,10 +118,8 @@ class Krylov:
 
     def _added(self) -> tuple[float, float]:
         """The two sums that a kernel has left, over all blocks."""
-        _, mine = self._sums
-        told = mine.copy()
         self._all[:] = -np.inf
-        mine[:] = told
+        self._all[self._place] = self._mine
         self._most_of(self._all)
         first, second = self._all.reshape(-1, 2).T.tolist()
         return math.fsum(first), math.fsum(second)

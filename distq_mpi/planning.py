@@ -368,30 +368,14 @@ class Planner:
             self.relax(swept, path, None, discount, 2, given)
 
         linear: Callable[[], None] = functools.partial(sweep, (0.0, 0.0))
-        if isinstance(path, Compact):
-            linear = self._bound_linear(swept, values.mask, path, discount)
+        if isinstance(path, Compact):  # bound once: on a small model a call takes as long as sweeps
+            control = np.array([0, 0, GAUSS_SEIDEL, 0, 0, 0], np.int64)
+            call = self._kernels["plan_sweep_followed"].bind(
+                swept.both, values.mask, self._cuts, control,
+                np.array([discount, 0.0, 0.0, 0.0]), *path.policy, np.zeros(5),
+            )  # fmt: skip
+            linear = functools.partial(self._repeat, swept, control, 2, call)
         return self._krylov.solve(values, sweep, linear, share, most)
-
-    def _bound_linear(
-        self, swept: Values, mask: np.ndarray, path: Compact, discount: float
-    ) -> Callable[[], None]:
-        """Two sweeps without rewards, bound once: on a small model a call takes as long as they."""
-        at_once, rates = 2 if self.alone else 1, np.array([discount, 0.0, 0.0, 0.0])
-        control = np.array([0, at_once, GAUSS_SEIDEL, 0, 0, 0], np.int64)
-        call = self._kernels["plan_sweep_followed"].bind(
-            swept.both, mask, self._cuts, control, rates, *path.policy, np.zeros(5)
-        )
-
-        def linear() -> None:
-            for begin in range(0, 2, at_once):
-                control[BEGIN], control[END] = begin, begin + at_once
-                control[READ] = swept.reads_from
-                call()
-                if at_once == 1:
-                    swept.swap()
-                self.fetch(swept.v)
-
-        return linear
 
     def optimise(self, discount: float) -> Values:
         """Return V* for a discount below 1, within `SOLVED` or what float64 can give.
@@ -558,13 +542,12 @@ class Planner:
         rates: np.ndarray,
     ) -> np.ndarray:
         found, none = np.zeros(5), np.zeros(0, np.int32)
-        at_once = n_sweeps if self.alone else 1
         how = (order, policy is None, greedy is not None)
+        control = np.array([0, 0, *how, 0], np.int64)
         policies = none if policy is None else policy, none if greedy is None else greedy
-        compact = self._compact
-        for begin in range(0, n_sweeps, at_once):
-            control = np.array([begin, begin + at_once, *how, values.reads_from], np.int64)
-            over = values.mask, self._cuts, control, rates
+        compact, over = self._compact, (values.mask, self._cuts, control, rates)
+
+        def call() -> None:
             if isinstance(policy, Compact):
                 self.call("sweep_followed", values.both, *over, *policy.policy, found)
             elif compact is not None:
@@ -574,10 +557,23 @@ class Planner:
                     "sweep", values.v, values.other, *policies, values.mask, self._cuts,
                     self.where, control, rates, self.environment.params, found,
                 )  # fmt: skip
+
+        self._repeat(values, control, n_sweeps, call)
+        return found
+
+    def _repeat(
+        self, values: Values, control: np.ndarray, n_sweeps: int, call: Callable[[], None]
+    ) -> None:
+        """Sweep so often; `call` makes those that `control` says, at once where nobody else does.
+        """
+        at_once = n_sweeps if self.alone else 1
+        for begin in range(0, n_sweeps, at_once):
+            control[BEGIN], control[END] = begin, begin + at_once
+            control[READ] = values.reads_from
+            call()
             if at_once % 2:
                 values.swap()
             self.fetch(values.v)
-        return found
 
     def _accuracy(self, values: Values, discount: float, tolerance: float) -> float:
         """The largest error to accept; rounding alone leaves some units in the last place."""

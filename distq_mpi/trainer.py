@@ -274,8 +274,6 @@ class Run:
 
     def _refuse_mistakes(self) -> None:
         """Raise what the guard of a law noted in this round. COLLECTIVE."""
-        if self.environment.trusted:
-            return
         progress = self.architecture.progress
         steps = range(progress.lane_steps, progress.lane_steps + progress.period + 1)
         refuse_noted(

@@ -159,7 +159,7 @@ class Alone:
     rank, size = 0, 1
     node_rank, node_size = 0, 1
     leads_node = True
-    survives = False
+    survives = crowded = False
     lost: tuple[Any, ...] = ()
     hosts: tuple[str, ...] = ("here",) * 64
 

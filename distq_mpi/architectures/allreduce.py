@@ -245,7 +245,7 @@ class Allreduce(ReadReplicas):
             self.learning_work = scratch_of(learn, self.n_states)
         self.unstable, self.work = np.zeros(1, np.int64), chunks.scratch(self.width)
         self.unticked = np.zeros(self.base.clock_words.size if self.frozen else 1, np.uint32)
-        self._bound: dict[tuple[Any, int, int], Any] = {}
+        self._bound: dict[tuple[str, int, int], Any] = {}
         self._added: dict[int, np.ndarray] = {}
 
     def _allocate_sums(self, block: tuple[int, int]) -> None:
@@ -424,8 +424,8 @@ class Allreduce(ReadReplicas):
                 return self._agree(agreement)
             self._raise_scale()
             return None
-        at_once = self.whole and not self.fusion.maximum
-        self.transport.sum_int(self.message if at_once else self.agreed)
+        together = self.whole and not self.fusion.maximum
+        self.transport.sum_int(self.message if together else self.agreed)
         agreement = Agreement.read(self.header)
         if self.memory is not None:
             self.memory.seen()

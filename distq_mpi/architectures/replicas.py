@@ -68,7 +68,7 @@ class ReadReplicas(Survivable):
     lifetimes: list[np.ndarray]
     _wanted_bytes = 0
     """Of memory in common that was asked for last."""
-    _bound: dict[tuple[Any, int, int], Any]
+    _bound: dict[tuple[str, int, int], Any]
 
     def _allocate_replicas(self, sparse: bool, sums_bytes: int) -> bool:
         """Make room for tables, and for replicas where owners read them; False where sums are

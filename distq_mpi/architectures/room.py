@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,8 +31,8 @@ class Room:
         self, memory: HostMemory, transport: Transport, message: np.ndarray, kernel: LoadedKernel
     ) -> None:
         self._memory = memory
-        crowded = transport.size > (os.cpu_count() or 1)
-        control = np.array([transport.rank, transport.size, 0, 0 if crowded else LOOKS], np.uint64)
+        looks = 0 if transport.crowded else LOOKS
+        control = np.array([transport.rank, transport.size, 0, looks], np.uint64)
         self.sum = kernel.bind(message, memory.common.view(np.int64), control)
 
     @classmethod

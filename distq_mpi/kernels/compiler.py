@@ -33,6 +33,7 @@ from distq_mpi.kernels.objects import ENTRY, target_machine
 
 # No wrapper for Python callers, no reference counts: the object must stand alone.
 BARE: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
+WORD_BYTES = 8
 
 
 def _prefetch(to_write):
@@ -148,8 +149,6 @@ INSTRUCTIONS = {
     storing.lowest_bit: lowest_bit,
 }
 
-
-WORD_BYTES = 8
 
 _inner: dict[Any, Any] = {}
 """Dispatchers by what their functions are made of. Most of what one kernel reaches another does,
