@@ -295,7 +295,7 @@ class QLearning:
         """How good the table is, exactly; None where the environment cannot be solved. COLLECTIVE.
 
         The first call computes exact values. `policy_gap`, `policy_loss`, `policy_return`,
-        `optimal_return` and more; see `distq_mpi.certificate.Certificate`.
+        `best_return` and more; see `distq_mpi.certificate.Certificate`.
         """
         with self._transport.together():
             self._open()

@@ -48,7 +48,7 @@ class Orders:
         self.smooths_only = True
         self._gains: list[float | None] = [None, None]
         self._width, self._n, self._n_sweeps, self._decline = math.inf, 0, 0, 0.0
-        self._n_swept, self._gain, self._solves, self._solving = 0, 0.0, True, False
+        self._n_swept, self._gain, self._solving = 0, 0.0, False
 
     def swept(self, n_sweeps: int, before: float, after: float) -> None:
         """Note sweeps over a policy's pairs; before, after : the unevenness of TV - V."""
@@ -56,21 +56,21 @@ class Orders:
         if self.smooths_only and 0.0 < after < before < math.inf:
             self._decline = math.log(before / after) / n_sweeps
 
-    def too_slow(self, share: float) -> bool:
-        """Whether bounds of `share` of what they are now are too many sweeps away, and iterations
-        that take their place have not failed."""
-        left = -math.log(share) / self._gain if self._gain > 0.0 else math.inf
-        return self._solves and self._n_swept >= PATIENCE and left > TOO_MANY
+    def too_slow(self, share: float, many: int = TOO_MANY, patience: int = PATIENCE) -> bool:
+        """Whether `patience` sweeps over a policy's pairs were made, and more than `many` would be
+        needed until bounds are `share` of what they are now."""
+        left = -math.log(share) / self._gain if self._gain > 0.0 and share > 0.0 else math.inf
+        return self._n_swept >= patience and left > many
 
-    def solved(self, worth_it: bool) -> None:
-        """Note that iterations took the place of sweeps before the next check."""
-        self._solving, self._solves = True, worth_it
+    def solved(self) -> None:
+        """Note that something else took the place of sweeps before the next check."""
+        self._solving = True
 
     def told(self, width: float) -> None:
         """Decide on the next sweeps. width : of the bounds now; the first say little, for values
         begin at 0."""
         if self._solving:
-            self._solves, self._solving = self._solves and 2 * width < self._width, False
+            self._solving = False
         elif self._n > 1 and 0.0 < width < math.inf and self._width < math.inf:
             self._gain = math.log(self._width / width) / max(1, self._n_sweeps)
             self._gains[self.smooths_only] = self._gain

@@ -6,13 +6,15 @@ is closed, so the bounds are valid on it; outside it nothing is ever visited.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from distq_mpi.bounds import beyond
+from distq_mpi.budget import Budget, Unsolved
+from distq_mpi.finite import FiniteFields, finite, positive_part
 from distq_mpi.holding import Holding, Slice
 from distq_mpi.kernels import Kernel
 from distq_mpi.kernels.sweeps import (
@@ -26,6 +28,8 @@ from distq_mpi.kernels.sweeps import (
     planning_kernels,
 )
 from distq_mpi.planning import PART, Planner
+from distq_mpi.policy_evaluation import PolicyEvaluator
+from distq_mpi.policy_iteration import Optimiser
 from distq_mpi.values import Values
 
 if TYPE_CHECKING:
@@ -40,10 +44,18 @@ TIGHT, LOOSE = 1e-10, 1e-7
 """Errors of a policy's values, as shares of the value range."""
 LOOSE_SHARE = 1e-2
 """Error that is good enough on the way, as a share of the loss at the start."""
+ROUNDING = 1e-9
+"""Differences of values, as a share of the largest |value|, that count as 0."""
+WORST = 1e-9
+"""Error of the worst policy's value, as a share of the range of V*."""
+COSTS = (-1.0, 0.0)
+"""Weights with which the worst policy is optimal."""
+BEST_WORK = 5e8
+"""Backed-up transitions that the best return under a time limit may take."""
 
 
 @dataclass(frozen=True)
-class Certificate:
+class Certificate(FiniteFields):
     """What is known of a table; a None is not known. In units of reward; over reachable states.
 
     `q_error_bound` and `policy_loss_bound` need no V*: the largest |TQ - Q| / (1 - discount), and
@@ -58,15 +70,44 @@ class Certificate:
     """Pairs of reachable states that were never learned from."""
     q_error: float | None = None
     policy_gap: float | None = None
-    """(optimal_value - policy_value) / (largest - smallest V*)."""
+    """(optimal_value - policy_value) / scale; see `gap_scale`."""
     policy_loss: float | None = None
     policy_loss_mean: float | None = None
     policy_value: float | None = None
     """Discounted, over the start distribution; so is `optimal_value`."""
     optimal_value: float | None = None
+    worst_value: float | None = None
+    """Of the policy with the smallest value over the start distribution."""
+    value_range: float | None = None
+    """Largest minus smallest V*."""
     policy_return: float | None = None
-    """Undiscounted, under the time limit; only in tight certificates; so is `optimal_return`."""
-    optimal_return: float | None = None
+    """Undiscounted, under the time limit; only in tight certificates."""
+    optimal_policy_return: float | None = None
+    """Undiscounted return of the policy that is optimal at the discount; others can earn more."""
+    best_return: float | None = None
+    """Largest undiscounted return under the time limit, of decisions that may look at the clock."""
+    unknown: str | None = None
+    """Why a number that could be known is not, in words."""
+
+
+def gap_scale(
+    value_range: float | None, optimal: float | None, worst: float | None, size: float
+) -> float | None:
+    """Return what a gap is measured against: the smaller one, among those that are not 0, of the
+    range of V* and of optimal - worst value at the start; 0.0 where both are 0, None = unknown.
+
+    The range alone means nothing where the horizon ends before anything matters, and is 0 where
+    all states are worth the same; the worst policy alone is lenient where one action is a
+    catastrophe. size : the largest |value|; `ROUNDING` of it counts as 0. Local.
+    """
+    known_range, best, least = finite(value_range), finite(optimal), finite(worst)
+    if known_range is None or not np.isfinite(size):
+        return None
+    spread = None if best is None or least is None else best - least
+    beyond_rounding = [x for x in (known_range, spread) if x is not None and x > ROUNDING * size]
+    if beyond_rounding:
+        return min(beyond_rounding)
+    return None if spread is None else 0.0
 
 
 def solvable(environment: Environment, discount: float) -> str | None:
@@ -87,14 +128,34 @@ def requests(environment: Environment, q_dtype: Any) -> dict[str, Kernel]:
     return planning_kernels(environment, q_dtype)
 
 
+@dataclass(frozen=True)
+class Solution(FiniteFields):
+    """What is known of an environment; a None is not known, `unknown` says why.
+
+    size : largest |V*|, |worst value| and expected |reward| of one step. scale : see `gap_scale`.
+    """
+
+    optimal_value: float | None = None
+    worst_value: float | None = None
+    value_range: float | None = None
+    size: float = 0.0
+    scale: float | None = None
+    optimal_policy_return: float | None = None
+    best_return: float | None = None
+    unknown: str | None = None
+
+
 class Solver:
     """Solves an environment and certifies tables for it.
 
     Constructing it and its methods are COLLECTIVE; results are the same on every rank and for
     every number of ranks, bit for bit.
 
-    Attributes: `n_reachable`; after `solve`: `optimal_value`, `value_range`, `optimal_return`
-    (None where not known).
+    Parameters
+    ----------
+    stop : returns whether this rank was asked to stop; solves then end, and their answer is None.
+
+    Attributes: `n_reachable`; `solution`, after `solve`.
     """
 
     def __init__(
@@ -103,16 +164,26 @@ class Solver:
         discount: float,
         kernels: dict[str, Any],
         transport: Transport,
+        stop: Callable[[], bool] | None = None,
     ) -> None:
         self.environment, self.discount = environment, discount
         self.transport = transport
-        self.planner = Planner(environment, kernels, transport)
+        self.planner = Planner(environment, kernels, transport, stop)
+        self.policies = PolicyEvaluator(self.planner)
         self.n_reachable: int = transport.broadcast(self.planner.n_reachable)
         self._optimal: np.ndarray | None = None
         self._policy = np.full(self.planner.mask.size, -1, np.int32)
-        self.optimal_value: float | None = None
-        self.value_range: float | None = None
-        self.optimal_return: float | None = None
+        self.solution = Solution(unknown="V* was not computed")
+
+    @property
+    def optimal_value(self) -> float | None:
+        """The discounted value of an optimal policy over the start distribution. Local."""
+        return self.solution.optimal_value
+
+    @property
+    def value_range(self) -> float | None:
+        """Largest minus smallest V* over reachable states. Local."""
+        return self.solution.value_range
 
     @property
     def values(self) -> np.ndarray | None:
@@ -137,8 +208,7 @@ class Solver:
 
         At discount 1 it stays unknown where a policy that never ends would be optimal or infinite.
         """
-        told = self.transport.broadcast(self._solve() if self._plans else None)
-        self.optimal_value, self.value_range, self.optimal_return = told
+        self.solution = self.transport.broadcast(self._solve() if self._plans else None)
 
     def certify(self, holding: Holding, tight: bool = False, exact: bool = True) -> Certificate:
         """Return the certificate of a table.
@@ -149,48 +219,85 @@ class Solver:
         return self.transport.broadcast(self._certify(holding, tight, exact))
 
     @property
-    def _never_ends(self) -> bool:
-        return self.planner.least >= 1.0 and not self.environment.max_episode_steps
-
-    @property
     def _plans(self) -> bool:
         return not self.planner.alone or self.transport.rank == 0
 
-    def _solve(self) -> tuple[float | None, float | None, float | None]:
-        planner, policy = self.planner, None
-        if self.discount < 1:
-            solution = planner.optimise(self.discount)
-        else:
-            found = planner.optimise_undiscounted()
-            if found is None:
-                return None, None, None
-            solution, policy = found
-        self._optimal = solution.v.copy()
-        value, extent = planner.expectation(self._optimal), solution.range
-        if policy is None:
-            policy = planner.greedy(self._optimal, self.discount)
-        return value, extent, self._return(policy, value)
+    def _solve(self) -> Solution:
+        planner, optimiser = self.planner, Optimiser(self.planner, self.policies)
+        budget = planner.budget("V*")
+        try:
+            if self.discount < 1:
+                values = optimiser.optimise(self.discount, budget)
+                optimal = values.v.copy()
+                policy = planner.greedy(optimal, self.discount)
+            else:
+                values, policy = optimiser.optimise_undiscounted(budget)
+                optimal = values.v.copy()
+        except Unsolved as error:
+            return Solution(unknown=str(error))
+        extent, size = planner.scratch().begin(planner.mask, optimal).extent()
+        value = finite(planner.expectation(optimal))
+        if value is None:
+            return Solution(unknown="V* is unknown: its values are beyond what float64 holds")
+        self._optimal = optimal
+        worst, unknown = self._worst(optimiser, extent)
+        size = max(size, planner.most_reward, abs(worst or 0.0))
+        known, _ = self._return(policy)
+        return Solution(
+            value, worst, extent, size, gap_scale(extent, value, worst, size), known,
+            self._best_return(), unknown,
+        )  # fmt: skip
 
-    def _return(self, policy: np.ndarray, value: float | None) -> float | None:
-        """The undiscounted value of a policy at the start; value : the discounted one, if known."""
-        if self._never_ends and value:
-            return None  # what it earns it earns for ever
-        mask = self.planner.reach(policy)
-        n_steps = self.environment.max_episode_steps
-        if n_steps:
-            v = self.planner.horizon(policy, mask, n_steps)
-        else:
-            v = self.planner.undiscounted(policy, mask)
-        return None if v is None else self.planner.expectation(v)
+    def _worst(self, optimiser: Optimiser, extent: float) -> tuple[float | None, str | None]:
+        """The value of the worst policy over the start distribution; or None, and why."""
+        planner = self.planner
+        budget = planner.budget("the worst policy's value")
+        try:
+            if self.discount < 1:
+                values = optimiser.optimise(
+                    self.discount, budget, COSTS, lambda values: WORST * extent
+                )
+            else:
+                values, _ = optimiser.optimise_undiscounted(budget, COSTS)
+        except Unsolved as error:
+            return None, str(error) if self.discount < 1 or budget.ended else None
+        value = finite(planner.expectation(values.v))
+        return (None if value is None else -value), None
+
+    def _return(self, policy: np.ndarray) -> tuple[float | None, str | None]:
+        """The undiscounted value of a policy at the start, under the time limit; or None, and why.
+        """
+        planner, policies = self.planner, self.policies
+        mask, n_steps = planner.reach(policy), self.environment.max_episode_steps
+        budget = planner.budget("the return")
+        try:
+            if n_steps:
+                v = policies.horizon(policy, mask, n_steps, budget)
+            else:
+                v = policies.undiscounted(policy, mask, budget)
+        except Unsolved as error:
+            return None, str(error)
+        return finite(planner.expectation(v)), None
+
+    def _best_return(self) -> float | None:
+        planner, n_steps = self.planner, self.environment.max_episode_steps
+        if not n_steps or n_steps * planner.model_work > BEST_WORK:
+            return None
+        budget = planner.budget("the best return")
+        try:
+            v = self.policies.horizon(None, planner.mask, n_steps, budget)
+        except Unsolved:
+            return None
+        return finite(planner.expectation(v))
 
     def _certify(self, holding: Holding, tight: bool, exact: bool) -> Certificate | None:
         """What the planners find; the other ranks only hand out what they hold."""
         planner, policy, plans = self.planner, self._policy, self._plans
         optimal = self._optimal if exact else None
         values = planner.scratch()
-        counts = np.zeros(2, np.int64)
+        counts, size = np.zeros(2, np.int64), np.zeros(1)
         for piece in holding.slices(planner.rows):
-            counts += self._read(piece, values.v)
+            counts += self._read(piece, values.v, size)
         self.transport.sum_int(counts)
         non_finite, pairs = counts.tolist()
         found = np.full(7, -np.inf)
@@ -203,34 +310,49 @@ class Solver:
         if not plans:
             return None
         certificate = Certificate(uncertified_pairs=pairs)
+        if exact:
+            certificate = replace(certificate, unknown=self.solution.unknown)
         if optimal is not None:
+            known = self.solution
             certificate = replace(
-                certificate, optimal_value=self.optimal_value, optimal_return=self.optimal_return
-            )
+                certificate, optimal_value=known.optimal_value, worst_value=known.worst_value,
+                value_range=known.value_range, optimal_policy_return=known.optimal_policy_return,
+                best_return=known.best_return,
+            )  # fmt: skip
         if non_finite:
-            return replace(certificate, kind="none")
+            text = f"{int(non_finite)} values of the table are not finite"
+            return replace(certificate, kind="none", unknown=text)
         planner.most_of(found)
+        planner.most_of(size)
         if optimal is not None:
             certificate = replace(certificate, q_error=float(found[DISTANCE]))
-        if self.discount < 1:
-            certificate = self._bounded(certificate, found)
-            masses = float(found[POLICY_MASS]), -float(found[POLICY_LEAST])
-            self._evaluate(values, masses, tight, optimal is not None)
-            certificate = self._compared(certificate, values.v, optimal)
-        else:
-            certificate = self._compared_undiscounted(certificate, policy, optimal)
+        budget = planner.budget("the policy's value")
+        try:
+            if self.discount < 1:
+                certificate = self._bounded(certificate, found, float(size[0]))
+                masses = float(found[POLICY_MASS]), -float(found[POLICY_LEAST])
+                self._evaluate(values, masses, tight, optimal is not None, budget)
+                certificate = self._compared(certificate, values.v, optimal)
+            else:
+                certificate = self._compared_undiscounted(certificate, policy, optimal, budget)
+        except Unsolved as error:
+            certificate = replace(certificate, unknown=str(error))
         if not tight:
             return certificate
-        return replace(certificate, policy_return=self._return(policy, certificate.policy_value))
+        policy_return, why = self._return(policy)
+        return replace(
+            certificate, policy_return=policy_return, unknown=certificate.unknown or why
+        )
 
-    def _read(self, piece: Slice, v: np.ndarray) -> np.ndarray:
-        """Note value and greedy action of a slice's states; return how many values are not finite
-        and how many pairs were never learned from. Local."""
-        planner, found = self.planner, np.zeros(1)
+    def _read(self, piece: Slice, v: np.ndarray, size: np.ndarray) -> np.ndarray:
+        """Note value and greedy action of a slice's states, and raise `size` to the largest |q|;
+        return how many values are not finite and how many pairs were never learned from. Local."""
+        planner, found = self.planner, np.zeros(2)
         control = np.array([piece.stride, piece.start, piece.stop, 0], np.int64)
         planner.call(
             "greedy", piece.q, v, self._policy, planner.mask, planner.where, control, found
         )
+        np.maximum(size, found[1], out=size)
         rows = slice(piece.start - planner.first, piece.stop - planner.first)
         inside = planner.mask[rows].view(np.bool_)
         return np.array([found[0], np.count_nonzero(piece.visited[inside] == 0)], np.int64)
@@ -247,9 +369,15 @@ class Solver:
         )  # fmt: skip
         return found
 
-    def _bounded(self, certificate: Certificate, found: np.ndarray) -> Certificate:
-        """Bounds from residuals: V* <= V + rise (1 + k + ...), V_policy >= V - fall (1 + ...)."""
+    def _bounded(self, certificate: Certificate, found: np.ndarray, size: float) -> Certificate:
+        """Bounds from residuals: V* <= V + rise (1 + k + ...), V_policy >= V - fall (1 + ...).
+
+        size : the largest |Q|.
+        """
         planner, discount = self.planner, self.discount
+        # Residuals are rounded: bounds hold for what they would be without.
+        rounding = 16 * np.finfo(float).eps * (size + planner.most_reward)
+        rounding += beyond(rounding, planner.most, discount)
         rise, fall = float(found[STATE_RISE]), float(found[STATE_FALL])
         above = rise + beyond(rise, planner.most if rise > 0 else planner.least, discount)
         most, least = float(found[POLICY_MASS]), -float(found[POLICY_LEAST])
@@ -257,13 +385,14 @@ class Solver:
         error = float(max(found[PAIR_RISE], found[PAIR_FALL]))
         return replace(
             certificate,
-            q_error_bound=error + beyond(error, planner.most, discount),
-            policy_loss_bound=max(0.0, above + below),
+            q_error_bound=rounding + error + beyond(error, planner.most, discount),
+            policy_loss_bound=positive_part(2 * rounding + above + below),
         )
 
     def _evaluate(
-        self, values: Values, masses: tuple[float, float], tight: bool, known: bool
-    ) -> None:
+        self, values: Values, masses: tuple[float, float], tight: bool, known: bool,
+        budget: Budget,
+    ) -> None:  # fmt: skip
         """Bring `values` to a lower bound on the policy's values, close to them.
 
         It starts from the table's own values, never from an earlier call's: a certificate, and so
@@ -271,14 +400,14 @@ class Solver:
         """
 
         def enough(width: float) -> float:
-            scale = self.value_range if known and self.value_range else values.range
+            scale = (self.solution.scale or self.solution.size) if known else values.range
             limit = (TIGHT if tight else LOOSE) * scale
             if tight or not known or self.optimal_value is None:
                 return limit
             loss = self.optimal_value - self.planner.expectation(values.v)
             return max(limit, LOOSE_SHARE * (loss - width))
 
-        self.planner.evaluate(values, self._policy, masses, self.discount, enough)
+        self.policies.evaluate(values, self._policy, masses, self.discount, enough, budget)
 
     def _compared(
         self, certificate: Certificate, v: np.ndarray, optimal: np.ndarray | None
@@ -289,10 +418,15 @@ class Solver:
         planner = self.planner
         largest = np.zeros(1)
         for losses in self._losses(v, optimal):
-            largest[0] = max(largest[0], losses.max())
+            # A NaN has no order, and would be lost on the way to the other planners.
+            largest[0] = np.nan_to_num(max(largest[0], losses.max()), nan=np.inf)
         planner.most_of(largest)
-        loss = float(largest[0])
+        loss = finite(float(largest[0]))
+        if loss is None:
+            return certificate
         total = planner.total(self._losses(v, optimal), loss, planner.n_reachable)
+        if certificate.policy_gap is None and loss <= ROUNDING * self.solution.size:
+            certificate = replace(certificate, policy_gap=0.0)  # optimal, whatever the scale
         return replace(
             certificate, policy_loss=loss, policy_loss_mean=total / planner.n_reachable
         )
@@ -307,21 +441,22 @@ class Solver:
     def _compared_at_start(
         self, certificate: Certificate, v: np.ndarray, optimal: np.ndarray | None
     ) -> Certificate:
-        value = self.planner.expectation(v)
+        value, scale = finite(self.planner.expectation(v)), self.solution.scale
         certificate = replace(certificate, policy_value=value)
-        if optimal is None or self.optimal_value is None:
+        if optimal is None or self.optimal_value is None or value is None or scale is None:
             return certificate
-        gap = max(0.0, self.optimal_value - value)
-        return replace(
-            certificate, policy_gap=gap / self.value_range if self.value_range else 0.0
-        )
+        gap = 0.0 if scale == 0.0 else positive_part((self.optimal_value - value) / scale)
+        return replace(certificate, policy_gap=gap)
 
     def _compared_undiscounted(
-        self, certificate: Certificate, policy: np.ndarray, optimal: np.ndarray | None
-    ) -> Certificate:
+        self, certificate: Certificate, policy: np.ndarray, optimal: np.ndarray | None,
+        budget: Budget,
+    ) -> Certificate:  # fmt: skip
         """As `_compared`; only at the start where the policy is proper there, but not elsewhere."""
-        v = self.planner.undiscounted(policy, self.planner.mask)
-        if v is not None:
-            return self._compared(certificate, v, optimal)
-        v = self.planner.undiscounted(policy, self.planner.reach(policy))
-        return certificate if v is None else self._compared_at_start(certificate, v, optimal)
+        planner, policies = self.planner, self.policies
+        try:
+            v = policies.undiscounted(policy, planner.mask, budget)
+        except Unsolved:
+            v = policies.undiscounted(policy, planner.reach(policy), budget)
+            return self._compared_at_start(certificate, v, optimal)
+        return self._compared(certificate, v, optimal)

@@ -13,7 +13,7 @@ from distq_mpi.errors import ConfigError, FileError
 from distq_mpi.files import plain, read_json, write_json
 from distq_mpi.fresh import Asked, Sampled
 
-FORMAT = "distq_mpi certificate 1"
+FORMAT = "distq_mpi certificate 2"
 
 
 def asked_of(options: dict[str, str]) -> Asked | None:

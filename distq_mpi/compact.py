@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -24,11 +24,25 @@ def compact_bytes(n_rows: int, n_actions: int, n_outcomes: float) -> int:
     return ROW_BYTES * n_rows + PAIR_BYTES * n_rows * n_actions + int(OUTCOME_BYTES * outcomes)
 
 
+class Path(NamedTuple):
+    """The transitions of one policy as sweeps read them; see `kernels.sweeps.follow`.
+
+    begins : uint32 (n_own + 1,), ends : uint32 (n_own,), of each row's transitions. ahead : uint32,
+    chances, float64, of transitions. rewards : float64 (n_own,), expected in one step.
+    """
+
+    begins: np.ndarray
+    ends: np.ndarray
+    ahead: np.ndarray
+    chances: np.ndarray
+    rewards: np.ndarray
+
+
 class Compact:
     """Outcomes of a planner's pairs, copied side by side; see `kernels.sweeps.compact`. Local.
 
-    Attributes: `model`, `policy`, what sweeps over all pairs, and over those of the policy that was
-    followed last, take.
+    Attributes: `model`, the arguments of sweeps over all pairs; `path`, those of the policy that
+    was followed last.
     """
 
     def __init__(self, planner: Planner, cuts: np.ndarray, n_outcomes: int) -> None:
@@ -41,13 +55,14 @@ class Compact:
             begins,
         )  # fmt: skip
         room = int(begins[-1])
-        self.policy = begins, _index(n_own), _index(room), *map(_floats, (room, n_own))
+        self.path = Path(begins, _index(n_own), _index(room), *map(_floats, (room, n_own)))
 
-    def follow(self, policy: np.ndarray, planner: Planner) -> Compact:
-        """Copy the outcomes of a policy; return this object. planner : whose outcomes these are."""
-        begins, ends, *copies = self.policy
+    def follow(self, policy: np.ndarray, planner: Planner) -> Path:
+        """Copy the transitions of a policy; return them, valid until the next call. planner : whose
+        outcomes these are."""
+        begins, ends, *copies = self.path
         planner.call("follow", policy, self._followed, begins, ends, *self.model, *copies)
-        return self
+        return self.path
 
 
 def _index(n: int) -> np.ndarray:

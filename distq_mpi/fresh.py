@@ -17,6 +17,7 @@ import numpy as np
 from distq_mpi.environments.guard import refuse_noted
 from distq_mpi.environments.worlds import wander
 from distq_mpi.errors import ConfigError, ModelError
+from distq_mpi.finite import FiniteFields, positive_part
 from distq_mpi.holding import Holding
 from distq_mpi.kernels import Kernel
 from distq_mpi.kernels.fresh import (
@@ -61,7 +62,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Sampled:
+class Sampled(FiniteFields):
     """A certificate by fresh samples. In units of reward; over all pairs, or those of reachable
     states where they are known.
 
@@ -167,10 +168,10 @@ def _told(
     if uncertified < pairs:
         rise, fall = float(found[RISE]), float(found[FALL])
         error = max(rise, fall) / (1 - discount)
-        floor = max(0.0, float(found[FLOOR])) / (1 + discount)
+        floor = positive_part(float(found[FLOOR]) / (1 + discount))
         if ends:  # what ends is backed up no further: a bound of one sign says nothing there
             rise, fall = max(rise, 0.0), max(fall, 0.0)
-        loss = max(0.0, rise + fall) / (1 - discount)
+        loss = positive_part((rise + fall) / (1 - discount))
     return Sampled(
         asked.samples, asked.delta, asked.check, asked.seed, asked.steps, least, most, pairs,
         uncertified, error, floor, loss,

@@ -106,6 +106,10 @@ class Signals:
         one that somebody else has set in their place since is not held back."""
         return self._held if self._old else uninterrupted()
 
+    def asked_to_stop(self) -> bool:
+        """Whether the end was asked for and not taken yet; it is not forgotten. Local."""
+        return self._stop
+
     def take(self) -> tuple[bool, bool]:
         """Return (checkpoint asked for, stop asked for) since the last call, and forget both."""
         # A flag is only cleared when it was seen set, so a signal between the lines is not lost.

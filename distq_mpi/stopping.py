@@ -8,6 +8,8 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any
 
+from distq_mpi.finite import at_least, at_most
+
 TARGETS = ("policy_gap", "policy_loss", "policy_loss_bound", "mean_return")
 EXACT_TARGETS = ("policy_gap", "policy_loss", "policy_loss_bound")
 CHECK_GROWTH = 1.25
@@ -60,11 +62,13 @@ def verdict(stop: Any, progress: Any, agreement: Any, certificate: Any) -> Verdi
         limit = getattr(stop, name)
         if limit is None:
             continue
-        value = progress.mean_return if name == "mean_return" else getattr(certificate, name, None)
-        if value is None:
-            continue
-        if value >= limit if name == "mean_return" else value <= limit:
-            sign = ">=" if name == "mean_return" else "<="
+        if name == "mean_return":
+            value, sign = progress.mean_return, ">="
+            reached = at_least(value, limit)
+        else:
+            value, sign = getattr(certificate, name, None), "<="
+            reached = at_most(value, limit)
+        if reached:
             return Verdict("converged", f"{name} {value:.3g} {sign} {limit:g}", 0, name)
     for name in ("steps", "rounds", "episodes"):
         limit = getattr(stop, name)

@@ -168,8 +168,9 @@ class Run:
             return
         begin = time.perf_counter()
         solver = Solver(
-            self.environment, self.config.learn.discount, self.prepared.kernels, self.transport
-        )
+            self.environment, self.config.learn.discount, self.prepared.kernels, self.transport,
+            self.signals.asked_to_stop,
+        )  # fmt: skip
         solver.solve()
         self.solver = solver
         self.times.certify_s += time.perf_counter() - begin

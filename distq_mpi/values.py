@@ -52,6 +52,7 @@ class Values:
         inside = self.mask.view(np.bool_)
         found[0] = np.max(own, initial=-np.inf, where=inside)
         found[1] = -np.min(own, initial=np.inf, where=inside)
+        found[np.isnan(found)] = np.inf  # a NaN has no order, and must not be lost
         self._most_of(found)
         top, bottom = float(found[0]), -float(found[1])
         return (top - bottom, max(abs(top), abs(bottom))) if top >= bottom else (0.0, 0.0)

@@ -23,9 +23,11 @@ DISCOUNT, SLACK, WEIGHT, BONUS = range(4)
 BEGIN, END, ORDER, EVERY, KEEPS, READ = range(6)
 JACOBI, GAUSS_SEIDEL = range(2)
 RISE, FALL, CHANGED, TOP, BOTTOM = range(5)
-MOST_MASS, LEAST_MASS, MOST_CHANCE = range(3)
+MOST_MASS, LEAST_MASS, MOST_CHANCE, MOST_REWARD = range(4)
 N_STARTS, EVERY_ACTION, N_STACK, N_OUT, N_MET, FIRST_START, LAST_START, N_KEPT = range(8)
-SETTLED, UNSETTLED, REWARDED = range(3)
+MARKED, UNMARKED, PASSES = range(3)
+BY_REWARD, MOST_PASSES = range(2)
+SPLIT = 2.0**27 + 1.0
 STRIDE, FIRST, LAST, KNOWN = range(4)
 NEAR_BIT, PLACE_BITS = np.uint64(31), np.uint64(2**31 - 1)
 PAIR_RISE, PAIR_FALL, DISTANCE, STATE_RISE, STATE_FALL, POLICY_MASS, POLICY_LEAST = range(7)
@@ -107,13 +109,14 @@ def reach(mask, stack, seen, inbox, outbox, policy, where, control, params, foun
     control : int64 (8,): start states to look at (0 after the first call); whether every action is
     taken, or the policy's; changed: height of the stack, states in outbox, own states met so far,
     the range of numbers of own start states, and outcomes met that do not end (some twice).
-    found : float64 (3,), raised: the largest and the negated smallest probability of going on over
-    the pairs met, the largest chance of a start state.
+    found : float64 (4,), raised: the largest and the negated smallest probability of going on over
+    the pairs met, the largest chance of a start state, the largest expected |reward| of a pair.
     """
     first, n_own = where[0], where[1]
     n, n_out, met, full = control[N_STACK], 0, control[N_MET], False
     n_kept = control[N_KEPT]
     most, least, chance = found[MOST_MASS], found[LEAST_MASS], found[MOST_CHANCE]
+    paid = found[MOST_REWARD]
     for i in range(control[N_STARTS]):
         probability, state = start(i, params)
         s = i8(state) - first
@@ -137,9 +140,10 @@ def reach(mask, stack, seen, inbox, outbox, policy, where, control, params, foun
         for a in range(N_ACTIONS):
             if control[EVERY_ACTION] == 0 and policy[s] != a:
                 continue
-            going_on = 0.0
+            going_on, pays = 0.0, 0.0
             for i in range(outcomes(first + s, a, params)):
                 probability, ahead, reward, terminated = outcome(first + s, a, i, params)
+                pays += probability * abs(reward)
                 if terminated or not probability > 0:
                     continue
                 going_on += probability
@@ -160,12 +164,13 @@ def reach(mask, stack, seen, inbox, outbox, policy, where, control, params, foun
                         seen[t >> 3] |= bit
                         outbox[n_out] = t
                         n_out += 1
-            most, least = max(most, going_on), max(least, -going_on)
+            most, least, paid = max(most, going_on), max(least, -going_on), max(paid, pays)
         if full:
             stack[n] = s
             n += 1
     control[N_STACK], control[N_OUT], control[N_MET], control[N_KEPT] = n, n_out, met, n_kept
     found[MOST_MASS], found[LEAST_MASS], found[MOST_CHANCE] = most, least, chance
+    found[MOST_REWARD] = paid
 
 
 def sweep(v, new, policy, greedy, mask, cuts, where, control, rates, params, found):
@@ -377,40 +382,153 @@ def sweep_followed(
     found[RISE], found[FALL] = rise, fall
 
 
-def settle(settled, policy, mask, where, params, found):
-    """Mark own rows from which a policy can end the episode, as far as `settled` tells by now.
+def settle(marked, policy, mask, where, control, params, found):
+    """Mark the rows from which a policy can reach an end, a reward, or a marked state.
 
-    settled : uint8, own rows and halo, raised in own rows: 1 where the end has a positive
-    probability. found : float64 (3,), written: rows marked in this call, masked rows left
-    unmarked, and the rewarded outcomes met in these.
+    marked : uint8, own rows and halo, raised in own masked rows. control : int64 (2,): whether a
+    reward marks a row (else the end of the episode does), and the most passes over all rows.
+    found : float64 (3,), written: rows marked in this call, masked rows left unmarked, passes.
+
+    A row is marked where it can lead to its goal with a positive probability. Passes run upwards
+    and downwards alternately, until one changes nothing.
     """
     first, n_own = where[0], where[1]
-    marked, unsettled, rewarded = 0.0, 0.0, 0.0
+    n_marked, n_left, n_passes = 0.0, 0.0, 0
     changed, downwards = True, True
-    while changed:
-        changed = False
+    while changed and n_passes < control[MOST_PASSES]:
+        changed, n_passes = False, n_passes + 1
         for j in range(n_own):
             s = n_own - 1 - j if downwards else j
-            if mask[s] == 0 or settled[s] != 0:
+            if mask[s] == 0 or marked[s] != 0:
                 continue
             action = i8(policy[s])
             for i in range(outcomes(first + s, action, params)):
                 probability, ahead, reward, terminated = outcome(first + s, action, i, params)
-                if probability > 0 and (terminated or settled[place(i8(ahead), where)] != 0):
-                    settled[s] = 1
+                goal = reward != 0 if control[BY_REWARD] else terminated
+                if probability > 0 and (
+                    goal or (not terminated and marked[place(i8(ahead), where)] != 0)
+                ):
+                    marked[s] = 1
                     changed = True
-                    marked += 1.0
+                    n_marked += 1.0
                     break
         downwards = not downwards
     for s in range(n_own):
-        if mask[s] == 0 or settled[s] != 0:
+        n_left += f8(mask[s] != 0 and marked[s] == 0)
+    found[MARKED], found[UNMARKED], found[PASSES] = n_marked, n_left, f8(n_passes)
+
+
+def product(a, b):
+    """Return a * b as the sum of two float64 (Dekker 1971; Veltkamp's splitting)."""
+    p = a * b
+    c, d = SPLIT * a, SPLIT * b
+    a_high, b_high = c - (c - a), d - (d - b)
+    a_low, b_low = a - a_high, b - b_high
+    return p, ((a_high * b_high - p) + a_high * b_low + a_low * b_high) + a_low * b_low
+
+
+def added(high, low, x):
+    """Return high + low + x as the sum of two float64 (Knuth's two-sum)."""
+    total = high + x
+    part = total - high
+    low += (high - (total - part)) + (x - part)
+    high = total + low
+    return high, low - (high - total)
+
+
+def pair_change(s, pair, high, low, rates, starts, ahead, chances, rewards):
+    """Return TV - V of one pair (uint64) of row s, float64, from values high + low."""
+    total, rest = 0.0, 0.0
+    for i in range(u8(starts[pair]), u8(starts[pair + u8(1)])):
+        at = u8(ahead[i]) & PLACE_BITS
+        leading, trailing = product(chances[i], high[at])
+        total, rest = added(total, rest, leading)
+        rest += trailing + chances[i] * low[at]
+    leading, trailing = product(rates[DISCOUNT], total)
+    reward = rates[WEIGHT] * rewards[pair] + rates[BONUS]
+    total, rest = added(leading, trailing + rates[DISCOUNT] * rest, reward)
+    total, rest = added(total, rest, -high[s])
+    return total + (rest - low[s])
+
+
+def residue(
+    high, low, policy, mask, control, rates, starts, ahead, chances, rewards, change, found
+):
+    """Write TV - V of masked rows, computed in twice the precision of float64, V = high + low.
+
+    high, low : float64, own rows and halo. policy : int32 (n_own,), changed where every action is
+    tried and another one is better by more than rates[SLACK]. control : int64 (1,): whether every
+    action is tried, or the policy's. change : float64 (n_own,), of the best action tried; 0
+    outside the mask. found : float64 (3,), written: largest change, negated smallest, and the
+    share of masked rows whose policy changed.
+    """
+    every, rise, fall, n_met, n_changed = control[0] != 0, -np.inf, -np.inf, 0.0, 0.0
+    for s in range(mask.size):
+        change[s] = 0.0
+        if mask[s] == 0:
             continue
-        unsettled += 1.0
-        action = i8(policy[s])
-        for i in range(outcomes(first + s, action, params)):
-            probability, ahead, reward, terminated = outcome(first + s, action, i, params)
-            rewarded += f8(probability > 0 and reward != 0)
-    found[SETTLED], found[UNSETTLED], found[REWARDED] = marked, unsettled, rewarded
+        n_met += 1.0
+        kept = i8(policy[s])
+        action = kept
+        pair = u8(s * N_ACTIONS + kept)
+        best = pair_change(s, pair, high, low, rates, starts, ahead, chances, rewards)
+        if every:
+            current = best
+            for a in range(N_ACTIONS):
+                pair = u8(s * N_ACTIONS + a)
+                other = pair_change(s, pair, high, low, rates, starts, ahead, chances, rewards)
+                if other > best:
+                    best, action = other, a
+            if best > current + rates[SLACK]:
+                policy[s] = i4(action)
+                n_changed += 1.0
+        change[s] = best
+        # max() would drop a NaN; infinite bounds are noticed.
+        known = abs(best) < np.inf
+        rise, fall = max(rise, best if known else np.inf), max(fall, -best if known else np.inf)
+    found[RISE], found[FALL], found[CHANGED] = rise, fall, n_changed / max(n_met, 1.0)
+
+
+def nearest(mask, frontier, ahead, where, control, params, found):
+    """Count the steps from the start states to the first end or change of reward, every action
+    tried.
+
+    mask : uint8 (n_own,), raised: rows met. frontier, ahead : int64 (n_own,), scratch.
+    control : int64 (3,): number of start states, most steps; written: steps taken until an outcome
+    ended the episode or paid another reward than the first outcome did, or 0 where none has.
+    found : float64 (1,), scratch. All rows are own rows.
+    """
+    first, n, begun = where[0], 0, False
+    for i in range(control[0]):
+        probability, state = start(i, params)
+        if probability > 0 and mask[i8(state) - first] == 0:
+            mask[i8(state) - first] = 1
+            frontier[n] = i8(state) - first
+            n += 1
+    control[2] = 0
+    for step in range(control[1]):
+        here, there = frontier, ahead
+        if step & 1:
+            here, there = ahead, frontier
+        n_ahead = 0
+        for k in range(n):
+            for a in range(N_ACTIONS):
+                for i in range(outcomes(first + here[k], a, params)):
+                    probability, t, reward, terminated = outcome(first + here[k], a, i, params)
+                    if not probability > 0:
+                        continue
+                    if not begun:
+                        begun, found[0] = True, reward
+                    if terminated or reward != found[0]:
+                        control[2] = step + 1
+                        return
+                    if mask[i8(t) - first] == 0:
+                        mask[i8(t) - first] = 1
+                        there[n_ahead] = i8(t) - first
+                        n_ahead += 1
+        n = n_ahead
+        if n == 0:
+            return
 
 
 def expected(v, where, control, params, terms):
@@ -430,8 +548,10 @@ def greedy(q, values, policy, mask, where, control, found):
 
     q : flat, float32 or float64, control[STRIDE] values per state, from state `first` on. values
     float64, policy int32: written. control : int64 (4,): q values per state, first, last, and
-    one not used here. found : float64 (1,), written: values of q that are not finite.
+    one not used here. found : float64 (2,), written: values of q that are not finite, and the
+    largest |q| among the others.
     """
+    size = 0.0
     non_finite, stride, origin = 0.0, control[STRIDE], control[FIRST] - where[0]
     for s in range(origin, control[LAST] - where[0]):
         if mask[s] == 0:
@@ -440,11 +560,14 @@ def greedy(q, values, policy, mask, where, control, found):
         best, action = f8(q[row]), 0
         for a in range(N_ACTIONS):
             value = f8(q[row + a])
-            non_finite += f8(not abs(value) < np.inf)
+            if abs(value) < np.inf:
+                size = max(size, abs(value))
+            else:
+                non_finite += 1.0
             if value > best:
                 best, action = value, a
         values[s], policy[s] = best, i4(action)
-    found[0] = non_finite
+    found[0], found[1] = non_finite, size
 
 
 def residual(q, values, optimal, policy, mask, where, control, rates, params, found):
@@ -522,7 +645,13 @@ def planning_kernels(environment: Any, q_dtype: Any) -> dict[str, Kernel]:
         "plan_sweep_followed": Kernel(
             sweep_followed, parts, (v, mask, control, control, rates, index, index, *one, found)
         ),
-        "plan_settle": Kernel(settle, parts, (mask, policy, mask, where, params, found)),
+        "plan_settle": Kernel(settle, parts, (mask, policy, mask, where, control, params, found)),
+        "plan_residue": Kernel(
+            residue, parts, (v, v, policy, mask, control, rates, *model, v, found)
+        ),
+        "plan_nearest": Kernel(
+            nearest, parts, (mask, control, control, where, control, params, found)
+        ),
         "plan_expected": Kernel(expected, parts, (v, where, control, params, v)),
         "plan_greedy": Kernel(greedy, parts, (q, v, policy, mask, where, control, found)),
         "plan_residual": Kernel(

@@ -119,9 +119,6 @@ def summary_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
     certificate = summary.get("certificate") or {}
     evaluation = summary.get("evaluation") or {}
 
-    def beside(reached: str, optimal: str) -> str:
-        return f"{number(certificate.get(reached), 10)}  (optimal {_optimal(certificate, optimal)})"
-
     times = " + ".join(
         f"{part} {duration(summary.get(f'{part}_time_s'))}"
         for part in ("startup", "learn", "exchange", "certify", "io")
@@ -135,8 +132,18 @@ def summary_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("time", f"{duration(summary.get('wall_time_s'))} = {times}"),
         ("bound by", str(summary.get("bound_by_told") or "-")),
-        ("policy value", beside("policy_value", "optimal_value")),
-        ("policy return", beside("policy_return", "optimal_return")),
+        (
+            "policy value",
+            f"{number(certificate.get('policy_value'), 10)}  (optimal "
+            f"{number(certificate.get('optimal_value'), 10)}, worst "
+            f"{number(certificate.get('worst_value'), 10)})",
+        ),
+        (
+            "policy return",
+            f"{number(certificate.get('policy_return'), 10)}  (optimal policy "
+            f"{number(certificate.get('optimal_policy_return'), 10)}, best within the time limit "
+            f"{number(certificate.get('best_return'), 10)})",
+        ),
         (
             "policy gap, loss",
             f"{number(certificate.get('policy_gap'))}, {number(certificate.get('policy_loss'))}  "
@@ -152,6 +159,8 @@ def summary_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("table sha256", (summary.get("table_sha256") or "-")[:16]),
         ("checkpoint", str(summary.get("checkpoint") or "-")),
     ]
+    if certificate.get("unknown"):
+        lines.insert(6, ("unknown", str(certificate["unknown"])))
     return lines
 
 
@@ -188,6 +197,3 @@ def duration(seconds: Any) -> str:
         else f"{minutes // 60}h{minutes % 60:02d}m"
     )
 
-
-def _optimal(certificate: dict[str, Any], key: str) -> str:
-    return number(certificate.get(key), 10)

@@ -95,20 +95,18 @@ class Bench:
             apart = type(transport).alone()
             solver = Solver(environment, discount, kernels, apart)
             solver.solve()
-            planner, values = solver.planner, solver.values
+            planner, policies, values = solver.planner, solver.policies, solver.values
             apart.close()
         if values is not None:
             limit = environment.max_episode_steps
             policy = planner.greedy(values, discount)
-            aware = returns = None
+            returns = None
             if limit:
-                every = planner.horizon(planner.every, planner.mask, limit)
-                aware = None if every is None else planner.expectation(every)
-                returns = planner.horizon(policy, planner.reach(policy), limit)
-                returns = None if returns is None else returns.copy()
+                budget = planner.budget("the return")
+                returns = policies.horizon(policy, planner.reach(policy), limit, budget).copy()
             found = Solved(
-                solver.optimal_value, solver.optimal_return, values.copy(), policy,
-                solver.n_reachable, aware, returns,
+                solver.optimal_value, solver.solution.optimal_policy_return, values.copy(), policy,
+                solver.n_reachable, solver.solution.best_return, returns,
             )  # fmt: skip
         told: Solved = transport.broadcast(found)
         return told
