@@ -133,10 +133,12 @@ class PolicyEvaluator:
             planner.relax(values, path, None, discount, n_sweeps, reward)
         # The last state of a Gauss-Seidel sweep has a TV - V of 0: Jacobi sweeps even them out.
         most, span, n = n_sweeps * (SMOOTHS if orders.smooths_only else 1), math.inf, 0
+        at_once = max(FIRST_SWEEPS, planner.most_sweeps // 16 // 2 * 2)
         while n < most and span > spans[1]:
-            found = planner.sweep(values, path, None, JACOBI, FIRST_SWEEPS, rates)
+            n_more = min(at_once, most - n)
+            found = planner.sweep(values, path, None, JACOBI, n_more, rates)
             planner.most_of(found)
-            span, n = found[RISE] + found[FALL], n + FIRST_SWEEPS
+            span, n = found[RISE] + found[FALL], n + n_more
         n_swept = n if orders.smooths_only else n + n_sweeps
         orders.swept(n_swept, spans[0], span)
         return n_swept

@@ -7,6 +7,7 @@ code with the planners. A failing case prints its seed.
 from __future__ import annotations
 
 import itertools
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -244,7 +245,7 @@ def check_undiscounted(seed: int) -> None:
     dense = Dense(case, 1.0)
     this = solved(case.environment, 1.0)
     known = this.solution
-    if n_actions ** int(dense.inside.sum()) > 2000:
+    if n_actions ** int(dense.inside.sum()) > 300:
         return
     rows, values, growing = dense.n[dense.inside], [], False
     for actions in itertools.product(range(n_actions), repeat=len(rows)):
@@ -271,8 +272,11 @@ def check_undiscounted(seed: int) -> None:
 
 @pytest.mark.parametrize("first", range(0, N_MODELS, 500))
 def test_random_models_against_dense_solutions(first: int) -> None:
+    """Each model at one of the discounts, which meet each kind alike; at all of them where
+    DISTQ_EVERY_DISCOUNT is set (a quarter of an hour)."""
+    every = "DISTQ_EVERY_DISCOUNT" in os.environ
     for seed in range(first, first + 500):
-        for discount in DISCOUNTS:
+        for discount in DISCOUNTS if every else (DISCOUNTS[seed // 11 % 8],):
             try:
                 if discount == 1.0:
                     check_undiscounted(seed)
