@@ -247,6 +247,8 @@ def with_architecture(
 def warnings(config: Config, environment: Environment) -> list[str]:
     """What the user should know of a resolved configuration that will run all the same. Local."""
     learn, found = config.learn, variants.warnings(environment, config)
+    if environment.unidentified:
+        found.append(f"this run cannot be resumed: {environment.unidentified}")
     in_step = config.parallel.architecture == "server" and config.parallel.staleness == 0
     if config.parallel.architecture == "allreduce" or in_step:
         found += fusion_of(config).warnings(config)
@@ -319,6 +321,7 @@ def from_command(command: Any, size: int, per_host: int) -> Settled:
     directory.lock()
     stored = command.override(directory.config_toml())
     config, environment, reason = settle(stored, size, per_host)
+    _refuse_unidentified(environment, directory.path)
     path, refusals = checkpoint.newest_good(directory.checkpoints, environment.model_id)
     if path is None:
         told = "".join(f"\n  {refusal}" for refusal in refusals)
@@ -368,12 +371,22 @@ def from_checkpoint(path: Path, config: Config, given: Any, size: int, per_host:
     trusted or belongs to another environment, ConfigError where `config` asks for other bits.
     """
     config, environment, reason = settle(config, size, per_host, given)
+    _refuse_unidentified(environment, path)
     header = checkpoint.read_header(path, environment.model_id)
     _refuse_other_bits(config, header.config_toml, path, "", given is not None)
     from_ranks = bool(header.attributes.get("agents_from_ranks", False))
     return Settled(
         config, environment, reason, from_ranks, checkpoint=path, keep=bool(config.run.dir)
     )
+
+
+def _refuse_unidentified(environment: Environment, path: Path) -> None:
+    """Raise ConfigError where nothing can say whether an environment is that of a checkpoint."""
+    if environment.unidentified:
+        raise ConfigError(
+            f"{path}: learning cannot go on: whether {environment.id} is the environment that it "
+            f"was learned on is unknown: {environment.unidentified}; begin anew"
+        )
 
 
 def _refuse_other_bits(

@@ -80,39 +80,66 @@ def uniform_starts(start: Callable[..., Any], n_starts: int) -> Callable[..., An
     return first
 
 
-def import_law(id: str) -> type:
-    """Import the law class named `module:Law`; the current directory is searched first.
+def import_module(id: str, name: str, key: str = "env.id") -> types.ModuleType:
+    """Import a module that the configuration names; the current directory is searched first. Local.
 
     Raises
     ------
     ModelError
-        If the module or the class is missing, or the module fails when imported.
+        If the module is missing, or fails when imported.
     """
-    module_name, _, name = id.partition(":")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     importlib.invalidate_caches()
     try:
-        module = importlib.import_module(module_name)
+        return importlib.import_module(name)
     except Exception as error:  # the user's module may raise anything
         missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
-        if missing is not None and (module_name + ".").startswith(missing + "."):
+        if missing is not None and (name + ".").startswith(missing + "."):
             raise ModelError(
-                f"env.id: {id}: there is no module {missing}, neither in {os.getcwd()} "
+                f"{key}: {id}: there is no module {missing}, neither in {os.getcwd()} "
                 "nor among the installed packages"
             ) from error
         raise ModelError(
-            f"env.id: {id}: importing {module_name} failed: {type(error).__name__}: {error}"
+            f"{key}: {id}: importing {name} failed: {type(error).__name__}: {error}"
         ) from error
-    law = getattr(module, name, None)
-    if not isinstance(law, type):
-        classes = [k for k, v in vars(module).items() if isinstance(v, type)]
-        laws = [k for k in classes if hasattr(getattr(module, k), "outcome")]
-        raise ModelError(
-            f"env.id: {id}: {module.__file__} has no class {name}"
-            + (suggestion(name, classes) or (f"; it has {', '.join(laws)}" if laws else ""))
+
+
+def named(id: str) -> Any:
+    """Return what `module:Name` names: a class, or a function that makes environments; None where
+    Gymnasium knows an environment by the name, once the module is imported. Local.
+
+    Raises
+    ------
+    ModelError
+        If the module or the name is missing.
+    """
+    module_name, _, name = id.partition(":")
+    module = import_module(id, module_name)
+    source = getattr(module, name, None)
+    if source is None or is_environment_source(source):
+        gymnasium = sys.modules.get("gymnasium")
+        known = () if gymnasium is None else gymnasium.registry
+        versions = source is None and any(other.startswith(f"{name}-v") for other in known)
+        if name in known or versions:  # of versions, one must be named
+            return None
+    if isinstance(source, type) or is_environment_source(source):
+        return source
+    classes = [k for k, v in vars(module).items() if isinstance(v, type)]
+    laws = [k for k in classes if hasattr(getattr(module, k), "outcome")]
+    raise ModelError(
+        f"env.id: {id}: {module.__file__} has no class {name}"
+        + (suggestion(name, classes) or (f"; it has {', '.join(laws)}" if laws else ""))
+    )
+
+
+def is_environment_source(source: Any) -> bool:
+    """Whether something makes environments of Gymnasium: one of their classes, or a function."""
+    if isinstance(source, type):
+        return not hasattr(source, "outcome") and all(
+            callable(getattr(source, name, None)) for name in ("reset", "step")
         )
-    return law
+    return isinstance(source, types.FunctionType)
 
 
 def law_environment(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from distq_mpi.environments.base import Environment
+from distq_mpi.environments.contents import contents_hash, is_plain
+from distq_mpi.environments.copies import NEUTRAL
 from distq_mpi.environments.silence import shut, silence
 from distq_mpi.environments.spaces import range_of
 from distq_mpi.environments.vector import Single, VectorWorlds
@@ -31,6 +32,10 @@ def stepped_environment(
     bins: Bins = 0,
     clip: Clip = 0.0,
     max_episode_steps: int = 0,
+    *,
+    note: str = "",
+    contents: tuple[Any, ...] = (),
+    unidentified: str = "",
 ) -> Environment:
     """Return the facts of an environment that `make` gives any number of; makes one to look. Local.
 
@@ -42,6 +47,8 @@ def stepped_environment(
         for all; 0 = none. clip : symmetric limits of each dimension of the observation, one number
         for all; 0 = none.
     max_episode_steps : what `make` limits episodes to; 0 = unknown or none.
+    note : for the summary, why it is stepped.
+    contents : what else it is known by. unidentified : why that is not all, "" if it is.
 
     Raises
     ------
@@ -59,20 +66,36 @@ def stepped_environment(
 
     world = cut()
     try:
+        _refuse_old_spaces(id, world)
         states = range_of(id, "observation", world.observation_space)
         actions = range_of(id, "action", world.action_space)
         spaces = f"{world.observation_space} {world.action_space}"
-        limit = max_episode_steps or getattr(world.spec, "max_episode_steps", None) or 0
-        told = getattr(world.spec, "kwargs", {})
+        whole, observe, act = _uncut(world)
+        # Of the environment itself: a wrapper's spec is a copy, which not all arguments allow.
+        bare = getattr(getattr(whole, "unwrapped", whole), "spec", None)
+        arguments, why = _known(getattr(bare, "kwargs", {}))
+        with silence():  # a spec that cannot be copied warns
+            spec, limit = whole.spec, getattr(world.spec, "max_episode_steps", None)
+        limit = max_episode_steps or limit or 0
+        around = [_known(wrapper.kwargs or {}, wrapper.name)
+                  for wrapper in getattr(spec, "additional_wrappers", ())
+                  if wrapper.name not in NEUTRAL]  # fmt: skip
+        old = make_vector is None and old_interface(world.unwrapped, act(actions.element(0)))
+        if old:
+            raise ModelError(
+                f"{id}: {old}: it has the interface of gym before 0.26, which Gymnasium replaced"
+            )
     finally:
         shut(world)
-    whole, observe, act = _uncut(world)
     if states.n * actions.n >= 2**62:
         raise ModelError(f"{id}: {states.n} states x {actions.n} actions are more than 2^62")
     kind = Kind(
         id, states, actions, cut, make_vector, uncut, whole.observation_space, observe, act
     )
-    text = repr(("distq_mpi stepped 1", id, sorted(told.items()), bins, clip, spaces, limit))
+    facts = ("distq_mpi stepped 1", id, arguments, bins, clip, spaces, limit)
+    more = (*contents, *(known for known, _ in around))
+    text = repr((*facts, *more))
+    why = next(filter(None, (unidentified, why, *(reason for _, reason in around))), "")
     return Environment(
         id=id,
         kind="stepped",
@@ -90,9 +113,69 @@ def stepped_environment(
         return_bound=None,
         deterministic=False,
         model_id=hashlib.sha256(text.encode()).hexdigest(),
-        summary=f"stepped in Python {id}: {states.n:,} states x {actions.n:,} actions",
+        unidentified=why,
+        summary=f"stepped in Python {id}: {states.n:,} states x {actions.n:,} actions"
+        + (f", {note}" if note else ""),
         worlds=kind,
     )
+
+
+def _known(arguments: Mapping[str, Any], of: str = "") -> tuple[list[tuple[str, Any]], str]:
+    """Arguments as an identity holds them, plain ones as they are, others by a hash of their
+    contents; and why one cannot be hashed, "" if all can be.
+
+    of : the wrapper that takes them, if it is one.
+    """
+    known: list[tuple[str, Any]] = [("wrapper", of)] if of else []
+    why = ""
+    for name, value in sorted(arguments.items()):
+        if is_plain(value):
+            known.append((name, value))
+            continue
+        try:
+            label = f"argument {name}{f' of {of}' if of else ''}"
+            known.append((name, contents_hash(label, value)))
+        except ModelError as error:
+            known.append((name, type(value).__qualname__))
+            why = why or str(error)
+    return known, why
+
+
+def _refuse_old_spaces(id: str, world: Any) -> None:
+    for space in (world.observation_space, world.action_space):
+        if is_old(space):
+            raise ModelError(
+                f"{id}: its space {space} is of gym, not gymnasium; import spaces from gymnasium"
+            )
+
+
+def is_old(thing: Any) -> bool:
+    """Whether an object is of the package gym, which Gymnasium replaced. Local."""
+    return any(kind.__module__.partition(".")[0] == "gym" for kind in type(thing).__mro__)
+
+
+def old_interface(world: Any, action: Any) -> str:
+    """Return in words how `reset` and `step` are those of gym before 0.26; "" if they are not.
+
+    An environment that raises is left to whoever steps it, who names lane, state and action. Local.
+    """
+    try:
+        with silence():
+            seen = world.reset(seed=0)
+            pair = isinstance(seen, tuple | list) and len(seen) == 2
+            if not pair or not isinstance(seen[1], Mapping | None):
+                return "reset must return (observation, info)"
+            given = world.step(action)
+            if isinstance(given, tuple | list) and len(given) != 5:
+                return (
+                    "step must return (observation, reward, terminated, truncated, info), not "
+                    f"{len(given)} values"
+                )
+    except TypeError as error:
+        return "reset must take seed and options" if "'seed'" in str(error) else ""
+    except (Exception, SystemExit):  # whatever the user's environment raises
+        return ""
+    return ""
 
 
 def open_worlds(kind: Kind, first: int, n: int, seed: int) -> Worlds | VectorWorlds:
@@ -221,29 +304,3 @@ def _clipped(id: str, space: Any, clip: Clip) -> tuple[np.ndarray, np.ndarray, n
             f"{empty.tolist()} of {id}'s observation space {space}"
         )
     return low, high, clipped
-
-
-def copies_of(id: str, given: Any) -> Callable[[], Any]:
-    """Return what makes environments like the one given, which is never stepped itself.
-
-    By its spec where it has one that makes its wrappers, too; else by copying it.
-
-    Raises ModelError where neither is possible.
-    """
-    import gymnasium
-
-    if given.spec is not None:
-        try:
-            gymnasium.make(given.spec, disable_env_checker=True).close()
-        except Exception:  # a constructor, or wrappers that cannot be described
-            pass
-        else:
-            return lambda: gymnasium.make(given.spec, disable_env_checker=True)
-    try:
-        copy.deepcopy(given)
-    except Exception as error:  # whatever the object's own copying raises
-        raise ModelError(
-            f"{id}: one environment per lane is needed, but it has no spec to make more from, and "
-            f"copying it raises {type(error).__name__}: {error}; register it and give its id"
-        ) from error
-    return lambda: copy.deepcopy(given)

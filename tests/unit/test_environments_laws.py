@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from distq_mpi.config import EnvConfig
-from distq_mpi.environments import is_law, make
+from distq_mpi.environments import make
 from distq_mpi.environments.laws import law_environment
 from distq_mpi.errors import ModelError
 
@@ -338,12 +338,6 @@ def test_missing_modules_and_classes_are_named(tmp_path, monkeypatch):
     ]:
         with pytest.raises(ModelError, match=message):
             made(id)
-
-
-def test_which_ids_every_rank_makes_for_itself():
-    laws = ["grid", "river:River", "package.module:Law"]
-    models = ["garnet", "Taxi-v4", "module:Name-v0", "model.npz", "ALE/Pong-v5"]
-    assert [is_law(id) for id in laws + models] == [True] * 3 + [False] * 5
 
 
 class Wide:
