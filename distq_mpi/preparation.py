@@ -62,6 +62,8 @@ if TYPE_CHECKING:
 
 LINEAR_DISCOUNT = 0.5
 """Discount from which on `linear` steps are too short to forget the start."""
+ANNOUNCED_BYTES = 1_000_000_000
+"""Memory per rank from which on the first lines of a run say how much it will be."""
 
 
 @dataclass
@@ -463,8 +465,14 @@ def _banner(
     parallel, size = config.parallel, transport.size
     hosts = len(set(transport.hosts))
     truth = "exact optimum available" if exact else "no exact optimum"
-    return [
+    lines = [
         f"distq_mpi {__version__} - {size} rank{'s' * (size > 1)} on {hosts} "
         f"host{'s' * (hosts > 1)} - {_learners(parallel)} - seed {config.run.seed}",
         f"{environment.summary}; {truth}; {config.learn.dtype}",
     ]
+    per_host = max(Counter(transport.hosts).values())
+    need = memory_bytes(config, environment, exact, size, per_host)
+    if sum(need.values()) >= ANNOUNCED_BYTES:
+        parts = ", ".join(f"{name} {readable(n)}" for name, n in need.items())
+        lines.append(f"takes {readable(sum(need.values()))} of memory per rank ({parts})")
+    return lines

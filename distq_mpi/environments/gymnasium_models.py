@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 from collections.abc import Callable, Mapping
@@ -12,8 +11,9 @@ import numpy as np
 
 from distq_mpi.environments.arguments import suggestion
 from distq_mpi.environments.base import Environment
+from distq_mpi.environments.calls import refusal
 from distq_mpi.environments.explicit import explicit_model
-from distq_mpi.environments.silence import shut, silence
+from distq_mpi.environments.silence import errors_ignored, shut, silence
 from distq_mpi.environments.stepped import copies_of, stepped_environment
 from distq_mpi.errors import ModelError
 
@@ -65,7 +65,7 @@ def _only_vector(id: str, kwargs: Mapping[str, Any]) -> Callable[[int], Any] | N
 
     module, _, name = id.rpartition(":")
     if module:
-        with silence(), contextlib.suppress(ImportError):  # told when it is made
+        with silence(), errors_ignored():  # told when it is made
             importlib.import_module(module)
     spec = gymnasium.registry.get(name)
     if spec is None or spec.entry_point is not None or spec.vector_entry_point is None:
@@ -100,8 +100,8 @@ def gymnasium_environment(id: str, kwargs: Mapping[str, Any], built_in: tuple[st
     try:
         with silence():
             return gymnasium.make(id, disable_env_checker=True, **kwargs)
-    except Exception as error:  # whatever the environment's own constructor raises
-        raise ModelError(f"{id} could not be made: {type(error).__name__}: {error}") from error
+    except BaseException as error:  # whatever the environment's own constructor raises
+        raise refusal(f"{id} could not be made", error) from error
 
 
 def gymnasium_object(id: str, made: Any, config: Any) -> Environment:

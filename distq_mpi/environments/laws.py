@@ -16,10 +16,12 @@ import numpy as np
 
 from distq_mpi.environments.arguments import call, suggestion
 from distq_mpi.environments.base import Environment
+from distq_mpi.environments.calls import described, refusal
 from distq_mpi.environments.checking import CHECK_LIMIT
 from distq_mpi.environments.explicit import TOLERANCE
 from distq_mpi.environments.exploring import scaled
 from distq_mpi.environments.own_step import check_step, own_step
+from distq_mpi.environments.silence import marked_interrupts
 from distq_mpi.errors import ModelError
 from distq_mpi.kernels.fingerprint import fingerprint, used_values
 
@@ -80,6 +82,7 @@ def uniform_starts(start: Callable[..., Any], n_starts: int) -> Callable[..., An
     return first
 
 
+@marked_interrupts()
 def import_law(id: str) -> type:
     """Import the law class named `module:Law`; the current directory is searched first.
 
@@ -94,16 +97,14 @@ def import_law(id: str) -> type:
     importlib.invalidate_caches()
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # the user's module may raise anything
+    except BaseException as error:  # the user's module may raise anything
         missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
         if missing is not None and (module_name + ".").startswith(missing + "."):
             raise ModelError(
                 f"env.id: {id}: there is no module {missing}, neither in {os.getcwd()} "
                 "nor among the installed packages"
             ) from error
-        raise ModelError(
-            f"env.id: {id}: importing {module_name} failed: {type(error).__name__}: {error}"
-        ) from error
+        raise refusal(f"env.id: {id}: importing {module_name} failed", error) from error
     law = getattr(module, name, None)
     if not isinstance(law, type):
         classes = [k for k, v in vars(module).items() if isinstance(v, type)]
@@ -115,6 +116,7 @@ def import_law(id: str) -> type:
     return law
 
 
+@marked_interrupts()
 def law_environment(
     id: str, law_class: Callable[..., Any], kwargs: Mapping[str, Any], built_in: bool = False
 ) -> Environment:
@@ -143,8 +145,8 @@ def law_environment(
         if str(error).startswith("env.kwargs"):
             raise
         raise ModelError(f"env.kwargs: {id}: {error}") from error
-    except Exception as error:  # the user's constructor may raise anything
-        raise ModelError(f"{id} could not be made: {type(error).__name__}: {error}") from error
+    except BaseException as error:  # the user's constructor may raise anything
+        raise refusal(f"{id} could not be made", error) from error
     n_states = _count(id, law, "n_states", None, 1)
     n_actions = _count(id, law, "n_actions", None, 1)
     n_outcomes = _count(id, law, "n_outcomes", None, 1)
@@ -310,8 +312,8 @@ def _check_outcomes(
             where = f"{id}: outcome(state={state}, action={action}, i={i})"
             try:
                 result = outcome(i8(state), i8(action), i, params)
-            except Exception as error:  # the user's function may raise anything
-                raise ModelError(f"{where} raised {type(error).__name__}: {error}") from error
+            except BaseException as error:  # the user's function may raise anything
+                raise ModelError(f"{where} raised {described(error)}") from error
             if not isinstance(result, tuple) or len(result) != 4:
                 raise ModelError(
                     f"{where} must return (probability, next_state, reward, terminated), "
@@ -348,8 +350,8 @@ def _check_starts(
         where = f"{id}: start(i={i})"
         try:
             result = start(i, params)
-        except Exception as error:  # the user's function may raise anything
-            raise ModelError(f"{where} raised {type(error).__name__}: {error}") from error
+        except BaseException as error:  # the user's function may raise anything
+            raise ModelError(f"{where} raised {described(error)}") from error
         if not isinstance(result, tuple) or len(result) != 2:
             raise ModelError(f"{where} must return (probability, state), not {result!r}")
         _check_probability(where, result[0])

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from distq_mpi.environments.calls import described
 from distq_mpi.errors import ModelError
 
 u8, i8, f8 = np.uint64, np.int64, np.float64
@@ -65,8 +66,8 @@ def check_step(
         for bits in draws:
             try:
                 result = step(i8(state), i8(action), i8(bits), params)
-            except Exception as error:  # the user's function may raise anything
-                raise ModelError(f"{where} raised {type(error).__name__}: {error}") from error
+            except BaseException as error:  # the user's function may raise anything
+                raise ModelError(f"{where} raised {described(error)}") from error
             numbers = isinstance(result, tuple) and all(isinstance(x, NUMBERS) for x in result)
             if not numbers or len(result) != 3:
                 raise ModelError(

@@ -61,6 +61,7 @@ DOORS = {
 BLANKET = {
     "environments/laws.py", "environments/gymnasium_models.py", "environments/arguments.py",
     "environments/stepped.py", "environments/worlds.py", "environments/vector.py",
+    "environments/calls.py", "environments/silence.py",
 }
 
 
