@@ -193,10 +193,11 @@ class QLearning:
             self._run.monitor = watch(self._run.prepared, self._transport, quiet=True)
             try:
                 ended = self._run.go_on(stop)
-                with handlers, self._progress_bar(stop, progress_bar) as show:
-                    ended = self._rounds(ended, as_callback(callback), called, total, show)
-                if self._run.prepared.kept:
-                    finish(self._run, ended)
+                with handlers:
+                    with self._progress_bar(stop, progress_bar) as show:
+                        ended = self._rounds(ended, as_callback(callback), called, total, show)
+                    if self._run.prepared.kept:
+                        finish(self._run, ended)
             except BaseException as error:
                 self._run.architecture.rollback()
                 if self._run.monitor is not None:

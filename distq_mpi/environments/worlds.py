@@ -10,7 +10,7 @@ episode, and the run is not reproducible.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -283,8 +283,9 @@ def repeats(kind: Kind, seed: int) -> bool:
 
 def play(
     kind: Kind, greedy: list[int], seed: int, first: int, returns: np.ndarray, longest: int
-) -> None:
-    """Play episodes [first, first + n) of a policy, and write their returns, float64 (n,). Local.
+) -> Iterator[None]:
+    """Play episodes [first, first + n) of a policy, and write their returns, float64 (n,). Yields
+    after every step; to be run under `silence`. Local.
 
     greedy : the action of every state. Every episode is a function of (seed, its number), as far
     as the environment is one of its seed.
@@ -294,25 +295,30 @@ def play(
     numbers = np.arange(first, first + len(returns))
     index, element = kind.states.index, kind.actions.element
     world = kind.make()
-    where, k = "", 0
+
+    def refused(where: str, error: BaseException) -> ModelError:
+        return refusal(f"{kind.id}: evaluation, episode {first + k}, {where}", error)
+
     try:
-        with silence():
-            for k, word in enumerate(reset_seeds(seed, numbers, 0, EVALUATION_RESET)):
-                where = f"reset(seed={word})"
-                state, total = beginning(index, world.reset(seed=word)), 0.0
-                for _ in range(longest):
-                    where = f"state {state}, action {greedy[state]}"
-                    given = world.step(element(greedy[state]))
-                    state, reward, terminated, truncated = transition(index, given)
-                    total += reward
-                    if terminated or truncated:
-                        break
-                if not math.isfinite(total):
-                    raise ValueError(f"the return is {total}")
-                returns[k] = total
-    except BaseException as error:  # whatever the user's environment raises
-        where = f"{kind.id}: evaluation, episode {first + k}, {where}"
-        raise refusal(where, error) from error
+        for k, word in enumerate(reset_seeds(seed, numbers, 0, EVALUATION_RESET)):
+            try:
+                state, total, made = beginning(index, world.reset(seed=word)), 0.0, 0
+            except BaseException as error:  # whatever the user's environment raises
+                raise refused(f"reset(seed={word})", error) from error
+            over = False
+            while not over and made < longest:
+                action = greedy[state]
+                try:
+                    given = world.step(element(action))
+                    following, reward, terminated, truncated = transition(index, given)
+                    total, made, over = total + reward, made + 1, terminated or truncated
+                    if not math.isfinite(total):
+                        raise ValueError(f"the return is {total}")
+                except BaseException as error:  # whatever the user's environment raises
+                    raise refused(f"state {state}, action {action}", error) from error
+                state = following
+                yield
+            returns[k] = total
     finally:
         shut(world)
 
