@@ -47,7 +47,8 @@ def finish(run: Run, ended: Verdict) -> int:
             if not reproducible:
                 why = _why_not_reproducible(run.config.parallel, run.architecture.rolls_back)
                 run.monitor.event("not_reproducible", f"this run is not reproducible: {why}")
-            if run.asked_to_stop() and ended.status != "interrupted" and evaluation is None:
+            wanted = ended.status != "interrupted" and run.config.evaluate.episodes > 0
+            if wanted and evaluation is None:
                 run.monitor.event(
                     "evaluation_left_out",
                     "asked to stop after the last checkpoint: the evaluation is left out",
