@@ -109,15 +109,19 @@ class Settled:
 
 
 def build(
-    env: EnvConfig, exploring: bool = False, given: Any = None, held_below: int | None = None
+    env: EnvConfig,
+    exploring: bool = False,
+    given: Any = None,
+    held_below: int | None = None,
+    discount: float | None = None,
 ) -> Environment:
     """Make the environment of an `[env]` configuration, under its time limit. Local.
 
-    exploring : `learn.exploring_starts`. given : an object in place of `env.id`. held_below : see
-    `environments.make`.
+    exploring : `learn.exploring_starts`. given : an object in place of `env.id`. held_below,
+    discount : see `environments.make`.
     """
     environment = (
-        environments.make(env, held_below)
+        environments.make(env, held_below, discount)
         if given is None
         else environments.from_object(given, env)
     )
@@ -150,8 +154,8 @@ def settle(
     cuts = config.parallel.architecture in ("sharded", "auto") and not config.env.time_aware
     if size > 1 and cuts:
         held_below = CUT_TRANSITIONS
-    environment = build(config.env, config.learn.exploring_starts, given, held_below)
     discount = config.learn.discount
+    environment = build(config.env, config.learn.exploring_starts, given, held_below, discount)
     reason = solvable(environment, discount)
     if not config.evaluate.exact:
         reason = "evaluate.exact is false"
@@ -285,7 +289,9 @@ def prepare(
         settled.agents_from_ranks,
     )  # fmt: skip
     config, exact, path, kept, from_ranks = transport.broadcast(told)
-    make = functools.partial(build, config.env, config.learn.exploring_starts, given)
+    make = functools.partial(
+        build, config.env, config.learn.exploring_starts, given, discount=config.learn.discount
+    )
     whole = settled.environment if settled else None
     cuts = cuts_of(config, whole, transport.size) if whole else None
     environment = share(whole, make, transport, cuts)

@@ -16,7 +16,6 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from distq_mpi.launcher import launched_rank
 
-
 LEAVING = {
     "exits": SystemExit(0), "interrupts": KeyboardInterrupt(), "lacks": KeyError("wheel"),
     "exhausts": MemoryError("no more"),

@@ -16,6 +16,7 @@ from distq_mpi.environments.explicit import explicit_model
 from distq_mpi.environments.silence import errors_ignored, shut, silence
 from distq_mpi.environments.stepped import copies_of, stepped_environment
 from distq_mpi.errors import ModelError
+from distq_mpi.probabilities import given_as
 
 NEUTRAL = (
     "TimeLimit", "OrderEnforcing", "PassiveEnvChecker", "RecordEpisodeStatistics", "RecordVideo",
@@ -197,6 +198,7 @@ def _compiled(id: str, made: Any, limit: int) -> Environment:
         np.array(terminated, np.bool_),
         first,
         max_episode_steps=limit,
+        given_as=given_as(p for row in rows for p, *_ in row),
         **_drawing(bare),
     )
 

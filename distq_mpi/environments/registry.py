@@ -51,14 +51,17 @@ def is_law(id: str) -> bool:
     return id == "grid" or bool(re.fullmatch(r"[\w.]+:(?!.*-v\d+$)\w+", id))
 
 
-def make(config: EnvironmentConfig, held_below: int | None = None) -> Environment:
+def make(
+    config: EnvironmentConfig, held_below: int | None = None, discount: float | None = None
+) -> Environment:
     """Make the environment a configuration names. Local, not collective.
 
     `config.id` is a Gymnasium id (`Taxi-v4`, `module:Name-v0`), `garnet`, `grid`, `module:Law` or
     a file `*.npz`, `*.h5`, `*.hdf5`, files `*{action}*.npz`, or `log:FILE`, or several of these
     with commas between them (see `variants`); `config.kwargs` go to whatever makes it. held_below :
     HDF5 files of so many transitions or more are looked over and not held (see
-    `model_file.look_over`); None = all are held.
+    `model_file.look_over`); None = all are held. discount : what logs take an untried action to be
+    worth depends on it; None = unknown.
 
     Raises
     ------
@@ -67,8 +70,9 @@ def make(config: EnvironmentConfig, held_below: int | None = None) -> Environmen
         process.
     """
     if _are_several(config.id):
-        return mean_model(config.id, [make(part) for part in _parts(config)])
-    found = _without_gymnasium(config, held_below)
+        parts = [make(part, discount=discount) for part in _parts(config)]
+        return mean_model(config.id, parts)
+    found = _without_gymnasium(config, held_below, discount)
     if found is not None:
         return _uncut(found, config)
     from distq_mpi.environments.gymnasium_models import gymnasium_model
@@ -108,7 +112,7 @@ def make_world(config: EnvironmentConfig) -> Any:
 
 
 def _without_gymnasium(
-    config: EnvironmentConfig, held_below: int | None = None
+    config: EnvironmentConfig, held_below: int | None = None, discount: float | None = None
 ) -> Environment | None:
     id, kwargs = config.id, config.kwargs
     if id == "garnet":
@@ -118,7 +122,7 @@ def _without_gymnasium(
     if ACTION in id:
         return call(id, functools.partial(read_sparse_model, id), kwargs)
     if id.startswith(PREFIX):
-        return call(id, functools.partial(read_log, id.removeprefix(PREFIX)), kwargs)
+        return call(id, functools.partial(read_log, id.removeprefix(PREFIX), discount), kwargs)
     if id.endswith(SUFFIXES):
         if held_below is not None:
             return call(id, functools.partial(look_over, held_below, id), kwargs)

@@ -8,6 +8,7 @@ import numpy as np
 
 from distq_mpi.kernels import Kernel
 from distq_mpi.kernels.storing import exact
+from distq_mpi.probabilities import TOLERANCE
 
 i8 = np.int64
 
@@ -30,14 +31,14 @@ def check(params, sizes, where, value):
     total = 0.0
     for i in range(sizes[STARTS]):
         probability, first = start(i8(i), params)
-        if not (probability >= 0.0 and probability <= 1.0):
+        if not (probability >= -TOLERANCE and probability <= 1.0 + TOLERANCE):
             where[0], where[3], value[0] = START_PROBABILITY, i, probability
             return
         if i8(first) < 0 or i8(first) >= sizes[STATES]:
             where[0], where[3], value[0] = START_STATE, i, i8(first)
             return
         total += probability
-    if sizes[STARTS] > 0 and not abs(total - 1.0) <= 1e-9:
+    if sizes[STARTS] > 0 and not abs(total - 1.0) <= TOLERANCE:
         where[0], value[0] = START_SUM, total
         return
     for s in range(sizes[CHECKED_STATES]):
@@ -45,7 +46,7 @@ def check(params, sizes, where, value):
             total, kind = 0.0, FINE
             for i in range(outcomes(i8(s), i8(a), params)):
                 probability, new, reward, _ = outcome(i8(s), i8(a), i8(i), params)
-                if not (probability >= 0.0 and probability <= 1.0):
+                if not (probability >= -TOLERANCE and probability <= 1.0 + TOLERANCE):
                     kind, value[0] = PROBABILITY, probability
                 elif i8(new) < 0 or i8(new) >= sizes[STATES]:
                     kind, value[0] = NEXT_STATE, i8(new)
@@ -55,7 +56,7 @@ def check(params, sizes, where, value):
                     where[0], where[1], where[2], where[3] = kind, s, a, i
                     return
                 total += probability
-            if not abs(total - 1.0) <= 1e-9:
+            if not abs(total - 1.0) <= TOLERANCE:
                 where[0], where[1], where[2], value[0] = SUM, s, a, total
                 return
 

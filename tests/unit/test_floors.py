@@ -14,7 +14,7 @@ import distq_mpi
 PACKAGE = Path(distq_mpi.__file__).parent
 
 FLOORS = [
-    {"errors", "launcher", "commands", "__init__"},
+    {"errors", "launcher", "commands", "probabilities", "__init__"},
     {"config", "partition", "files", "kernels"},
     {"bounds", "environments", "table", "lanes", "transport"},
     {"compact", "values"},

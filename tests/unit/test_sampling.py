@@ -1,4 +1,4 @@
-"""The closing evaluation: in whatever parts it is played, and ended where a run is asked to stop."""
+"""The closing evaluation: played in parts, and ended where a run is asked to stop."""
 
 from __future__ import annotations
 
