@@ -201,7 +201,8 @@ class QLearning:
             except BaseException as error:
                 self._run.architecture.rollback()
                 if self._run.monitor is not None:
-                    self._run.monitor.fail(f"{type(error).__name__}: {error}")
+                    code = getattr(error, "exit_code", 1)
+                    self._run.monitor.fail(f"{type(error).__name__}: {error}", code)
                 raise
             finally:
                 self._run.monitor = None

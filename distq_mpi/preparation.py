@@ -421,7 +421,7 @@ def watch(prepared: Prepared, transport: Transport, quiet: bool = False) -> Moni
         if prepared.directory is not None:
             monitor = Monitor(prepared.directory, quiet)
             monitor.start(
-                _banner(prepared.config, prepared.environment, transport, prepared.exact),
+                banner(prepared.config, prepared.environment, transport, prepared.exact),
                 provenance(transport.library, transport.hosts),
             )
             if prepared.decision:
@@ -465,9 +465,10 @@ def _learners(parallel: Any) -> str:
     return f"{parallel.architecture}, {agents}, {parallel.lanes} lanes, {how}"
 
 
-def _banner(
+def banner(
     config: Config, environment: Environment, transport: Transport, exact: bool
 ) -> list[str]:
+    """The first lines of a run, with its memory where that is much. Local."""
     parallel, size = config.parallel, transport.size
     hosts = len(set(transport.hosts))
     truth = "exact optimum available" if exact else "no exact optimum"

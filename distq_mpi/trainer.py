@@ -418,7 +418,8 @@ def run(command: Any, transport: Transport) -> int:
                 this.keep_what_was_learned(error)
             monitor = this.monitor if this is not None else monitor
             if monitor is not None and not isinstance(error, QuorumLost):
-                monitor.fail(f"{type(error).__name__}: {error}")
+                code = getattr(error, "exit_code", 1)
+                monitor.fail(f"{type(error).__name__}: {error}", code)
             raise
         if transport.survives:
             transport.leave(code)

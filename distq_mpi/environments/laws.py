@@ -103,8 +103,8 @@ def normal(outcome: Callable[..., Any], n_outcomes: int, tolerance: float) -> Ca
 
 
 def normal_start(start: Callable[..., Any], total: float) -> Callable[..., Any]:
-    """Derive start states whose probabilities sum to 1 from those of a law that sum to `total`, what
-    is negative by rounding not counted."""
+    """Derive start states whose probabilities sum to 1 from those of a law that sum to `total`,
+    where what is negative by rounding counts as 0."""
 
     def normal_first(i, params):  # type: ignore[no-untyped-def]
         probability, state = start(i, params)
@@ -412,7 +412,8 @@ def _check_starts(
                 f"are {n_starts}"
             )
         least = min(least, float(result[0]))
-        term = max(float(result[0]), 0.0) - lost  # Kahan (1965): a hundred million of them add up to 1
+        # Kahan (1965): a hundred million of them add up to 1.
+        term = max(float(result[0]), 0.0) - lost
         lost = (total + term - total) - term
         total += term
     if all_looked_at and abs(total - 1.0) > tolerance_of(coarse, n_starts):

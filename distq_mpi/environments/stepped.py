@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from distq_mpi.environments.base import Environment
+from distq_mpi.environments.calls import refusal
 from distq_mpi.environments.silence import shut, silence
 from distq_mpi.environments.spaces import MOST, counted, range_of, whole_numbers
 from distq_mpi.environments.vector import Single, VectorWorlds
@@ -53,7 +54,12 @@ def stepped_environment(
 
     def uncut() -> Any:
         with silence():
-            return make() if make_vector is None else Single(make_vector(1))
+            try:
+                return make() if make_vector is None else Single(make_vector(1))
+            except ModelError:
+                raise
+            except BaseException as error:  # whatever the user's environment raises
+                raise refusal(f"{id} could not be made", error) from error
 
     borders: dict[str, Any] = {}
 
