@@ -310,9 +310,11 @@ class Run:
         return self._stopping
 
     def keep_what_was_learned(self, error: BaseException) -> None:
-        """Write the last commit where a user's environment ends the run. COLLECTIVE for an error
-        that all ranks raise, else nothing."""
-        agreed = isinstance(error, ModelError) and error.agreed
+        """Write the last commit where an environment that is stepped ends the run: mended, it is
+        still the same one (a law would be another). COLLECTIVE for an error that all ranks raise,
+        else nothing."""
+        stepped = self.environment.kind == "stepped"
+        agreed = stepped and isinstance(error, ModelError) and error.agreed
         committed = self.begun and self.architecture.progress.round > 0
         if not (agreed and committed and self.architecture.rolls_back):
             return
