@@ -36,6 +36,20 @@ def described(error: BaseException) -> str:
     return f"{name}: {text}" if text else name
 
 
+def own(value: Any) -> Any:
+    """A copy of an argument that shares no list, dict or array with it; other objects are shared.
+
+    Local. An environment may change what it is made of, and the next lane's is made of the same.
+    """
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, dict):
+        return {key: own(item) for key, item in value.items()}
+    if type(value) in (list, tuple, set):
+        return type(value)(own(item) for item in value)
+    return value
+
+
 def beginning(index: Callable[[Any], int], given: Any) -> int:
     """The state that `reset` returned with its info. Raises ValueError for anything else. Local."""
     pair = isinstance(given, tuple | list) and len(given) == 2
@@ -85,6 +99,16 @@ def flag(name: str, value: Any) -> bool:
     if array is None or array.item() not in (0, 1):
         raise ValueError(f"{name} {_short(value)} is neither true nor false")
     return bool(array.item())
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number of any type. Local. Raises ValueError for any other, 2.7 included."""
+    if type(value) is int:
+        return value
+    array = _one_element(value, "biuf")
+    if array is None or array.item() != array.item() // 1:
+        raise ValueError(f"{name} {_short(value)} is not a whole number")
+    return int(array.item())
 
 
 def flags(name: str, values: Any, n: int) -> np.ndarray:

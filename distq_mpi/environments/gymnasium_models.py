@@ -11,7 +11,7 @@ import numpy as np
 
 from distq_mpi.environments.arguments import suggestion
 from distq_mpi.environments.base import Environment
-from distq_mpi.environments.calls import refusal
+from distq_mpi.environments.calls import flag, number, own, refusal, whole
 from distq_mpi.environments.explicit import explicit_model
 from distq_mpi.environments.silence import errors_ignored, shut, silence
 from distq_mpi.environments.stepped import copies_of, stepped_environment
@@ -71,7 +71,7 @@ def _only_vector(id: str, kwargs: Mapping[str, Any]) -> Callable[[int], Any] | N
     spec = gymnasium.registry.get(name)
     if spec is None or spec.entry_point is not None or spec.vector_entry_point is None:
         return None
-    return lambda n: gymnasium.make_vec(id, num_envs=n, **kwargs)
+    return lambda n: gymnasium.make_vec(id, num_envs=n, **own(dict(kwargs)))
 
 
 def tells_all(made: Any) -> bool:
@@ -100,7 +100,7 @@ def gymnasium_environment(id: str, kwargs: Mapping[str, Any], built_in: tuple[st
         raise ModelError(_unknown(id, list(gymnasium.registry), built_in))
     try:
         with silence():
-            return gymnasium.make(id, disable_env_checker=True, **kwargs)
+            return gymnasium.make(id, disable_env_checker=True, **own(dict(kwargs)))
     except BaseException as error:  # whatever the environment's own constructor raises
         raise refusal(f"{id} could not be made", error) from error
 
@@ -177,7 +177,7 @@ def _compiled(id: str, made: Any, limit: int) -> Environment:
     try:
         rows = [list(table[s][a]) for s in range(n_states) for a in range(n_actions)]
         entries = [
-            (float(p), int(new), float(reward), bool(ended))
+            (number(p), whole("next state", new), number(reward), flag("terminated", ended))
             for row in rows
             for p, new, reward, ended in row
         ]

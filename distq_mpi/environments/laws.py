@@ -363,7 +363,8 @@ def _check_outcomes(
             _check_state(where, "next_state", new, n_states)
             if not _is_number(reward) or not math.isfinite(reward):
                 raise ModelError(f"{where}: reward {reward!r} must be a finite number")
-            if not isinstance(terminated, bool | np.bool_ | int | np.integer):
+            boolean = isinstance(terminated, bool | np.bool_ | int | np.integer)
+            if not boolean or terminated not in (0, 1):
                 raise ModelError(f"{where}: terminated {terminated!r} must be a bool")
             chances.append(probability)
             least, largest = min(least, float(probability)), max(largest, float(probability))

@@ -69,7 +69,7 @@ def check_step(
             except BaseException as error:  # the user's function may raise anything
                 raise ModelError(f"{where} raised {described(error)}") from error
             numbers = isinstance(result, tuple) and all(isinstance(x, NUMBERS) for x in result)
-            if not numbers or len(result) != 3:
+            if not numbers or len(result) != 3 or result[2] not in (0, 1):
                 raise ModelError(
                     f"{where} must return (next_state, reward, terminated), not {result!r}"
                 )

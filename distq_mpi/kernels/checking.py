@@ -16,6 +16,7 @@ i8 = np.int64
 outcomes = outcome = start = exact
 
 FINE, PROBABILITY, NEXT_STATE, REWARD, SUM, START_PROBABILITY, START_STATE, START_SUM = range(8)
+END = 8
 STATES, ACTIONS, STARTS, CHECKED_STATES = range(4)
 
 
@@ -45,13 +46,15 @@ def check(params, sizes, where, value):
         for a in range(sizes[ACTIONS]):
             total, kind = 0.0, FINE
             for i in range(outcomes(i8(s), i8(a), params)):
-                probability, new, reward, _ = outcome(i8(s), i8(a), i8(i), params)
+                probability, new, reward, ended = outcome(i8(s), i8(a), i8(i), params)
                 if not (probability >= -TOLERANCE and probability <= 1.0 + TOLERANCE):
                     kind, value[0] = PROBABILITY, probability
                 elif i8(new) < 0 or i8(new) >= sizes[STATES]:
                     kind, value[0] = NEXT_STATE, i8(new)
                 elif not abs(reward) < np.inf:
                     kind, value[0] = REWARD, reward
+                elif ended != 0 and ended != 1:
+                    kind, value[0] = END, ended
                 if kind != FINE:
                     where[0], where[1], where[2], where[3] = kind, s, a, i
                     return

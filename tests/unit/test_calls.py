@@ -13,7 +13,7 @@ from gymnasium import spaces
 
 from distq_mpi import QLearning
 from distq_mpi.config import EnvConfig
-from distq_mpi.environments import make
+from distq_mpi.environments import from_object, make
 from distq_mpi.environments.calls import flag, number
 from distq_mpi.environments.silence import shut, silence
 from distq_mpi.environments.spaces import range_of
@@ -357,3 +357,51 @@ def test_numbers_and_flags_as_such() -> None:
     for wrong in (complex(1), "1", [], object(), np.datetime64("2026-01-01")):
         with pytest.raises(ValueError, match="is not a number"):
             number(wrong)
+
+
+class Greedy(Once):
+    """It eats the arguments it is made of."""
+
+    def __init__(self, pays: list[float], more: dict[str, list[float]]) -> None:
+        super().__init__()
+        self.pay = pays.pop() + more["pays"].pop()
+
+    def step(self, action: Any) -> Any:
+        return 0, self.pay, True, False, {}
+
+
+def test_an_environment_may_change_the_arguments_it_is_made_of() -> None:
+    gymnasium.register("Greedy-v0", Greedy)
+    try:
+        kwargs = {"pays": [1.0, 2.0], "more": {"pays": [3.0]}}
+        kind = make(EnvConfig("Greedy-v0", kwargs=kwargs)).worlds
+        worlds, lanes = open_worlds(kind, 0, 5, 0), Lanes(0, 5)
+        worlds.begin()
+        worlds.step(lanes, 0)
+        assert lanes.arrays()[3].tolist() == [5.0] * 5
+        assert kwargs == {"pays": [1.0, 2.0], "more": {"pays": [3.0]}}
+    finally:
+        del gymnasium.registry["Greedy-v0"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ((1.0, 1.5, 0.0, False), "next state 1.5 is not a whole number"),
+        ((1.0, 1, "0.2", False), "reward '0.2' is not a number"),
+        ((1.0, 1, 0.0, 2), "terminated 2 is neither true nor false"),
+        ((1.0, 1, 0.0, "no"), "terminated 'no' is neither"),
+    ],
+)
+def test_a_table_holds_what_steps_may_return(entry: Any, message: str) -> None:
+    class Tabled(Chain):
+        P = {s: {a: [entry] for a in range(2)} for s in range(4)}
+        initial_state_distrib = np.eye(4)[0]
+
+    found: Any = None
+    try:
+        found = from_object(Tabled(), EnvConfig())
+    except ModelError as error:
+        assert message in str(error)
+    else:  # where tables that cannot be read are stepped instead
+        assert found.kind == "stepped"
