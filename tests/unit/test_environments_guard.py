@@ -147,7 +147,7 @@ class Small(Plane):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.params = (64, 8, *self.params[2:])
+        self.params = (64, 8, *self.params[2:5])
 
     @staticmethod
     def outcome(state, action, i, params):  # type: ignore[no-untyped-def]
@@ -164,7 +164,7 @@ class Small(Plane):
 @pytest.mark.parametrize("n_lanes", [3, 100])
 def test_the_lane_and_its_step_are_named(n_lanes: int) -> None:
     whole = law_environment("small", Small, {})
-    bad = replace(whole, params=(64, 8, 2**40, 0.8, -1.0, -1), trusted=False)
+    bad = replace(whole, params=(64, 8, 2**40, 0.8, -1.0), trusted=False)
     environment = guarded(bad)
     learner = Learner(environment, config().learn, n_lanes, epsilon=1.0, use_compiled=True)
     learner.begin()

@@ -102,7 +102,7 @@ def test_a_reward_outside_the_range_is_seen() -> None:
 
 def test_what_a_guard_notes_is_no_certificate() -> None:
     whole = law_environment("small", Small, {})
-    environment = guarded(replace(whole, params=(64, 8, 2**40, 0.8, -1.0, -1), trusted=False))
+    environment = guarded(replace(whole, params=(64, 8, 2**40, 0.8, -1.0), trusted=False))
     kernels = compiled(fresh.requests(environment, np.dtype(np.float64)))
     with pytest.raises(ModelError, match="next_state 1099511627776"):
         judged(environment, Alone(), kernels, samples=50)
