@@ -193,14 +193,16 @@ class QLearning:
             self._run.monitor = watch(self._run.prepared, self._transport, quiet=True)
             try:
                 ended = self._run.go_on(stop)
-                with handlers, self._progress_bar(stop, progress_bar) as show:
-                    ended = self._rounds(ended, as_callback(callback), called, total, show)
-                if self._run.prepared.kept:
-                    finish(self._run, ended)
+                with handlers:
+                    with self._progress_bar(stop, progress_bar) as show:
+                        ended = self._rounds(ended, as_callback(callback), called, total, show)
+                    if self._run.prepared.kept:
+                        finish(self._run, ended)
             except BaseException as error:
                 self._run.architecture.rollback()
                 if self._run.monitor is not None:
-                    self._run.monitor.fail(f"{type(error).__name__}: {error}")
+                    code = getattr(error, "exit_code", 1)
+                    self._run.monitor.fail(f"{type(error).__name__}: {error}", code)
                 raise
             finally:
                 self._run.monitor = None

@@ -54,7 +54,7 @@ class EnvConfig:
     time_aware: bool = False
     """The step of the episode is part of the state, and the time limit a true end."""
     bins: Count | list[Positive] = 0
-    """Equal bins of each continuous dimension, observations then actions; 0 = none."""
+    """Equal bins of each dimension of a Box, observations then actions; 0 = none."""
     clip: Limit | list[Limit] = 0.0
     """Symmetric limits of each observed dimension, where the space has none or wider; 0 = none."""
 

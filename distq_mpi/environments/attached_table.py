@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from distq_mpi.environments.calls import flag, number, whole
 from distq_mpi.errors import ModelError
 
 Entry = tuple[Any, int, float, bool]
@@ -123,11 +124,10 @@ def _outcomes(row: Iterable[Any], state: int, action: int) -> tuple[list[Entry],
             longer |= bool(more)
             if probability == 0:
                 continue
-            if int(new) != new or ended not in (0, 1):
-                raise ValueError(f"({probability}, {new!r}, {reward!r}, {ended!r})")
             if not isinstance(probability, np.floating):
-                probability = float(probability)
-            read.append((probability, int(new), float(reward), bool(ended)))
+                probability = number(probability)
+            following = whole("next state", new)
+            read.append((probability, following, number(reward), flag("terminated", ended)))
     except (TypeError, ValueError) as error:
         raise ModelError(
             f"state {state}, action {action}: P does not list (probability, next state, reward, "

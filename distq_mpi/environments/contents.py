@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from distq_mpi.environments.calls import described
 from distq_mpi.errors import ModelError
 from distq_mpi.kernels.fingerprint import source_of
 
@@ -126,10 +127,10 @@ class _Hasher:
     def _object(self, name: str, value: object) -> Iterator[bytes]:
         try:
             reduced = value.__reduce_ex__(4)
-        except Exception as error:  # whatever the object's own method raises
+        except BaseException as error:  # whatever the object's own method raises
             kind = f"{type(value).__module__}.{type(value).__qualname__}"
             raise ModelError(
-                f"{name}: what an object of {kind} holds cannot be hashed: {error}"
+                f"{name}: what an object of {kind} holds cannot be hashed: {described(error)}"
             ) from error
         self._alive.append(reduced)
         if isinstance(reduced, str):

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from distq_mpi.environments.calls import described
 from distq_mpi.environments.contents import contents_hash
 from distq_mpi.environments.silence import shut, silence
 from distq_mpi.errors import ModelError
@@ -59,8 +60,8 @@ def copies_of(id: str, given: Any) -> Callable[[], Any]:
         try:
             with silence():
                 made = make()
-        except Exception as error:  # whatever the object's own constructor or copying raises
-            failures.append(f"{way} raises {type(error).__name__}: {error}")
+        except BaseException as error:  # whatever the object's own constructor or copying raises
+            failures.append(f"{way} raises {described(error)}")
             continue
         differs, unsure = difference(given, made)
         shut(made)
@@ -135,8 +136,8 @@ def object_contents(make: Callable[[], Any]) -> tuple[tuple[tuple[str, str], ...
                             hashes[f"{kind}.{name}"] = contents_hash(label, value)
                         except ModelError as error:
                             why = str(error)
-            except Exception as error:  # whatever the user's environment raises
-                why = f"reset(seed=0) raises {type(error).__name__}: {error}"
+            except BaseException as error:  # whatever the user's environment raises
+                why = f"reset(seed=0) raises {described(error)}"
             finally:
                 shut(world)
         tries.append(hashes)

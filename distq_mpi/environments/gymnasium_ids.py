@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from distq_mpi.environments.arguments import suggestion
+from distq_mpi.environments.calls import own, refusal
 from distq_mpi.environments.laws import import_module
 from distq_mpi.environments.silence import silence
 from distq_mpi.errors import ModelError
@@ -58,9 +59,9 @@ def gymnasium_environment(
     known_as = name if source is None else EnvSpec(source.__name__, entry_point=source)
     try:
         with silence():
-            return gymnasium.make(known_as, disable_env_checker=True, **kwargs)
-    except Exception as error:  # whatever the environment's own constructor raises
-        raise ModelError(f"{id} could not be made: {type(error).__name__}: {error}") from error
+            return gymnasium.make(known_as, disable_env_checker=True, **own(dict(kwargs)))
+    except BaseException as error:  # whatever the environment's own constructor raises
+        raise refusal(f"{id} could not be made", error) from error
 
 
 def only_vector(id: str, kwargs: Mapping[str, Any]) -> Callable[[int], Any] | None:
@@ -74,7 +75,7 @@ def only_vector(id: str, kwargs: Mapping[str, Any]) -> Callable[[int], Any] | No
     spec = gymnasium.registry.get(name)
     if spec is None or spec.entry_point is not None or spec.vector_entry_point is None:
         return None
-    return lambda n: gymnasium.make_vec(id, num_envs=n, **kwargs)
+    return lambda n: gymnasium.make_vec(id, num_envs=n, **own(dict(kwargs)))
 
 
 def with_options(made: Any, options: Mapping[str, Any]) -> Any:
@@ -87,7 +88,7 @@ def with_options(made: Any, options: Mapping[str, Any]) -> Any:
         """Gives `env.reset_options` to every reset."""
 
         def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-            return self.env.reset(seed=seed, options=dict(given) | (options or {}))
+            return self.env.reset(seed=seed, options=own(given) | (options or {}))
 
     given = dict(options)
     return ResetOptions(made)
@@ -109,10 +110,8 @@ def _wrapped(name: str, wrap: Any, made: Any) -> Any:
     try:
         with silence():
             wrapped = wrap(made)
-    except Exception as error:  # whatever the wrapper's constructor raises
-        raise ModelError(
-            f"env.wrappers: {name} could not be made: {type(error).__name__}: {error}"
-        ) from error
+    except BaseException as error:  # whatever the wrapper's constructor raises
+        raise refusal(f"env.wrappers: {name} could not be made", error) from error
     if not isinstance(wrapped, gymnasium.Env):
         raise ModelError(
             f"env.wrappers: {name} must make an environment of Gymnasium, not {type(wrapped)}"

@@ -14,14 +14,16 @@ from distq_mpi.environments.attached_table import (
     read_table,
 )
 from distq_mpi.environments.base import Environment
+from distq_mpi.environments.calls import described
 from distq_mpi.environments.contents import contents_hash
 from distq_mpi.environments.copies import copies_of, is_neutral, layers, object_contents
 from distq_mpi.environments.explicit import explicit_model
 from distq_mpi.environments.gymnasium_ids import maker, only_vector, with_options
-from distq_mpi.environments.silence import shut
+from distq_mpi.environments.silence import shut, silence
 from distq_mpi.environments.stepped import is_old, old_interface, stepped_environment
 from distq_mpi.environments.table_check import contradiction
 from distq_mpi.errors import ModelError
+from distq_mpi.probabilities import given_as
 
 DRAWN = (
     "each one that is made draws another table P; an argument of env.kwargs may fix it (desc of "
@@ -65,7 +67,7 @@ def gymnasium_model(
     asked = (tuple(config.wrappers), sorted(config.reset_options.items()))
     contents = asked if any(asked) else ()
     make = maker(id, source, config, built_in)
-    return stepped_environment(id, make, note=note, contents=contents, **cut)
+    return _modern(stepped_environment(id, make, note=note, contents=contents, **cut))
 
 
 def _draws_its_table(made: Any, make: Callable[[], Any]) -> bool:
@@ -128,10 +130,25 @@ def gymnasium_object(id: str, made: Any, config: Any) -> Environment:
         return with_options(_limited(copied(), config.max_episode_steps), config.reset_options)
 
     contents, why = object_contents(make)
-    return stepped_environment(
+    return _modern(stepped_environment(
         id, make, bins=config.bins, clip=config.clip, max_episode_steps=limit, note=note,
         contents=(contents, sorted(config.reset_options.items())), unidentified=why,
-    )  # fmt: skip
+    ))  # fmt: skip
+
+
+def _modern(environment: Environment) -> Environment:
+    """The environment itself. Raises ModelError where it has the interface of the old gym."""
+    kind = environment.worlds
+    world = kind.make()
+    try:
+        old = old_interface(world.unwrapped, kind.act(kind.actions.element(0)))
+    finally:
+        shut(world)
+    if old:
+        raise ModelError(
+            f"{kind.id}: {old}: it has the interface of gym before 0.26, which Gymnasium replaced"
+        )
+    return environment
 
 
 def _refuse_foreign(id: str, made: Any) -> None:
@@ -169,9 +186,10 @@ def _by_table(
     if not finite or config.bins or config.clip:
         return None, ""
     try:
-        written, first = (getattr(bare, name, None) for name in ("P", "initial_state_distrib"))
-    except Exception as error:  # whatever the user's property raises
-        return None, f"not by its table P, which raises {type(error).__name__}: {error}"
+        with silence():
+            written, first = (getattr(bare, name, None) for name in ("P", "initial_state_distrib"))
+    except BaseException as error:  # whatever the user's property raises
+        return None, f"not by its table P, which raises {described(error)}"
     if written is None or first is None:
         return None, ""
     reason = _reason_to_step(made, config)
@@ -251,6 +269,7 @@ def _compiled(id: str, bare: Any, table: AttachedTable, limit: int) -> Environme
         ends,
         table.first,
         max_episode_steps=limit,
+        given_as=given_as(entry[0] for row in table.rows for entry in row),
         **_drawing(bare),
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from distq_mpi.environments.calls import described
 from distq_mpi.environments.chi_square import misfit
 from distq_mpi.errors import ModelError
 
@@ -61,10 +62,10 @@ def check_step(
         for bits in draws:
             try:
                 result = step(i8(state), i8(action), i8(bits), params)
-            except Exception as error:  # the user's function may raise anything
-                raise ModelError(f"{where} raised {type(error).__name__}: {error}") from error
+            except BaseException as error:  # the user's function may raise anything
+                raise ModelError(f"{where} raised {described(error)}") from error
             numbers = isinstance(result, tuple) and all(isinstance(x, NUMBERS) for x in result)
-            if not numbers or len(result) != 3:
+            if not numbers or len(result) != 3 or result[2] not in (0, 1):
                 raise ModelError(
                     f"{where} must return (next_state, reward, terminated), not {result!r}"
                 )

@@ -56,14 +56,17 @@ PYTHON_NAME = re.compile(r"[\w.]+:(?!.*-v\d+$)\w+")
 """`module:Name`, which may be a law, or a class or function that makes environments."""
 
 
-def make(config: EnvironmentConfig, held_below: int | None = None) -> Environment:
+def make(
+    config: EnvironmentConfig, held_below: int | None = None, discount: float | None = None
+) -> Environment:
     """Make the environment a configuration names. Local, not collective.
 
     `config.id` is a Gymnasium id (`Taxi-v4`, `module:Name-v0`), `garnet`, `grid`, `module:Law` or
     a file `*.npz`, `*.h5`, `*.hdf5`, files `*{action}*.npz`, or `log:FILE`, or several of these
     with commas between them (see `variants`); `config.kwargs` go to whatever makes it. held_below :
     HDF5 files of so many transitions or more are looked over and not held (see
-    `model_file.look_over`); None = all are held.
+    `model_file.look_over`); None = all are held. discount : what logs take an untried action to be
+    worth depends on it; None = unknown.
 
     Raises
     ------
@@ -72,9 +75,10 @@ def make(config: EnvironmentConfig, held_below: int | None = None) -> Environmen
         process.
     """
     if _are_several(config.id):
-        return mean_model(config.id, [make(part) for part in _parts(config)])
+        parts = [make(part, discount=discount) for part in _parts(config)]
+        return mean_model(config.id, parts)
     config = decoded(config)
-    found, source = _without_gymnasium(config, held_below)
+    found, source = _without_gymnasium(config, held_below, discount)
     if found is not None:
         return _unchanged(found, config)
     from distq_mpi.environments.gymnasium_models import gymnasium_model
@@ -126,7 +130,7 @@ def decoded(config: EnvironmentConfig) -> Any:
 
 
 def _without_gymnasium(
-    config: EnvironmentConfig, held_below: int | None = None
+    config: EnvironmentConfig, held_below: int | None = None, discount: float | None = None
 ) -> tuple[Environment | None, Any]:
     """The environment, where Gymnasium is not needed; else None, and what makes it (or None)."""
     id, kwargs = config.id, config.kwargs
@@ -137,7 +141,8 @@ def _without_gymnasium(
     if ACTION in id:
         return call(id, functools.partial(read_sparse_model, id), kwargs), None
     if id.startswith(PREFIX):
-        return call(id, functools.partial(read_log, id.removeprefix(PREFIX)), kwargs), None
+        read = functools.partial(read_log, id.removeprefix(PREFIX), discount)
+        return call(id, read, kwargs), None
     if id.endswith(SUFFIXES):
         if held_below is not None:
             return call(id, functools.partial(look_over, held_below, id), kwargs), None

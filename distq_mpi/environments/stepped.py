@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from distq_mpi.environments.base import Environment
+from distq_mpi.environments.calls import described, refusal
 from distq_mpi.environments.contents import contents_hash, is_plain
 from distq_mpi.environments.copies import NEUTRAL
 from distq_mpi.environments.silence import shut, silence
-from distq_mpi.environments.spaces import range_of
+from distq_mpi.environments.spaces import MOST, counted, range_of, whole_numbers
 from distq_mpi.environments.vector import Single, VectorWorlds
 from distq_mpi.environments.worlds import Kind, Worlds
 from distq_mpi.errors import ModelError
@@ -23,6 +24,8 @@ Clip = float | Sequence[float]
 
 OPEN_ENDED = 1e30
 """Limits beyond this stand for none: the largest float32 is one that many environments tell."""
+MOST_BINS = 1 << 24
+"""Bins of one dimension: the wrappers list their borders, and float32 tells no more apart."""
 
 
 def stepped_environment(
@@ -43,9 +46,9 @@ def stepped_environment(
     ----------
     make : a new environment of Gymnasium. make_vector : number -> vector environment, where it
         exists only as that; `make` is then not called.
-    bins : equal bins of each continuous dimension, observations first, then actions; one number
-        for all; 0 = none. clip : symmetric limits of each dimension of the observation, one number
-        for all; 0 = none.
+    bins : equal bins of each dimension of a Box, observations first, then actions; one number for
+        all; 0 = none: a Box of whole numbers is then taken as it is. clip : symmetric limits of
+        each dimension of the observation, one number for all; 0 = none.
     max_episode_steps : what `make` limits episodes to; 0 = unknown or none.
     note : for the summary, why it is stepped.
     contents : what else it is known by. unidentified : why that is not all, "" if it is.
@@ -58,11 +61,20 @@ def stepped_environment(
 
     def uncut() -> Any:
         with silence():
-            return make() if make_vector is None else Single(make_vector(1))
+            try:
+                return make() if make_vector is None else Single(make_vector(1))
+            except ModelError:
+                raise
+            except BaseException as error:  # whatever the user's environment raises
+                raise refusal(f"{id} could not be made", error) from error
+
+    borders: dict[str, Any] = {}
 
     def cut() -> Any:
         with silence():
-            return discretised(id, uncut(), bins, clip, make_vector is not None)
+            world = discretised(id, uncut(), bins, clip, make_vector is not None)
+            _share_borders(world, borders)
+            return world
 
     world = cut()
     try:
@@ -80,15 +92,13 @@ def stepped_environment(
         around = [_known(wrapper.kwargs or {}, wrapper.name)
                   for wrapper in getattr(spec, "additional_wrappers", ())
                   if wrapper.name not in NEUTRAL]  # fmt: skip
-        old = make_vector is None and old_interface(world.unwrapped, act(actions.element(0)))
-        if old:
-            raise ModelError(
-                f"{id}: {old}: it has the interface of gym before 0.26, which Gymnasium replaced"
-            )
     finally:
         shut(world)
-    if states.n * actions.n >= 2**62:
-        raise ModelError(f"{id}: {states.n} states x {actions.n} actions are more than 2^62")
+    if states.n * actions.n >= MOST:
+        raise ModelError(
+            f"{id}: {counted(states.sizes)} states x {counted(actions.sizes)} actions; the limit "
+            "is 2^62"
+        )
     kind = Kind(
         id, states, actions, cut, make_vector, uncut, whole.observation_space, observe, act
     )
@@ -173,7 +183,8 @@ def old_interface(world: Any, action: Any) -> str:
                 )
     except TypeError as error:
         return "reset must take seed and options" if "'seed'" in str(error) else ""
-    except (Exception, SystemExit):  # whatever the user's environment raises
+    except BaseException as error:  # whatever the user's environment raises
+        described(error)  # an interrupt goes on
         return ""
     return ""
 
@@ -184,9 +195,10 @@ def open_worlds(kind: Kind, first: int, n: int, seed: int) -> Worlds | VectorWor
 
 
 def discretised(id: str, world: Any, bins: Bins, clip: Clip, vector: bool = False) -> Any:
-    """Wrap an environment so that continuous spaces are cut into bins, by Gymnasium's wrappers.
+    """Wrap an environment so that its boxes are cut into bins, by Gymnasium's wrappers.
 
-    vector : it is one of a vector environment, which cannot be wrapped so.
+    A Box of whole numbers is cut where bins are given, unless there are as many as the continuous
+    dimensions without it. vector : it is one of a vector environment, which cannot be wrapped so.
 
     Raises ModelError where they cannot be, naming the dimension and what to write.
     """
@@ -194,8 +206,11 @@ def discretised(id: str, world: Any, bins: Bins, clip: Clip, vector: bool = Fals
     from gymnasium.wrappers import DiscretizeAction, DiscretizeObservation, TransformObservation
 
     seen, done = world.observation_space, world.action_space
-    n_seen = math.prod(seen.shape) if isinstance(seen, spaces.Box) else 0
-    n_done = math.prod(done.shape) if isinstance(done, spaces.Box) else 0
+    boxes = [math.prod(x.shape) if isinstance(x, spaces.Box) else 0 for x in (seen, done)]
+    whole = [isinstance(x, spaces.Box) and whole_numbers(x) for x in (seen, done)]
+    continuous = [0 if skip else n for n, skip in zip(boxes, whole, strict=True)]
+    only_continuous = not isinstance(bins, int) and len(bins) == sum(continuous)
+    n_seen, n_done = boxes if bins and not only_continuous else continuous
     if not (n_seen or n_done):
         if bins or clip:
             key = "bins" if bins else "clip"
@@ -221,6 +236,7 @@ def discretised(id: str, world: Any, bins: Bins, clip: Clip, vector: bool = Fals
             f"env.bins: {id} has {n_seen + n_done} continuous dimensions (observation {n_seen}, "
             f"action {n_done}), each of which needs at least 1 bin, not {counts}"
         )
+    _check_counts(id, counts[:n_seen], counts[n_seen:])
     if n_seen:
         low, high, clipped = _clipped(id, seen, clip)
         limits = _Limits(low, high, clipped)
@@ -230,6 +246,30 @@ def discretised(id: str, world: Any, bins: Bins, clip: Clip, vector: bool = Fals
     if n_done:
         world = DiscretizeAction(world, tuple(counts[n_seen:]))
     return world
+
+
+def _check_counts(id: str, seen: list[int], done: list[int]) -> None:
+    """Raise ModelError where bins are more than can be counted, before anything is made of them."""
+    most = max([*seen, *done])
+    if most > MOST_BINS:
+        raise ModelError(
+            f"env.bins: {id}: {most:,} bins of one dimension; the limit is {MOST_BINS:,}"
+        )
+    for sizes, name in ((seen, "states"), (done, "actions")):
+        if math.prod(sizes) >= MOST:
+            raise ModelError(f"env.bins: {id}: {counted(sizes)} {name}; the limit is 2^62")
+
+
+def _share_borders(world: Any, borders: dict[str, Any]) -> None:
+    """Let every environment read the borders of the bins of the first one, which has put them into
+    `borders`; the wrappers would keep their own for every lane. Local."""
+    from gymnasium.wrappers import DiscretizeAction, DiscretizeObservation
+
+    if isinstance(world, DiscretizeAction):
+        world.bin_centers = borders.setdefault("actions", world.bin_centers)
+        world = world.env
+    if isinstance(world, DiscretizeObservation):
+        world.bin_edges = borders.setdefault("observations", world.bin_edges)
 
 
 def _uncut(world: Any) -> tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from distq_mpi.environments.attached_table import AttachedTable, Entry
+from distq_mpi.environments.calls import described
 from distq_mpi.environments.chi_square import misfit
 from distq_mpi.environments.silence import silence
 
@@ -40,8 +41,8 @@ def contradiction(world: Any, table: AttachedTable) -> str:
     try:
         with silence():
             return trial.episodes() or trial.places() or trial.counted()
-    except Exception as error:  # whatever the user's environment raises
-        return f"{trial.where} raises {type(error).__name__}: {error}"
+    except BaseException as error:  # whatever the user's environment raises
+        return f"{trial.where} raises {described(error)}"
 
 
 class _Trial:

@@ -288,6 +288,7 @@ def test_identity_is_the_same_in_another_process(monkeypatch):
         ({"body": "return 0.5, state, float('nan'), False"}, "reward nan must be a finite number"),
         ({"body": "return 1.5 - 2 * i, state, 0.0, False"}, "probability 1.5 must be from 0 to 1"),
         ({"body": "return 0.5, state, 0.0, 'no'"}, "terminated 'no' must be a bool"),
+        ({"body": "return 0.5, state, 0.0, 2"}, "terminated 2 must be a bool"),
         ({"body": "return 0.5, state, 0.0"}, "must return .probability, next_state"),
         ({"body": "return params[7], state, 0.0, False"}, "raised IndexError"),
         ({"body": "return 0.5, state, math.sin(state), False"}, "outcome reads the module math"),

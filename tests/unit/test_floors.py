@@ -14,7 +14,7 @@ import distq_mpi
 PACKAGE = Path(distq_mpi.__file__).parent
 
 FLOORS = [
-    {"errors", "launcher", "commands", "__init__"},
+    {"errors", "launcher", "commands", "probabilities", "__init__"},
     {"config", "partition", "files", "kernels"},
     {"bounds", "environments", "table", "lanes", "transport"},
     {"compact", "values"},
@@ -63,6 +63,7 @@ BLANKET = {
     "environments/laws.py", "environments/gymnasium_models.py", "environments/arguments.py",
     "environments/stepped.py", "environments/worlds.py", "environments/vector.py",
     "environments/contents.py", "environments/copies.py", "environments/table_check.py",
+    "environments/calls.py", "environments/silence.py",
 }
 
 
