@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -55,11 +56,15 @@ def gymnasium_model(
         return stepped_environment(id, lambda: vector(1), vector, **cut)
     unlimited = maker(id, source, replace(config, max_episode_steps=0), built_in)
     made = unlimited()
+    other = unlimited() if "P" in vars(made.unwrapped) else made
     try:
-        compiled, note = _by_table(id, made, config, unlimited)
-        drawn = _draws_its_table(made, unlimited)
+        drawn = other is not made and _have_other_tables(made, other)
+        compiled, note = _by_table(
+            id, made, config, lambda: unlimited() if other is made else other
+        )
     finally:
         shut(made)
+        shut(other)
     if compiled is not None:
         return replace(compiled, unidentified=DRAWN) if drawn else compiled
     if drawn:
@@ -70,20 +75,14 @@ def gymnasium_model(
     return _modern(stepped_environment(id, make, note=note, contents=contents, **cut))
 
 
-def _draws_its_table(made: Any, make: Callable[[], Any]) -> bool:
-    """Whether two environments that are made alike have different tables. Local."""
-    table = vars(made.unwrapped).get("P")
+def _have_other_tables(made: Any, other: Any) -> bool:
+    """Whether two environments that are made alike carry different tables. Local."""
+    table, again = (vars(world.unwrapped).get("P") for world in (made, other))
     if not isinstance(table, Mapping | Sequence):
         return False
-    other = make()
-    try:
-        again = vars(other.unwrapped).get("P")
-        if bool(table == again):  # fast, but NaN is unlike NaN, and arrays cannot be compared so
+    with contextlib.suppress(ValueError):  # arrays cannot be compared so
+        if bool(table == again):  # fast, but NaN is unlike NaN
             return False
-    except ValueError:
-        pass
-    finally:
-        shut(other)
     try:
         return contents_hash("P", table) != contents_hash("P", again)
     except ModelError:  # it holds what cannot be hashed
