@@ -49,6 +49,7 @@ def gymnasium_model(
         If the id is unknown or renamed, the arguments do not fit, or a space is not finite.
     """
     id, limit = id or config.id, config.max_episode_steps
+    _refuse_old(id, source)
     cut = {"bins": config.bins, "clip": config.clip, "max_episode_steps": limit}
     vector = only_vector(id, config.kwargs) if source is None else None
     if vector is not None:
@@ -150,17 +151,22 @@ def _modern(environment: Environment) -> Environment:
     return environment
 
 
+def _refuse_old(id: str, made: Any) -> None:
+    """Raise ModelError for an environment, or a class of them, of the package gym."""
+    if is_old(made):
+        raise ModelError(
+            f"env: {id} is an environment of gym, not gymnasium, which replaced it: make it with "
+            "gymnasium, or wrap it (the package shimmy does)"
+        )
+
+
 def _refuse_foreign(id: str, made: Any) -> None:
     """Raise ModelError for what only steps like an environment of Gymnasium."""
     from gymnasium import Env
     from gymnasium.vector import VectorEnv
 
     kind = type(made)
-    if is_old(made):
-        raise ModelError(
-            f"env: {id} is an environment of gym, not gymnasium, which replaced it: make it with "
-            "gymnasium, or wrap it (the package shimmy does)"
-        )
+    _refuse_old(id, made)
     single = isinstance(made, Env)
     if isinstance(made, VectorEnv) or (not single and hasattr(made, "num_envs")):
         raise ModelError(

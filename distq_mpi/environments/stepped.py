@@ -160,8 +160,9 @@ def _refuse_old_spaces(id: str, world: Any) -> None:
 
 
 def is_old(thing: Any) -> bool:
-    """Whether an object is of the package gym, which Gymnasium replaced. Local."""
-    return any(kind.__module__.partition(".")[0] == "gym" for kind in type(thing).__mro__)
+    """Whether an object or a class is of the package gym, which Gymnasium replaced. Local."""
+    kinds = thing.__mro__ if isinstance(thing, type) else type(thing).__mro__
+    return any(kind.__module__.partition(".")[0] == "gym" for kind in kinds)
 
 
 def old_interface(world: Any, action: Any) -> str:

@@ -207,14 +207,17 @@ class Unseeded(Coin):
 
 
 def test_environments_of_the_old_interface_are_named_as_such(gym: Any) -> None:
+    for old in (gym.Env(), gym.Env):
+        with pytest.raises(ModelError, match="gym:Env is an environment of gym, not gymnasium"):
+            given(old)
     with pytest.raises(ModelError, match="gym:Env is an environment of gym, not gymnasium"):
-        given(gym.Env())
+        environments.make(EnvConfig("gym:Env"))
     with pytest.raises(ModelError, match="Ancient-v0 is registered with gym, not gymnasium"):
         environments.make(EnvConfig(f"{__name__}:Ancient-v0"))
-    old = Coin()
-    old.observation_space = gym.Discrete()
+    mixed = Coin()
+    mixed.observation_space = gym.Discrete()
     with pytest.raises(ModelError, match="its space .* is of gym, not gymnasium"):
-        given(old)
+        given(mixed)
     for kind, told in (
         (OldStep, "step must return .*, not 4 values: it has the interface of gym before 0.26"),
         (OldReset, "reset must take seed and options: it has the interface of gym"),
