@@ -145,6 +145,12 @@ def _run_on_all_ranks(argv: list[str]) -> int:
         if transport is not None and transport.lost:
             transport.leave(error.exit_code)
         return error.exit_code
+    except SystemExit as error:  # of code we run for the user, and of no part of ours
+        # Passed on, it would end this rank with that code, and its peers would wait for it.
+        _print_error(DistqError(f"code that runs in this process called sys.exit({error.code!r})"))
+        if transport is not None:
+            transport.abort(1)
+        return 1
 
 
 if __name__ == "__main__":

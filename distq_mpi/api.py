@@ -43,9 +43,9 @@ class QLearning:
 
     Parameters
     ----------
-    env : a Gymnasium id, `garnet`, `grid`, a model file, `module:Law`; a law or its class; an
-        `Environment`; an environment of Gymnasium with a table of transitions. It is looked at,
-        never stepped. None: the configuration's `env.id`.
+    env : a Gymnasium id, `garnet`, `grid`, a model file, `module:Law`; an `Environment`; a law or
+        an environment of Gymnasium, or the class of one. An object is looked at, never stepped:
+        copies of it are. None: the configuration's `env.id`.
     comm : an mpi4py communicator, duplicated; None: all ranks that `mpirun` started, or this
         process alone.
     config : `Config`, a mapping of its sections, or the path of a TOML file; keywords win over it.
@@ -193,14 +193,16 @@ class QLearning:
             self._run.monitor = watch(self._run.prepared, self._transport, quiet=True)
             try:
                 ended = self._run.go_on(stop)
-                with handlers, self._progress_bar(stop, progress_bar) as show:
-                    ended = self._rounds(ended, as_callback(callback), called, total, show)
-                if self._run.prepared.kept:
-                    finish(self._run, ended)
+                with handlers:
+                    with self._progress_bar(stop, progress_bar) as show:
+                        ended = self._rounds(ended, as_callback(callback), called, total, show)
+                    if self._run.prepared.kept:
+                        finish(self._run, ended)
             except BaseException as error:
                 self._run.architecture.rollback()
                 if self._run.monitor is not None:
-                    self._run.monitor.fail(f"{type(error).__name__}: {error}")
+                    code = getattr(error, "exit_code", 1)
+                    self._run.monitor.fail(f"{type(error).__name__}: {error}", code)
                 raise
             finally:
                 self._run.monitor = None
@@ -467,8 +469,8 @@ def _divided(env: Any) -> tuple[Any, str]:
         return None, ""
     if isinstance(env, str | os.PathLike):
         return None, os.fspath(env)
-    is_law = isinstance(env, type) and hasattr(env, "outcome")
-    if is_law and getattr(sys.modules.get(env.__module__), env.__qualname__, None) is env:
+    by_name = environments.is_environment_class(env) and "." not in env.__qualname__
+    if by_name and getattr(sys.modules.get(env.__module__), env.__qualname__, None) is env:
         # By its name where that finds it, so that files and the command line find it, too.
         return None, environments.object_id(env)
     return env, ""

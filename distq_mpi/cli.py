@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from distq_mpi.commands import COMMANDS, FREE_ON_RESUME, SWITCHES, TOOLS, VALUED
-from distq_mpi.config import SECTIONS, Config, check, from_dict, to_dict
+from distq_mpi.config import SECTIONS, Config, check, from_dict, to_dict, toml_value
 from distq_mpi.errors import ConfigError
 from distq_mpi.keys import (
+    MAPPINGS,
     OPTIONS,
     SCHEMAS,
+    can_be_written,
     choices,
     closest,
     did_you_mean,
@@ -141,7 +143,7 @@ def from_keywords(
             merged.mistakes.append(f"{name}: {given[key]} says the same already")
             continue
         given[key] = name
-        merged.put(key, value.item() if hasattr(value, "item") else value, name)
+        merged.put(key, _escaped(value), name)
     if "learning_rate" in keywords and "learn.step_size" not in given:
         merged.put("learn.step_size", "constant", "learning_rate")
     return merged.checked()
@@ -257,15 +259,15 @@ class _Merged:
 
     def put(self, key: str, value: Any, origin: str) -> None:
         section, _, name = key.partition(".")
-        if key == "env.kwargs" and isinstance(value, Mapping):
+        if key in MAPPINGS and isinstance(value, Mapping):
+            called = key if key in origin else key.replace(".", "_")
             for argument, item in value.items():
-                self.put(f"{key}.{argument}", item, origin.replace(key, f"{key}.{argument}", 1))
-        elif key == "env.kwargs":
-            self.mistakes.append(f"{origin}: one argument each: env.kwargs.NAME")
+                place = origin.replace(called, f"{called}.{argument}", 1)
+                self.put(f"{key}.{argument}", item, place)
+        elif key in MAPPINGS:
+            self.mistakes.append(f"{origin}: one value each: {key}.NAME")
         elif is_argument(key):
-            self.origin[key] = origin
-            kwargs = self.values.setdefault("env", {}).setdefault("kwargs", {})
-            kwargs[key.removeprefix("env.kwargs.")] = value
+            self.put_argument(key, toml_value(value), origin)
         elif key not in SCHEMAS:
             known = words()
             leaf = name.rpartition(".")[2] or section
@@ -275,7 +277,22 @@ class _Merged:
             self.origin[key] = origin
             if isinstance(value, float) and value.is_integer() and "integer" in kinds(key):
                 value = int(value)
+            if isinstance(value, str) and kinds(key) == {"array"}:
+                value = [value]
             self.values.setdefault(section, {})[name] = value
+
+    def put_argument(self, key: str, value: Any, origin: str) -> None:
+        """Take one value of a mapping, which must be of a kind that a file can hold."""
+        section, mapping, name = key.split(".", 2)
+        if can_be_written(value):
+            self.values.setdefault(section, {}).setdefault(mapping, {})[name] = value
+            return
+        kind, hint = type(value), ""
+        shown = json.dumps(value, default=repr)
+        if kind.__module__ != "builtins" or callable(value):
+            shown = f"an object of {kind.__module__}.{kind.__qualname__}"
+            hint = "; register an environment with it, or give the object"
+        self.mistakes.append(f"{origin}: {shown} must be {limits(key)}{hint}")
 
     def checked(self, whole: bool = True) -> Config:
         """The configuration, or ConfigError with all mistakes.
@@ -303,6 +320,20 @@ class _Merged:
         }
 
 
+def _escaped(value: Any) -> Any:
+    """A value of Python as a configuration holds it: numbers of NumPy as Python's, and a text that
+    would stand for None as one that does not."""
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return value.item()
+    if isinstance(value, str) and value.lstrip("\\") == "None":
+        return f"\\{value}"
+    if isinstance(value, list | tuple):
+        return [_escaped(item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: _escaped(item) for name, item in value.items()}
+    return value
+
+
 def _positive(text: str) -> bool:
     try:
         return 0 < float(text) < float("inf")
@@ -321,8 +352,10 @@ def _value(key: str, text: str) -> Any:
             value = tomllib.loads(f"x = {text}")["x"]
         except tomllib.TOMLDecodeError:
             return float(text) if POINTED.fullmatch(text) else text
-        return value if isinstance(value, bool | int | float | str) else text
+        return value if isinstance(value, bool | int | float | str | list | dict) else text
     taken = kinds(key)
+    if taken == {"array"}:
+        return [part.strip() for part in text.strip("[] ").split(",") if part.strip()]
     if "null" in taken and text == "none":
         return None
     if "boolean" in taken and text in ("true", "false"):

@@ -29,7 +29,6 @@ MODEL_RULES = ("dyna_q", "prioritized_sweeping")
 LONGEST_DECAY = 0.999
 EXPONENTS = {"polynomial": 0.8, "sign_change": 0.6}
 
-Value = bool | int | float | str
 Probability = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Ge(0)]
 Positive = Annotated[int, Ge(1)]
@@ -42,14 +41,20 @@ class EnvConfig:
 
     id: str = "FrozenLake8x8-v1"
     """Gymnasium id, built-in name, module:Law, or model file; several with commas: one an agent."""
-    kwargs: dict[str, Value] = field(default_factory=dict)
-    """Arguments of the environment: --env.kwargs.NAME VALUE."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the environment: --env.kwargs.NAME VALUE; None is None, [1, 2] a list."""
+    wrappers: list[str] = field(default_factory=list)
+    """module:Wrapper around Gymnasium's environment, the innermost first."""
+    reset_options: dict[str, Any] = field(default_factory=dict)
+    """Options of every reset of Gymnasium's environment: --env.reset_options.NAME VALUE."""
+    step: bool = False
+    """Step Gymnasium's environment in Python although it has a table of transitions."""
     max_episode_steps: Annotated[int, Ge(0), Le(2**32 - 1)] = 0
     """Time limit in steps; 0 = the environment's own."""
     time_aware: bool = False
     """The step of the episode is part of the state, and the time limit a true end."""
     bins: Count | list[Positive] = 0
-    """Equal bins of each continuous dimension, observations then actions; 0 = none."""
+    """Equal bins of each dimension of a Box, observations then actions; 0 = none."""
     clip: Limit | list[Limit] = 0.0
     """Symmetric limits of each observed dimension, where the space has none or wider; 0 = none."""
 
@@ -260,11 +265,22 @@ SECTIONS: dict[str, type[Any]] = {
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:
-    """Sections and keys without those that are off (None)."""
+    """Sections and keys without those that are off (None), as TOML can hold them."""
     return {
-        section: {key: value for key, value in values.items() if value is not None}
+        section: {key: toml_value(value) for key, value in values.items() if value is not None}
         for section, values in asdict(config).items()
     }
+
+
+def toml_value(value: Any) -> Any:
+    """Return a value as TOML can hold it: None as the text None, tuples as lists. Local."""
+    if value is None:
+        return "None"
+    if isinstance(value, list | tuple):
+        return [toml_value(item) for item in value]
+    if isinstance(value, dict):
+        return {name: toml_value(item) for name, item in value.items()}
+    return value
 
 
 def from_dict(sections: dict[str, dict[str, Any]]) -> Config:

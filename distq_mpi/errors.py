@@ -40,5 +40,10 @@ class QuorumLost(DistqError):
     agreed = True
 
 
+class Interrupted(KeyboardInterrupt):
+    """An interrupt that a signal brought while a user's environment ran, which may raise
+    KeyboardInterrupt itself: that one is a mistake of the environment."""
+
+
 class RanksLost(Exception):
     """Ranks were lost in a message: no mistake, the run recovers from it (`Transport.recover`)."""

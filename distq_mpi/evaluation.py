@@ -11,6 +11,7 @@ import numpy as np
 from distq_mpi import environments
 from distq_mpi.config import EnvConfig
 from distq_mpi.environments.base import Environment
+from distq_mpi.environments.calls import number
 from distq_mpi.errors import ConfigError
 
 LONGEST = 100_000
@@ -141,7 +142,7 @@ def evaluate_policy(
                 )
                 observation, reward, terminated, truncated, info = world.step(action)
                 done, episode_start = terminated or truncated, np.zeros(1, bool)
-                episode_reward += float(reward)
+                episode_reward += number(reward)
                 episode_length += 1
                 if callback is not None:
                     callback(locals(), globals())

@@ -83,7 +83,9 @@ def opened(command: Any, transport: Transport) -> Opened:
         if transport.rank == 0:
             found = _find(command, transport.size)
     config, exact = transport.broadcast(found and (found.config, found.reason is None))
-    make = functools.partial(build, config.env, config.learn.exploring_starts)
+    make = functools.partial(
+        build, config.env, config.learn.exploring_starts, discount=config.learn.discount
+    )
     cuts = cuts_of(config, found.environment, transport.size) if found else None
     environment = share(found.environment if found else None, make, transport, cuts)
     if found is not None:
@@ -176,7 +178,9 @@ def _find(command: Any, size: int) -> _Found:
     config = command.override(header.config_toml, f"/config of {path}")
     cut = size > 1 and config.parallel.architecture == "sharded"
     held_below = CUT_TRANSITIONS if cut else None
-    environment = build(config.env, config.learn.exploring_starts, None, held_below)
+    environment = build(
+        config.env, config.learn.exploring_starts, None, held_below, config.learn.discount
+    )
     checkpoint.read_header(path, environment.model_id)
     reason = solvable(environment, config.learn.discount)
     if not config.evaluate.exact:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -50,21 +51,33 @@ def validate(values: dict[str, dict[str, Any]]) -> tuple[Config | None, dict[str
         return ADAPTER.validate_json(json.dumps(values, default=str)), bad
     except ValidationError as error:
         for found in error.errors():
-            section, name, *argument = (str(part) for part in found["loc"])
-            value = values[section][name]
-            if name == "kwargs":
-                name, value = f"kwargs.{argument[0]}", value[argument[0]]
-            bad[f"{section}.{name}"] = value
+            section, name = (str(part) for part in found["loc"][:2])
+            bad[f"{section}.{name}"] = values[section][name]
         return None, bad
 
 
+MAPPINGS = ("env.kwargs", "env.reset_options")
+"""Keys that hold values by names of the user's."""
+
+
 def is_argument(key: str) -> bool:
-    """Whether the key is an argument of the environment, env.kwargs.NAME."""
-    return key.startswith("env.kwargs.") and key != "env.kwargs."
+    """Whether the key is one value of a mapping: env.kwargs.NAME, env.reset_options.NAME."""
+    return any(key.startswith(f"{name}.") and key != f"{name}." for name in MAPPINGS)
+
+
+def can_be_written(value: Any) -> bool:
+    """Whether a value of a mapping can stand in a configuration file, and be read again. Local."""
+    if isinstance(value, list):
+        return all(map(can_be_written, value))
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and can_be_written(x) for name, x in value.items())
+    return isinstance(value, bool | int | str) or (
+        isinstance(value, float) and math.isfinite(value)
+    )
 
 
 def _parts(key: str) -> list[dict[str, Any]]:
-    schema = SCHEMAS["env.kwargs"]["additionalProperties"] if "kwargs." in key else SCHEMAS[key]
+    schema = SCHEMAS[key]
     return list(schema.get("anyOf", [schema]))
 
 
@@ -91,6 +104,8 @@ def _bounded(part: dict[str, Any]) -> str:
 
 def limits(key: str) -> str:
     """What a key takes, in words. Local."""
+    if is_argument(key):
+        return "true or false, an integer, a finite number, a text, None, or lists, tables of these"
     told = choices(key)
     told += [_bounded(part) for part in _parts(key) if "enum" not in part and "const" not in part]
     return " or ".join(filter(None, (", ".join(told[:-1]), told[-1])))

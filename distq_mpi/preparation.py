@@ -62,6 +62,8 @@ if TYPE_CHECKING:
 
 LINEAR_DISCOUNT = 0.5
 """Discount from which on `linear` steps are too short to forget the start."""
+ANNOUNCED_BYTES = 1_000_000_000
+"""Memory per rank from which on the first lines of a run say how much it will be."""
 
 
 @dataclass
@@ -107,15 +109,19 @@ class Settled:
 
 
 def build(
-    env: EnvConfig, exploring: bool = False, given: Any = None, held_below: int | None = None
+    env: EnvConfig,
+    exploring: bool = False,
+    given: Any = None,
+    held_below: int | None = None,
+    discount: float | None = None,
 ) -> Environment:
     """Make the environment of an `[env]` configuration, under its time limit. Local.
 
-    exploring : `learn.exploring_starts`. given : an object in place of `env.id`. held_below : see
-    `environments.make`.
+    exploring : `learn.exploring_starts`. given : an object in place of `env.id`. held_below,
+    discount : see `environments.make`.
     """
     environment = (
-        environments.make(env, held_below)
+        environments.make(env, held_below, discount)
         if given is None
         else environments.from_object(given, env)
     )
@@ -148,8 +154,8 @@ def settle(
     cuts = config.parallel.architecture in ("sharded", "auto") and not config.env.time_aware
     if size > 1 and cuts:
         held_below = CUT_TRANSITIONS
-    environment = build(config.env, config.learn.exploring_starts, given, held_below)
     discount = config.learn.discount
+    environment = build(config.env, config.learn.exploring_starts, given, held_below, discount)
     reason = solvable(environment, discount)
     if not config.evaluate.exact:
         reason = "evaluate.exact is false"
@@ -247,6 +253,8 @@ def with_architecture(
 def warnings(config: Config, environment: Environment) -> list[str]:
     """What the user should know of a resolved configuration that will run all the same. Local."""
     learn, found = config.learn, variants.warnings(environment, config)
+    if environment.unidentified:
+        found.append(f"this run cannot be resumed: {environment.unidentified}")
     in_step = config.parallel.architecture == "server" and config.parallel.staleness == 0
     if config.parallel.architecture == "allreduce" or in_step:
         found += fusion_of(config).warnings(config)
@@ -283,7 +291,9 @@ def prepare(
         settled.agents_from_ranks,
     )  # fmt: skip
     config, exact, path, kept, from_ranks = transport.broadcast(told)
-    make = functools.partial(build, config.env, config.learn.exploring_starts, given)
+    make = functools.partial(
+        build, config.env, config.learn.exploring_starts, given, discount=config.learn.discount
+    )
     whole = settled.environment if settled else None
     cuts = cuts_of(config, whole, transport.size) if whole else None
     environment = share(whole, make, transport, cuts)
@@ -319,6 +329,7 @@ def from_command(command: Any, size: int, per_host: int) -> Settled:
     directory.lock()
     stored = command.override(directory.config_toml())
     config, environment, reason = settle(stored, size, per_host)
+    _refuse_unidentified(environment, directory.path)
     path, refusals = checkpoint.newest_good(directory.checkpoints, environment.model_id)
     if path is None:
         told = "".join(f"\n  {refusal}" for refusal in refusals)
@@ -368,12 +379,22 @@ def from_checkpoint(path: Path, config: Config, given: Any, size: int, per_host:
     trusted or belongs to another environment, ConfigError where `config` asks for other bits.
     """
     config, environment, reason = settle(config, size, per_host, given)
+    _refuse_unidentified(environment, path)
     header = checkpoint.read_header(path, environment.model_id)
     _refuse_other_bits(config, header.config_toml, path, "", given is not None)
     from_ranks = bool(header.attributes.get("agents_from_ranks", False))
     return Settled(
         config, environment, reason, from_ranks, checkpoint=path, keep=bool(config.run.dir)
     )
+
+
+def _refuse_unidentified(environment: Environment, path: Path) -> None:
+    """Raise ConfigError where nothing can say whether an environment is that of a checkpoint."""
+    if environment.unidentified:
+        raise ConfigError(
+            f"{path}: learning cannot go on: whether {environment.id} is the environment that it "
+            f"was learned on is unknown: {environment.unidentified}; begin anew"
+        )
 
 
 def _refuse_other_bits(
@@ -413,7 +434,7 @@ def watch(prepared: Prepared, transport: Transport, quiet: bool = False) -> Moni
         if prepared.directory is not None:
             monitor = Monitor(prepared.directory, quiet)
             monitor.start(
-                _banner(prepared.config, prepared.environment, transport, prepared.exact),
+                banner(prepared.config, prepared.environment, transport, prepared.exact),
                 provenance(transport.library, transport.hosts),
             )
             if prepared.decision:
@@ -457,14 +478,21 @@ def _learners(parallel: Any) -> str:
     return f"{parallel.architecture}, {agents}, {parallel.lanes} lanes, {how}"
 
 
-def _banner(
+def banner(
     config: Config, environment: Environment, transport: Transport, exact: bool
 ) -> list[str]:
+    """The first lines of a run, with its memory where that is much. Local."""
     parallel, size = config.parallel, transport.size
     hosts = len(set(transport.hosts))
     truth = "exact optimum available" if exact else "no exact optimum"
-    return [
+    lines = [
         f"distq_mpi {__version__} - {size} rank{'s' * (size > 1)} on {hosts} "
         f"host{'s' * (hosts > 1)} - {_learners(parallel)} - seed {config.run.seed}",
         f"{environment.summary}; {truth}; {config.learn.dtype}",
     ]
+    per_host = max(Counter(transport.hosts).values())
+    need = memory_bytes(config, environment, exact, size, per_host)
+    if sum(need.values()) >= ANNOUNCED_BYTES:
+        parts = ", ".join(f"{name} {readable(n)}" for name, n in need.items())
+        lines.append(f"takes {readable(sum(need.values()))} of memory per rank ({parts})")
+    return lines

@@ -29,11 +29,13 @@ def finish(run: Run, ended: Verdict) -> int:
     if ended.status != "diverged" or run.architecture.rolls_back:
         run.checkpoint("end")
     certificate, evaluation = run.certificate, None
-    if ended.status != "interrupted":  # whoever interrupts gives little time
+    # An interrupt leaves little time, and so does one that comes from here on: the table is saved.
+    if ended.status != "interrupted" and not run.all_agree_to_stop():
         certificate = run.certify(tight=True)
         evaluation = sample(
-            run.config, run.environment, run.prepared.kernels, run.architecture.holding
-        )
+            run.config, run.environment, run.prepared.kernels, run.architecture.holding,
+            run.asked_to_stop,
+        )  # fmt: skip
     spent = run.transport.gather((run.times.learn_s, run.times.exchange_s))
     numbers = np.array([peak_bytes(), run.architecture.learned], np.int64)
     run.transport.max_int(numbers)
@@ -45,6 +47,12 @@ def finish(run: Run, ended: Verdict) -> int:
             if not reproducible:
                 why = _why_not_reproducible(run.config.parallel, run.architecture.rolls_back)
                 run.monitor.event("not_reproducible", f"this run is not reproducible: {why}")
+            wanted = ended.status != "interrupted" and run.config.evaluate.episodes > 0
+            if wanted and evaluation is None:
+                run.monitor.event(
+                    "evaluation_left_out",
+                    "asked to stop after the last checkpoint: the evaluation is left out",
+                )
             slow = _bottleneck(run)
             summary = _summary(run, ended) | {
                 "bound_by": slow.name,

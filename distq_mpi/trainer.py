@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from distq_mpi.architectures import Agreement, architecture_of
 from distq_mpi.certificate import Certificate, Solver
 from distq_mpi.config import StopConfig
 from distq_mpi.environments.guard import refuse_noted
-from distq_mpi.errors import QuorumLost, RanksLost
+from distq_mpi.errors import DistqError, ModelError, QuorumLost, RanksLost
 from distq_mpi.kernels.fusing import GAIN_LIMIT
 from distq_mpi.preparation import Prepared, from_command, from_directory, prepare, watch
 from distq_mpi.recovery import recover
@@ -66,6 +66,7 @@ class Run:
         self._told: set[str] = set()
         self._report_at = 0.0
         self._asked = (False, False, False)
+        self._stopping = False
         self.begun = False
         """Whether the state the run begins with is there."""
         self._n_agreed = 0
@@ -294,6 +295,40 @@ class Run:
         self._asked = stop, checkpoint, late
         return self._asked
 
+    def asked_to_stop(self) -> bool:
+        """Whether this rank was asked to stop since the last round; stays so. Local."""
+        asked = self.signals.take()[1]
+        if self.monitor is not None:
+            asked = self.monitor.requests()[1] or asked
+        self._stopping = self._stopping or asked
+        return self._stopping
+
+    def all_agree_to_stop(self) -> bool:
+        """Whether any rank was asked to stop since the last round. COLLECTIVE."""
+        votes = np.array([self.asked_to_stop()], np.int64)
+        self.transport.max_int(votes)
+        self._stopping = bool(votes[0])
+        return self._stopping
+
+    def keep_what_was_learned(self, error: BaseException) -> None:
+        """Write the last commit where an environment that is stepped ends the run: mended, it is
+        still the same one (a law would be another). COLLECTIVE for an error that all ranks raise,
+        else nothing."""
+        stepped = self.environment.kind == "stepped"
+        agreed = stepped and isinstance(error, ModelError) and error.agreed
+        committed = self.begun and self.architecture.progress.round > 0
+        if not (agreed and committed and self.architecture.rolls_back):
+            return
+        with suppress(DistqError):  # the error is told all the same
+            self.checkpoint("failed")
+            if self.monitor is not None:
+                path = self.monitor.directory.path
+                self.monitor.event(
+                    "saved",
+                    f"round {self.architecture.progress.round} is saved; when the environment is "
+                    f"mended: python -m distq_mpi resume {path}",
+                )
+
     def enter(self, phase: str) -> None:
         """Say what this rank does from now on. Local."""
         self.phase, self.phase_since = phase, time.perf_counter()
@@ -382,9 +417,12 @@ def run(command: Any, transport: Transport) -> int:
             if not transport.survives:
                 this.architecture.close()
         except BaseException as error:
+            if this is not None:
+                this.keep_what_was_learned(error)
             monitor = this.monitor if this is not None else monitor
             if monitor is not None and not isinstance(error, QuorumLost):
-                monitor.fail(f"{type(error).__name__}: {error}")
+                code = getattr(error, "exit_code", 1)
+                monitor.fail(f"{type(error).__name__}: {error}", code)
             raise
         if transport.survives:
             transport.leave(code)

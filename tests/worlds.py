@@ -14,6 +14,13 @@ from gymnasium import spaces
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from distq_mpi.launcher import launched_rank
+
+LEAVING = {
+    "exits": SystemExit(0), "interrupts": KeyboardInterrupt(), "lacks": KeyError("wheel"),
+    "exhausts": MemoryError("no more"),
+}  # fmt: skip
+
 
 class HiddenLake(FrozenLakeEnv):
     """FrozenLake that does not tell its table of transitions."""
@@ -42,7 +49,8 @@ class Walk(gymnasium.Env):
     """Eleven cells in a row, seen as (cell // 4, cell % 4); two actions; the last cell ends it.
 
     trouble : `raises`, `outside`, `hollow` in cell 3; `forgets`, noise that no seed decides;
-    `hangs` in cell 9, when the first comes there, which the file `hung` tells.
+    `hangs` in cell 9, when the first comes there, which the file `hung` tells; a name of LEAVING
+    leaves so in cell 9, on rank 1 alone, unless MENDED is set.
     """
 
     observation_space = spaces.MultiDiscrete([3, 4])
@@ -71,11 +79,31 @@ class Walk(gymnasium.Env):
             with suppress(FileExistsError):
                 Path("hung").touch(exist_ok=False)
                 time.sleep(3600)
+        alone = launched_rank() == 1 and not os.environ.get("MENDED")
+        if self.cell == 9 and self.trouble in LEAVING and alone:
+            raise LEAVING[self.trouble]
         if self.cell == 3 and self.trouble == "outside":
             seen = np.array([0, 4])
         if self.cell == 3 and self.trouble == "hollow":
             reward = float("nan")
         return seen, reward, self.cell == 10, False, {}
+
+
+class Endless(gymnasium.Env):
+    """Episodes that never end, and steps that take long once a process has made so many."""
+
+    observation_space = action_space = spaces.Discrete(2)
+    n_steps = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return 0, {}
+
+    def step(self, action: int) -> Any:
+        Endless.n_steps += 1
+        if Endless.n_steps > 300:
+            time.sleep(0.05)
+        return 1, 1.0, False, False, {}
 
 
 class Row(VectorEnv):
@@ -119,4 +147,5 @@ class Row(VectorEnv):
 gymnasium.register("HiddenLake-v0", HiddenLake, max_episode_steps=100)
 gymnasium.register("PacedLake-v0", PacedLake, max_episode_steps=20)
 gymnasium.register("Walk-v0", Walk, max_episode_steps=30)
+gymnasium.register("Endless-v0", Endless)
 gymnasium.register("Row-v0", vector_entry_point=Row)

@@ -6,8 +6,8 @@ from distq_mpi.environments.exploring import exploring_starts
 from distq_mpi.environments.model_file import read_model, write_model
 from distq_mpi.environments.registry import (
     from_object,
+    is_environment_class,
     is_gymnasium,
-    is_law,
     make,
     make_world,
     object_id,
@@ -20,8 +20,8 @@ __all__ = [
     "explicit_model",
     "exploring_starts",
     "from_object",
+    "is_environment_class",
     "is_gymnasium",
-    "is_law",
     "make",
     "make_world",
     "object_id",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -58,3 +59,21 @@ def suggestion(word: str, words: Iterable[str]) -> str:
     """Return `; did you mean X?` for the closest of `words`, or nothing."""
     close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+NONE = re.compile(r"(\\*)None")
+"""A text that stands for None, or with backslashes before it for a text that looks so."""
+
+
+def decoded_argument(value: Any) -> Any:
+    """Return an argument as it is meant: TOML has no None, for which the text None stands. Local.
+
+    `\\None` is the text None, and so on. Lists and dictionaries are read through.
+    """
+    if isinstance(value, str) and (match := NONE.fullmatch(value)):
+        return value[1:] if match[1] else None
+    if isinstance(value, list):
+        return [decoded_argument(item) for item in value]
+    if isinstance(value, dict):
+        return {name: decoded_argument(item) for name, item in value.items()}
+    return value

@@ -45,6 +45,8 @@ class Environment:
     deterministic: bool
     model_id: str
     """SHA-256 (hex) of all that defines the process, the time limit included."""
+    unidentified: str = ""
+    """Why `model_id` does not cover all of it, so that no run is resumed; "" = it does."""
     least_reward: float | None = None
     """Smallest reward of any transition; None = unknown."""
     rows: tuple[int, int] | None = None

@@ -9,6 +9,7 @@ import numpy as np
 from distq_mpi.environments.base import Environment
 from distq_mpi.errors import ModelError
 from distq_mpi.kernels.checking import (
+    END,
     FINE,
     NEXT_STATE,
     PROBABILITY,
@@ -57,6 +58,7 @@ def mistake(kind: int, state: int, action: int, i: int, number: float, n_states:
     return {
         PROBABILITY: f"{pair}: probability {number:g} must be from 0 to 1",
         NEXT_STATE: f"{pair}: next_state {number:.0f} is not in 0..{n_states - 1}",
+        END: f"{pair}: terminated {number:g} must be a bool",
         REWARD: f"{pair}: reward {number:g} must be a finite number",
         SUM: f"state {state}, action {action}: the probabilities sum to {number:.12g}, not 1",
         START_PROBABILITY: f"start(i={i}): probability {number:g} must be from 0 to 1",

@@ -13,7 +13,6 @@ from distq_mpi.environments.base import Environment
 from distq_mpi.environments.rows import (
     LIMIT,
     RUN_ENTRIES,
-    TOLERANCE,
     Mistakes,
     Packed,
     Written,
@@ -24,7 +23,7 @@ from distq_mpi.environments.rows import (
 )
 from distq_mpi.environments.starts import Starts, checked_starts, start_functions
 
-__all__ = ["LIMIT", "TOLERANCE", "explicit_model", "functions"]
+__all__ = ["LIMIT", "explicit_model", "functions"]
 
 u8, i8 = np.uint64, np.int64
 
@@ -82,6 +81,7 @@ def explicit_model(
     marks: str = "",
     arrows: str = "",
     verb: str = "compiled",
+    given_as: np.dtype | None = None,
 ) -> Environment:
     """Build an environment from a table of transitions in CSR form, row = state * A + action.
 
@@ -89,9 +89,11 @@ def explicit_model(
     ----------
     indptr : integers (S * A + 1,); the entries of row r are indptr[r] to indptr[r + 1].
     indices : integers (nnz,), next states.
-    probability, reward : floats (nnz,); each row's probabilities sum to 1 within 1e-9.
+    probability, reward : floats (nnz,); each row's probabilities sum to 1 within 1e-9, or what
+        their dtype can tell apart: such rows are divided by their sums.
     terminated : booleans (nnz,); None = never.
     start_distribution : floats (S,) with sum 1; None = uniform.
+    given_as : what the probabilities were before they came into their array; None = its dtype.
 
     Returns
     -------
@@ -120,6 +122,7 @@ def explicit_model(
         n_actions,
         {name: (array.dtype, array.shape) for name, array in arrays.items()},
         lambda name, start, stop: arrays[name][start:stop],
+        given_as,
     )
     check_arrays(written)
     mistakes = Mistakes(written)
@@ -128,7 +131,9 @@ def explicit_model(
     mistakes.refuse()
     first = None if start_distribution is None else np.asarray(start_distribution)
     starts = checked_starts(id, n_states, first)
-    runs = (packed(merged(written.entries(pointers))) for _, pointers in written.runs())
+    runs = (
+        packed(merged(written.normal(written.entries(pointers)))) for _, pointers in written.runs()
+    )
     rows = assembled(runs, written.n_rows, written.n_entries)
     codes = rows.alias[1::2]
     parts = [slice(k, k + RUN_ENTRIES) for k in range(0, codes.size, RUN_ENTRIES)]
@@ -153,6 +158,7 @@ def explicit_model(
         marks=marks,
         arrows=arrows,
         verb=verb,
+        note=mistakes.note,
     )
 
 
@@ -205,12 +211,13 @@ def environment_of(
     model_id: str,
     *,
     verb: str,
+    note: str = "",
     **more: Any,
 ) -> Environment:
     """Put an explicit model together. Local.
 
     held : all rows, or none where `more` has the `source` of those that nobody holds. verb : how it
-    came to be. more : further fields of the environment.
+    came to be. note : what was mended, for the summary. more : further fields of the environment.
     """
     n_states, n_actions = written.n_states, written.n_actions
     params = (*held, *starts.arrays, np.array([n_states, n_actions, 0], i8))
@@ -228,6 +235,6 @@ def environment_of(
         deterministic=facts.n_transitions == n_states * n_actions,
         model_id=model_id,
         summary=f"{verb} {written.id}: {n_states:,} states x {n_actions:,} actions, "
-        f"{facts.n_transitions:,} transitions",
+        f"{facts.n_transitions:,} transitions{note}",
         **more,
     )

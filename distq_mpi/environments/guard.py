@@ -16,10 +16,10 @@ import numpy as np
 
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.checking import mistake
-from distq_mpi.environments.explicit import TOLERANCE
 from distq_mpi.errors import ModelError
-from distq_mpi.kernels.checking import FINE, NEXT_STATE, PROBABILITY, REWARD, SUM
+from distq_mpi.kernels.checking import END, FINE, NEXT_STATE, PROBABILITY, REWARD, SUM
 from distq_mpi.kernels.draws import TRANSITION, threefry
+from distq_mpi.probabilities import TOLERANCE
 
 if TYPE_CHECKING:
     from distq_mpi.transport import Transport
@@ -106,7 +106,7 @@ def _step(outcome: Callable[..., Any], n_outcomes: int) -> Callable[..., Any]:
             i += (u >= passed) & (k < n_outcomes - 1)
         _, new, reward, terminated = outcome(i8(state), i8(action), i, plain)
         kind, value = FINE, 0.0
-        if least < 0.0:
+        if least < -TOLERANCE:
             kind, value = PROBABILITY, least
         elif not abs(passed - 1.0) <= TOLERANCE:
             kind, value = SUM, passed
@@ -114,6 +114,8 @@ def _step(outcome: Callable[..., Any], n_outcomes: int) -> Callable[..., Any]:
             kind, value = NEXT_STATE, f8(i8(new))
         elif not abs(reward) < INFINITE:
             kind, value = REWARD, f8(reward)
+        elif terminated != 0 and terminated != 1:
+            kind, value = END, f8(terminated)
         if kind != FINE:
             if noted[KIND] == FINE:
                 noted[KIND], noted[STATE], noted[ACTION] = kind, i8(state), i8(action)

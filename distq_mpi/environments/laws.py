@@ -16,12 +16,14 @@ import numpy as np
 
 from distq_mpi.environments.arguments import call, suggestion
 from distq_mpi.environments.base import Environment
+from distq_mpi.environments.calls import described, refusal
 from distq_mpi.environments.checking import CHECK_LIMIT
-from distq_mpi.environments.explicit import TOLERANCE
 from distq_mpi.environments.exploring import scaled
 from distq_mpi.environments.own_step import check_step, own_step
+from distq_mpi.environments.silence import marked_interrupts
 from distq_mpi.errors import ModelError
 from distq_mpi.kernels.fingerprint import fingerprint, used_values
+from distq_mpi.probabilities import TOLERANCE, coarsest, given_as, tolerance_of
 
 u8, i8, f8 = np.uint64, np.int64, np.float64
 
@@ -80,41 +82,99 @@ def uniform_starts(start: Callable[..., Any], n_starts: int) -> Callable[..., An
     return first
 
 
-def import_law(id: str) -> type:
-    """Import the law class named `module:Law`; the current directory is searched first.
+def normal(outcome: Callable[..., Any], n_outcomes: int, tolerance: float) -> Callable[..., Any]:
+    """Derive outcomes whose probabilities sum to 1 from those of a law that gives them in fewer
+    digits than float64. Sums further from 1 than the tolerance stay, to be refused."""
+
+    def at_least_0(chance):  # type: ignore[no-untyped-def]
+        return max(chance, 0.0) if chance >= -tolerance else chance
+
+    def normal_outcome(state, action, i, params):  # type: ignore[no-untyped-def]
+        total = f8(0.0)
+        for k in range(n_outcomes):
+            total += at_least_0(f8(outcome(state, action, k, params)[0]))
+        probability, new, reward, terminated = outcome(state, action, i, params)
+        share = at_least_0(f8(probability))
+        if abs(total - 1.0) <= tolerance:
+            share = share / total
+        return share, new, reward, terminated
+
+    return normal_outcome
+
+
+def normal_start(start: Callable[..., Any], total: float) -> Callable[..., Any]:
+    """Derive start states whose probabilities sum to 1 from those of a law that sum to `total`,
+    where what is negative by rounding counts as 0."""
+
+    def normal_first(i, params):  # type: ignore[no-untyped-def]
+        probability, state = start(i, params)
+        return max(f8(probability), 0.0) / total, state
+
+    return normal_first
+
+
+@marked_interrupts()
+def import_module(id: str, name: str, key: str = "env.id") -> types.ModuleType:
+    """Import a module that the configuration names; the current directory is searched first. Local.
 
     Raises
     ------
     ModelError
-        If the module or the class is missing, or the module fails when imported.
+        If the module is missing, or fails when imported.
     """
-    module_name, _, name = id.partition(":")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     importlib.invalidate_caches()
     try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # the user's module may raise anything
+        return importlib.import_module(name)
+    except BaseException as error:  # the user's module may raise anything
         missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
-        if missing is not None and (module_name + ".").startswith(missing + "."):
+        if missing is not None and (name + ".").startswith(missing + "."):
             raise ModelError(
-                f"env.id: {id}: there is no module {missing}, neither in {os.getcwd()} "
+                f"{key}: {id}: there is no module {missing}, neither in {os.getcwd()} "
                 "nor among the installed packages"
             ) from error
-        raise ModelError(
-            f"env.id: {id}: importing {module_name} failed: {type(error).__name__}: {error}"
-        ) from error
-    law = getattr(module, name, None)
-    if not isinstance(law, type):
-        classes = [k for k, v in vars(module).items() if isinstance(v, type)]
-        laws = [k for k in classes if hasattr(getattr(module, k), "outcome")]
-        raise ModelError(
-            f"env.id: {id}: {module.__file__} has no class {name}"
-            + (suggestion(name, classes) or (f"; it has {', '.join(laws)}" if laws else ""))
+        raise refusal(f"{key}: {id}: importing {name} failed", error) from error
+
+
+def named(id: str) -> Any:
+    """Return what `module:Name` names: a class, or a function that makes environments; None where
+    Gymnasium knows an environment by the name, once the module is imported. Local.
+
+    Raises
+    ------
+    ModelError
+        If the module or the name is missing.
+    """
+    module_name, _, name = id.partition(":")
+    module = import_module(id, module_name)
+    source = getattr(module, name, None)
+    if source is None or is_environment_source(source):
+        gymnasium = sys.modules.get("gymnasium")
+        known = () if gymnasium is None else gymnasium.registry
+        versions = source is None and any(other.startswith(f"{name}-v") for other in known)
+        if name in known or versions:  # of versions, one must be named
+            return None
+    if isinstance(source, type) or is_environment_source(source):
+        return source
+    classes = [k for k, v in vars(module).items() if isinstance(v, type)]
+    laws = [k for k in classes if hasattr(getattr(module, k), "outcome")]
+    raise ModelError(
+        f"env.id: {id}: {module.__file__} has no class {name}"
+        + (suggestion(name, classes) or (f"; it has {', '.join(laws)}" if laws else ""))
+    )
+
+
+def is_environment_source(source: Any) -> bool:
+    """Whether something makes environments of Gymnasium: one of their classes, or a function."""
+    if isinstance(source, type):
+        return not hasattr(source, "outcome") and all(
+            callable(getattr(source, name, None)) for name in ("reset", "step")
         )
-    return law
+    return isinstance(source, types.FunctionType)
 
 
+@marked_interrupts()
 def law_environment(
     id: str, law_class: Callable[..., Any], kwargs: Mapping[str, Any], built_in: bool = False
 ) -> Environment:
@@ -143,8 +203,8 @@ def law_environment(
         if str(error).startswith("env.kwargs"):
             raise
         raise ModelError(f"env.kwargs: {id}: {error}") from error
-    except Exception as error:  # the user's constructor may raise anything
-        raise ModelError(f"{id} could not be made: {type(error).__name__}: {error}") from error
+    except BaseException as error:  # the user's constructor may raise anything
+        raise refusal(f"{id} could not be made", error) from error
     n_states = _count(id, law, "n_states", None, 1)
     n_actions = _count(id, law, "n_actions", None, 1)
     n_outcomes = _count(id, law, "n_outcomes", None, 1)
@@ -154,9 +214,16 @@ def law_environment(
     outcome, start = _function(id, law, "outcome", 4), _function(id, law, "start", 2)
     deterministic = bool(getattr(law, "deterministic", n_outcomes == 1))
     uniform = bool(getattr(law, "uniform_starts", False))
+    written = {"outcome": outcome, "start": start}
     with np.errstate(all="ignore"):  # as compiled code: integers wrap, nothing warns
-        _check_outcomes(id, outcome, params, n_states, n_actions, n_outcomes, deterministic)
-        _check_starts(id, start, params, n_states, n_starts, uniform)
+        tolerance = _check_outcomes(
+            id, outcome, params, n_states, n_actions, n_outcomes, deterministic
+        )
+        total, exact = _check_starts(id, start, params, n_states, n_starts, uniform)
+        if tolerance > TOLERANCE:
+            outcome = normal(outcome, n_outcomes, tolerance)  # type: ignore[assignment]
+        if not exact:
+            start = normal_start(start, total)  # type: ignore[assignment]
         step = None if getattr(law, "step", None) is None else _function(id, law, "step", 4)
         if step is not None:
             pairs = _pairs(n_states, n_actions, N_STEPPED)
@@ -187,8 +254,7 @@ def law_environment(
         deterministic=deterministic,
         model_id=fingerprint(
             {
-                "outcome": outcome,
-                "start": start,
+                **written,
                 **({"step": step} if step else {}),
                 "params": params,
                 "sizes": (n_states, n_actions, n_outcomes, n_starts, limit),
@@ -303,15 +369,17 @@ def _check_outcomes(
     n_actions: int,
     n_outcomes: int,
     deterministic: bool,
-) -> None:
+) -> float:
+    """Look at pairs; return how far the law's sums of probabilities may be from 1."""
+    tolerance = TOLERANCE
     for state, action in _pairs(n_states, n_actions, N_CHECKED):
-        total, largest = 0.0, 0.0
+        total, largest, least, chances = 0.0, 0.0, 0.0, []
         for i in range(n_outcomes):
             where = f"{id}: outcome(state={state}, action={action}, i={i})"
             try:
                 result = outcome(i8(state), i8(action), i, params)
-            except Exception as error:  # the user's function may raise anything
-                raise ModelError(f"{where} raised {type(error).__name__}: {error}") from error
+            except BaseException as error:  # the user's function may raise anything
+                raise ModelError(f"{where} raised {described(error)}") from error
             if not isinstance(result, tuple) or len(result) != 4:
                 raise ModelError(
                     f"{where} must return (probability, next_state, reward, terminated), "
@@ -322,16 +390,22 @@ def _check_outcomes(
             _check_state(where, "next_state", new, n_states)
             if not _is_number(reward) or not math.isfinite(reward):
                 raise ModelError(f"{where}: reward {reward!r} must be a finite number")
-            if not isinstance(terminated, bool | np.bool_ | int | np.integer):
+            boolean = isinstance(terminated, bool | np.bool_ | int | np.integer)
+            if not boolean or terminated not in (0, 1):
                 raise ModelError(f"{where}: terminated {terminated!r} must be a bool")
-            total, largest = total + float(probability), max(largest, float(probability))
+            chances.append(probability)
+            least, largest = min(least, float(probability)), max(largest, float(probability))
+            total += max(float(probability), 0.0)
         where = f"{id}: state {state}, action {action}"
-        if abs(total - 1.0) > TOLERANCE:
+        if max(abs(total - 1.0), -least) > TOLERANCE:
+            tolerance = max(tolerance, float(tolerance_of(given_as(chances), n_outcomes)))
+        if abs(total - 1.0) > tolerance:
             raise ModelError(f"{where}: the probabilities sum to {total:.12g}, not 1")
-        if deterministic and largest != 1.0:
+        if deterministic and abs(largest - 1.0) > tolerance:
             raise ModelError(
                 f"{where}: the law says deterministic, but no outcome has probability 1"
             )
+    return tolerance
 
 
 def _check_starts(
@@ -341,29 +415,39 @@ def _check_starts(
     n_states: int,
     n_starts: int,
     uniform: bool,
-) -> None:
+) -> tuple[float, bool]:
+    """Look at starts; return the sum of their probabilities, 1 where not all are looked at, and
+    whether they are exact for float64."""
     all_looked_at = not uniform or n_starts <= MOST_STARTS
-    total = lost = 0.0
+    total = lost = least = 0.0
+    coarse = np.dtype(f8)
     for i in range(n_starts) if all_looked_at else [i for i, _ in _pairs(n_starts, 1, N_CHECKED)]:
         where = f"{id}: start(i={i})"
         try:
             result = start(i, params)
-        except Exception as error:  # the user's function may raise anything
-            raise ModelError(f"{where} raised {type(error).__name__}: {error}") from error
+        except BaseException as error:  # the user's function may raise anything
+            raise ModelError(f"{where} raised {described(error)}") from error
         if not isinstance(result, tuple) or len(result) != 2:
             raise ModelError(f"{where} must return (probability, state), not {result!r}")
         _check_probability(where, result[0])
         _check_state(where, "state", result[1], n_states)
-        if uniform and abs(result[0] - 1.0 / n_starts) > TOLERANCE:
+        if isinstance(result[0], np.float32 | np.float16):
+            coarse = coarsest([coarse, result[0].dtype])
+        off = abs(float(result[0]) * n_starts - 1.0) if uniform else 0.0
+        if off > TOLERANCE and off > tolerance_of(coarse):
             raise ModelError(
                 f"{where}: probability {result[0]:g}, but the law says uniform_starts, and there "
                 f"are {n_starts}"
             )
-        term = float(result[0]) - lost  # Kahan (1965): a hundred million of them add up to 1
+        least = min(least, float(result[0]))
+        # Kahan (1965): a hundred million of them add up to 1.
+        term = max(float(result[0]), 0.0) - lost
         lost = (total + term - total) - term
         total += term
-    if all_looked_at and abs(total - 1.0) > TOLERANCE:
+    if all_looked_at and abs(total - 1.0) > tolerance_of(coarse, n_starts):
         raise ModelError(f"{id}: the start probabilities sum to {total:.12g}, not 1")
+    total = total if all_looked_at else 1.0
+    return total, max(abs(total - 1.0), -least) <= TOLERANCE
 
 
 def _is_number(value: object) -> bool:
@@ -371,8 +455,13 @@ def _is_number(value: object) -> bool:
 
 
 def _check_probability(where: str, value: Any) -> None:
-    if not _is_number(value) or not 0.0 <= value <= 1.0:
-        raise ModelError(f"{where}: probability {value!r} must be from 0 to 1")
+    if _is_number(value):
+        if 0.0 <= value <= 1.0:
+            return
+        tolerance = tolerance_of(given_as([value]))
+        if -tolerance <= value <= 1.0 + tolerance:
+            return
+    raise ModelError(f"{where}: probability {value!r} must be from 0 to 1")
 
 
 def _check_state(where: str, name: str, value: Any, n_states: int) -> None:

@@ -7,20 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from distq_mpi.environments.arguments import time_limit
+from distq_mpi.environments.arguments import real_number, time_limit, whole_number
 from distq_mpi.environments.base import Environment
-from distq_mpi.environments.explicit import explicit_model
+from distq_mpi.environments.explicit import LIMIT, explicit_model
 from distq_mpi.errors import FileError, ModelError
 from distq_mpi.files import open_arrays
 
 PREFIX = "log:"
 INTEGERS, OTHERS = ("state", "action", "next_state"), ("reward", "terminated")
-WORST_STEPS = 1000
-"""Steps of the worst reward that an action is taken to be worth which was never tried."""
+LONGEST = 1e6
+"""Steps that an episode is taken to last where no discount says how much later ones weigh."""
 
 
 def read_log(
     path: str,
+    discount: float | None = None,
     /,
     n_states: int = 0,
     n_actions: int = 0,
@@ -34,27 +35,42 @@ def read_log(
     Episodes begin in the states that were logged, as often as they were. An action never tried in a
     state ends the episode with `unseen`; a state that was only arrived at ends it, for 0.
 
+    The default of `unseen` is below every return of what was tried, by the largest |reward| (1
+    where all are 0): the smallest reward, at most 0, in every step of a horizon 1 / (1 - discount).
+
     Parameters
     ----------
     path : holds `state`, `action`, `next_state` (integers from 0), `reward`, `terminated`, (n,).
+    discount : of the returns that are learned; None or 1: the horizon is `LONGEST`.
     n_states, n_actions : 0 = one more than the largest that occurs.
-    unseen : None = 1000 times the smallest reward, at most 0.
+    unseen : None = as above.
 
     Raises
     ------
     ModelError
         If the file is no such log; names the array, the row and the value.
     """
+    n_states = whole_number("n_states", n_states, 0, LIMIT - 1)
+    n_actions = whole_number("n_actions", n_actions, 0, LIMIT - 1)
+    limit = time_limit(0 if max_episode_steps is None else max_episode_steps)
+    worst = None if unseen is None else real_number("unseen", unseen)
     rows = _read(path)
+    # Python's integers: those of the file may be unsigned, and have more than 63 bits.
+    n_states = n_states or 1 + max(int(rows["state"].max()), int(rows["next_state"].max()))
+    n_actions = n_actions or 1 + int(rows["action"].max())
+    for name, n in (("state", n_states), ("next_state", n_states), ("action", n_actions)):
+        _refuse(path, name, rows[name], (rows[name] < 0) | (rows[name] >= n), f"0 to {n - 1}")
+    if n_states * n_actions >= LIMIT:
+        raise ModelError(
+            f"{path}: {n_states:,} states x {n_actions:,} actions, of which each pair is kept; the "
+            f"limit is {LIMIT - 1:,}: number what occurs from 0 without gaps"
+        )
     state, action, following = (rows[name].astype(np.int64) for name in INTEGERS)
     reward, ends = rows["reward"].astype(np.float64), rows["terminated"].astype(np.bool_)
-    n_states = n_states or int(max(state.max(), following.max())) + 1
-    n_actions = n_actions or int(action.max()) + 1
-    for name, limit in (("state", n_states), ("next_state", n_states), ("action", n_actions)):
-        outside = (rows[name] < 0) | (rows[name] >= limit)
-        _refuse(path, name, rows[name], outside, f"0 to {limit - 1}")
     _refuse(path, "reward", reward, ~np.isfinite(reward), "finite")
-    worst = min(0.0, float(reward.min())) * WORST_STEPS if unseen is None else float(unseen)
+    _refuse(path, "terminated", rows["terminated"], rows["terminated"] != ends, "0 or 1")
+    if worst is None:
+        worst = _below_all(reward, discount)
     logged = np.bincount(state, minlength=n_states)
     # What was only arrived at ends there: nothing is known of what would follow.
     ends = ends | (logged[following] == 0)
@@ -73,8 +89,14 @@ def read_log(
         np.concatenate([times / tried[of_pair], np.ones(missing.size)]),
         np.concatenate([mean, np.where(for_nothing, 0.0, worst)]),
         np.concatenate([distinct % 2 == 1, np.ones(missing.size, np.bool_)]),
-        time_limit(max_episode_steps or 0),
+        limit,
     )  # fmt: skip
+
+
+def _below_all(reward: np.ndarray, discount: float | None) -> float:
+    """A return that is worse than any of what was tried."""
+    horizon = LONGEST if discount is None or discount == 1 else 1 / (1 - discount)
+    return min(0.0, float(reward.min())) * horizon - (float(np.abs(reward).max()) or 1.0)
 
 
 def _assembled(

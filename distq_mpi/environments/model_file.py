@@ -81,7 +81,7 @@ class Source:
                 pointers = written.array("indptr", start, stop + 1)
                 if not _in_order(pointers, written.n_entries):
                     raise ModelError(self._changed(start))
-                entries = merged(written.entries(pointers))
+                entries = merged(written.normal(written.entries(pointers)))
                 if _checksum(entries) != self.crc32[k]:
                     raise ModelError(self._changed(start))
                 first, last = max(first_row - start, 0), min(last_row, stop) - start
@@ -162,7 +162,7 @@ def _looked_over(written: Written, file: ForeignArrays, max_episode_steps: int) 
         mistakes.look(row, entries)
         if mistakes:
             continue
-        run = merged(entries)
+        run = merged(written.normal(entries))
         untouched = untouched and run is entries
         facts.add(run.rewards, run.ends)
         borders.append(row + pointers.size - 1)
@@ -182,6 +182,7 @@ def _looked_over(written: Written, file: ForeignArrays, max_episode_steps: int) 
         facts,
         model_id(written, columns, starts, max_episode_steps),
         verb="read",
+        note=mistakes.note,
         max_episode_steps=max_episode_steps,
         rows=(0, 0),
         source=source,
@@ -204,15 +205,15 @@ def _columns(written: Written, untouched: bool) -> list[Iterator[np.ndarray]]:
 
     def runs() -> Iterator[Entries]:
         for _, borders in written.runs():
-            yield merged(written.entries(borders))
+            yield merged(written.normal(written.entries(borders)))
 
     def column(number: int) -> Iterator[np.ndarray]:
         return (run[number] for run in runs())
 
     def stored(name: str) -> Iterator[np.ndarray]:
-        read = {"reward": written.rewards, "terminated": written.ends}.get(
-            name, lambda start, stop: written.array(name, start, stop)
-        )
+        read = {
+            "probability": written.chances, "reward": written.rewards, "terminated": written.ends,
+        }.get(name, lambda start, stop: written.array(name, start, stop))  # fmt: skip
         size = written.n_rows + 1 if name == "indptr" else written.n_entries
         for start in range(0, size, RUN_ENTRIES):
             yield read(start, min(start + RUN_ENTRIES, size))

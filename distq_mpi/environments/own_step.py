@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
+from distq_mpi.environments.calls import described
+from distq_mpi.environments.chi_square import misfit
 from distq_mpi.errors import ModelError
 
 u8, i8, f8 = np.uint64, np.int64, np.float64
@@ -16,10 +17,6 @@ u8, i8, f8 = np.uint64, np.int64, np.float64
 NUMBERS = int | float | np.integer | np.floating | np.bool_
 N_DRAWS = 4000
 """Draws per pair: a probability that is off by .1 is 12 standard errors away."""
-SURPRISE = 6.0
-"""Standard errors of a normal law beyond which a step is refused: once in 1e9 sound ones."""
-EXPECTED = 5.0
-"""Outcomes expected less often are counted together, as the test's approximation wants."""
 
 
 def own_step(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,10 +62,10 @@ def check_step(
         for bits in draws:
             try:
                 result = step(i8(state), i8(action), i8(bits), params)
-            except Exception as error:  # the user's function may raise anything
-                raise ModelError(f"{where} raised {type(error).__name__}: {error}") from error
+            except BaseException as error:  # the user's function may raise anything
+                raise ModelError(f"{where} raised {described(error)}") from error
             numbers = isinstance(result, tuple) and all(isinstance(x, NUMBERS) for x in result)
-            if not numbers or len(result) != 3:
+            if not numbers or len(result) != 3 or result[2] not in (0, 1):
                 raise ModelError(
                     f"{where} must return (next_state, reward, terminated), not {result!r}"
                 )
@@ -88,22 +85,6 @@ def _plain(what: Any) -> tuple[int, float, bool]:
 
 
 def _compare(where: str, chances: dict[Any, float], counts: dict[Any, int]) -> None:
-    rare = [key for key, chance in chances.items() if chance * N_DRAWS < EXPECTED]
-    cells = [(chances[key] * N_DRAWS, counts[key]) for key in chances if key not in rare]
-    together = sum(chances[key] for key in rare) * N_DRAWS
-    if together >= EXPECTED:
-        cells.append((together, sum(counts[key] for key in rare)))
-    degrees = len(cells) - 1
-    if degrees < 1:
-        return
-    square = sum((count - expected) ** 2 / expected for expected, count in cells)
-    # Wilson & Hilferty (1931): the cube root of chi-square is nearly normal.
-    spread = 2.0 / (9.0 * degrees)
-    limit = degrees * (1.0 - spread + SURPRISE * math.sqrt(spread)) ** 3
-    if square > limit:
-        key = max(chances, key=lambda k: abs(counts[k] - chances[k] * N_DRAWS))
-        raise ModelError(
-            f"{where} does not draw what outcome says: {key} came {counts[key]} times in "
-            f"{N_DRAWS}, and its probability is {chances[key]:.6g} (chi-square {square:.4g} at "
-            f"{degrees} degrees of freedom, limit {limit:.4g})"
-        )
+    told = misfit(chances, counts)
+    if told:
+        raise ModelError(f"{where} does not draw what outcome says: {told}")

@@ -14,11 +14,9 @@ import numpy as np
 
 from distq_mpi.environments.alias import alias_tables
 from distq_mpi.errors import ModelError
+from distq_mpi.probabilities import TOLERANCE, nonnegative, tolerance_of
 
 u8, i8, f8 = np.uint64, np.int64, np.float64
-
-TOLERANCE = 1e-9
-"""How far the probabilities of a row may be from a sum of 1."""
 
 LIMIT = 1 << 31
 """Transitions of one model: the running sums of the alias tables are 63-bit integers."""
@@ -82,7 +80,8 @@ class Written:
     """A model as somebody wrote it, looked at a part at a time.
 
     forms : name -> (dtype, shape) of every array there is of `KINDS`. read(name, start, stop) ->
-    those elements of it, of its own dtype.
+    those elements of it, of its own dtype. given_as : what the probabilities were given in before
+    they came into their array; None = as in `forms`.
     """
 
     id: str
@@ -90,6 +89,7 @@ class Written:
     n_actions: int
     forms: Mapping[str, tuple[np.dtype, tuple[int, ...]]]
     read: Callable[[str, int, int], np.ndarray]
+    given_as: np.dtype | None = None
 
     @property
     def n_rows(self) -> int:
@@ -104,6 +104,15 @@ class Written:
     def array(self, name: str, start: int, stop: int) -> np.ndarray:
         """Elements [start, stop) of an array, in their final type; maybe a view."""
         return np.ascontiguousarray(self.read(name, start, stop), KINDS[name][1])
+
+    @property
+    def chance_type(self) -> np.dtype:
+        """The dtype that decides how exact probabilities are."""
+        return self.given_as or self.forms["probability"][0]
+
+    def chances(self, start: int, stop: int) -> np.ndarray:
+        """Probabilities of the entries [start, stop), none below 0 by mere rounding."""
+        return nonnegative(self.array("probability", start, stop), self.chance_type)
 
     def rewards(self, start: int, stop: int) -> np.ndarray:
         """Rewards of the entries [start, stop), none of them a negative zero."""
@@ -120,9 +129,18 @@ class Written:
         first, last = int(pointers[0]), int(pointers[-1])
         return Entries(
             pointers - first, self.array("indices", first, last),
-            self.array("probability", first, last), self.rewards(first, last),
-            self.ends(first, last),
+            self.chances(first, last), self.rewards(first, last), self.ends(first, last),
         )  # fmt: skip
+
+    def normal(self, entries: Entries) -> Entries:
+        """The entries with rows divided by their sums where these are not 1, as those of numbers
+        of fewer digits than float64 may be; `entries` itself where there are none."""
+        sums = np.add.reduceat(entries.chances, entries.pointers[:-1])
+        sums[np.abs(sums - 1.0) <= TOLERANCE] = 1.0
+        if np.all(sums == 1.0):
+            return entries
+        chances = entries.chances / np.repeat(sums, np.diff(entries.pointers))
+        return entries._replace(chances=chances)
 
     def runs(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first row, pointers) of runs that cover all rows in order."""
@@ -217,6 +235,8 @@ class Mistakes:
         self.written = written
         self._told: dict[int, str] = {}
         self._n_sums = 0
+        self.n_inexact = 0
+        """Rows whose sum is 1 for numbers of their dtype, but not for float64."""
 
     def look(self, first_row: int, entries: Entries) -> None:
         """Look at the entries of a run; runs come in the order of their rows."""
@@ -236,7 +256,9 @@ class Mistakes:
                 self._told[kind] = f"{pair(row)}: {told.format(values[entry])}"
         with np.errstate(invalid="ignore"):
             sums = np.add.reduceat(chances, pointers[:-1])
-            bad = np.abs(sums - 1.0) > TOLERANCE
+            off = np.abs(sums - 1.0)
+            bad = off > tolerance_of(self.written.chance_type, np.diff(pointers))
+            self.n_inexact += int(np.count_nonzero((off > TOLERANCE) & ~bad))
         if np.any(bad):
             row = int(np.argmax(bad))
             self._n_sums += int(bad.sum())
@@ -246,6 +268,15 @@ class Mistakes:
 
     def __bool__(self) -> bool:
         return bool(self._told)
+
+    @property
+    def note(self) -> str:
+        """What was mended, in words for the summary; "" = nothing."""
+        if not self.n_inexact:
+            return ""
+        plural = "s" * (self.n_inexact > 1)
+        dtype = self.written.chance_type
+        return f", {self.n_inexact:,} row{plural} of {dtype} probabilities divided by their sums"
 
     def refuse(self) -> None:
         """Raise ModelError with what is worst among what was found, if anything was."""

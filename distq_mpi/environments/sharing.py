@@ -54,7 +54,8 @@ def share(
                 raise ModelError(
                     f"{shared.id}: host {transport.hosts[transport.rank]} makes another model "
                     f"({environment.model_id[:12]}) than {transport.hosts[0]} "
-                    f"({shared.model_id[:12]}): install the same versions and files everywhere"
+                    f"({shared.model_id[:12]}): install the same versions and files everywhere, "
+                        "and give every rank the same object"
                 )
     if ARRAY not in params:
         return guarded(environment or replace(shared, params=params))

@@ -15,6 +15,7 @@ from distq_mpi.environments.base import Environment
 from distq_mpi.environments.explicit import LIMIT, explicit_model
 from distq_mpi.errors import FileError, ModelError
 from distq_mpi.files import read_array, read_sparse
+from distq_mpi.probabilities import coarsest
 
 ACTION = "{action}"
 
@@ -95,6 +96,7 @@ def sparse_model(
         _start(id, start, ends),
         max_episode_steps=time_limit(max_episode_steps),
         verb=verb,
+        given_as=coarsest(data.dtype for _, _, data, _ in matrices),
     )
     stuck = 0 if max_episode_steps else _absorbing(matrices, ends)
     if not stuck:
@@ -167,7 +169,8 @@ def _files(pattern: str) -> list[str]:
 
 
 def _csr(name: str, matrix: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, ...]]:
-    """(indptr, indices, data, shape) of a matrix, its indices ascending within a row, once each."""
+    """(indptr, indices, data in their own dtype, shape) of a matrix, its indices ascending within a
+    row, once each."""
     if hasattr(matrix, "tocsr"):
         csr = matrix.tocsr()
         if not csr.has_canonical_format:
@@ -183,7 +186,7 @@ def _csr(name: str, matrix: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, tu
         data, shape = dense[rows, indices], dense.shape
     if data.dtype.kind not in "biuf":
         raise ModelError(f"{name} must hold numbers, not {data.dtype}")
-    return indptr.astype(np.int64), indices, np.asarray(data, np.float64), tuple(shape)
+    return indptr.astype(np.int64), indices, np.asarray(data), tuple(shape)
 
 
 def _flags(id: str, terminated: Any, n_states: int) -> np.ndarray:

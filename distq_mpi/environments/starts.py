@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from distq_mpi.environments.alias import alias_tables
-from distq_mpi.environments.rows import RUN_ENTRIES, TOLERANCE, check_kind
+from distq_mpi.environments.rows import RUN_ENTRIES, check_kind
 from distq_mpi.errors import ModelError
+from distq_mpi.probabilities import TOLERANCE, nonnegative, tolerance_of
 
 u8, i8 = np.uint64, np.int64
 
@@ -108,7 +109,7 @@ def checked_starts(id: str, n_states: int, distribution: np.ndarray | None) -> S
     if distribution is None:
         return uniform(n_states)
     check_kind(id, "start", distribution.dtype, distribution.shape)
-    first = np.ascontiguousarray(distribution, np.float64)
+    first = nonnegative(np.ascontiguousarray(distribution, np.float64), distribution.dtype)
     if first.size != n_states:
         raise ModelError(f"{id}: start has {first.size} numbers for {n_states} states")
     bad = ~((first >= 0) & np.isfinite(first))
@@ -116,8 +117,11 @@ def checked_starts(id: str, n_states: int, distribution: np.ndarray | None) -> S
         state = int(np.argmax(bad))
         raise ModelError(f"{id}: start probability {first[state]} of state {state} is negative "
                          "or not finite")
-    if abs(first.sum() - 1.0) > TOLERANCE:
-        raise ModelError(f"{id}: the start probabilities sum to {first.sum():.12g}, not 1")
+    total = float(first.sum())
+    if abs(total - 1.0) > tolerance_of(distribution.dtype, n_states):
+        raise ModelError(f"{id}: the start probabilities sum to {total:.12g}, not 1")
+    if abs(total - 1.0) > TOLERANCE:
+        first = first / total
     if first.min() == first.max():
         return uniform(n_states, float(first[0]))
     listed = np.flatnonzero(first)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distq_mpi.environments.calls import PARTS, flags, numbers, refusal
 from distq_mpi.environments.silence import shut
 from distq_mpi.environments.tape import Tape
 from distq_mpi.environments.worlds import WORLD_DTYPE, Kind, reset_seeds
@@ -35,7 +36,10 @@ class VectorWorlds:
         self.truncated, self.idle = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
         self._over, self._tape = np.zeros(n, np.bool_), Tape()
         self._committed = self._snapshot()
-        self._vector = kind.make_vector(n)
+        try:
+            self._vector = kind.make_vector(n)
+        except BaseException as error:  # whatever the user's environment raises
+            raise refusal(f"{kind.id} could not be made", error) from error
         mode = self._vector.metadata.get("autoreset_mode", NEXT_STEP)
         self._mode = str(getattr(mode, "value", mode))
 
@@ -56,10 +60,14 @@ class VectorWorlds:
         chosen = [self.kind.actions.element(a) for a in arrays[1].tolist()]
         actions = batch_of(self._vector.single_action_space, chosen)
         try:
-            seen, rewards, ends, cuts, info = self._vector.step(actions)
+            given = self._vector.step(actions)
+            if not isinstance(given, tuple | list) or len(given) != 5:
+                raise ValueError(f"step did not return {PARTS}")
+            seen, rewards, ends, cuts, info = given
             shown = self._indices(seen)
-            rewards = np.asarray(rewards, np.float64)
-            ends, cuts = np.asarray(ends, np.bool_), np.asarray(cuts, np.bool_)
+            # Copies: what the environment returned it may change, at its next reset for one.
+            rewards = numbers(rewards, self.n)
+            ends, cuts = flags("terminated", ends, self.n), flags("truncated", cuts, self.n)
             over = ends | cuts
             self.idle[:] = False
             if self._mode == NEXT_STEP:
@@ -75,9 +83,9 @@ class VectorWorlds:
                     for lane in np.flatnonzero(over):
                         shown[lane] = self.kind.states.index(last[lane])
                 if self._mode != SAME_STEP:
-                    fresh = self._vector.reset(options={"reset_mask": over})[0]
+                    fresh = self._vector.reset(options={"reset_mask": over.copy()})[0]
                     self.start[over] = self._indices(fresh)[over]
-        except Exception as error:  # whatever the user's environment raises
+        except BaseException as error:  # whatever the user's environment raises
             raise self._mistake(error) from error
         bad = ~np.isfinite(rewards) & ~self.idle
         if bad.any():
@@ -126,18 +134,18 @@ class VectorWorlds:
         word = reset_seeds(self.seed, np.array([self.first]), step)[0]
         try:
             self.start[:] = self._indices(self._vector.reset(seed=word)[0])
-        except Exception as error:  # whatever the user's environment raises
+        except BaseException as error:  # whatever the user's environment raises
             raise self._mistake(error) from error
 
-    def _mistake(self, error: Exception) -> ModelError:
-        return ModelError(
-            f"{self.kind.id}: lanes {self.first} to {self.first + self.n - 1}: "
-            f"{type(error).__name__}: {error}"
-        )
+    def _mistake(self, error: BaseException) -> ModelError:
+        lanes = f"lanes {self.first} to {self.first + self.n - 1}"
+        return refusal(f"{self.kind.id}: {lanes}", error)
 
     def _indices(self, seen: Any) -> np.ndarray:
         index = self.kind.states.index
         found = [index(one) for one in each_of(self._vector.observation_space, seen)]
+        if len(found) != self.n:
+            raise ValueError(f"{len(found)} observations, not {self.n}")
         return np.array(found, np.uint64)
 
 
@@ -155,13 +163,13 @@ class Single:
         seen, info = self._vector.reset(seed=seed)
         return next(iter(each_of(self._vector.observation_space, seen))), info
 
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, Any]:
+    def step(self, action: Any) -> tuple[Any, Any, Any, Any, Any]:
         """As of Gymnasium's environments; after an end, `reset` before the next."""
         seen, reward, ended, cut, info = self._vector.step(batch_of(self.action_space, [action]))
         one = next(iter(each_of(self._vector.observation_space, seen)))
         if (ended[0] or cut[0]) and "final_obs" in info:
             one = info["final_obs"][0]
-        return one, float(reward[0]), bool(ended[0]), bool(cut[0]), info
+        return one, reward[0], ended[0], cut[0], info
 
 
 def each_of(space: Any, batch: Any) -> Any:

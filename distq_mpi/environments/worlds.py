@@ -10,16 +10,17 @@ episode, and the run is not reproducible.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distq_mpi.environments.calls import beginning, check_parts, flag, number, refusal, transition
 from distq_mpi.environments.silence import shut, silence
 from distq_mpi.environments.spaces import Range
 from distq_mpi.environments.tape import Tape
-from distq_mpi.errors import ModelError
+from distq_mpi.errors import Interrupted, ModelError
 from distq_mpi.kernels.draws import CERTIFICATE, EVALUATION_RESET, RESET, threefry
 
 if TYPE_CHECKING:
@@ -105,7 +106,8 @@ class Worlds:
         next episode of those that end.
 
         Raises ModelError naming lane, state and action where an environment raises, leaves its
-        space, or gives a reward that is not finite.
+        space, or gives a reward that is not finite. What it does with the action it was given stays
+        its own affair.
         """
         arrays = lanes.arrays()
         shown = (*arrays[2:5], self.truncated, self.start, self.idle)
@@ -114,22 +116,30 @@ class Worlds:
         chosen, history = arrays[1].tolist(), self._actions
         index, element = self.kind.states.index, self.kind.actions.element
         following, rewards, ends, cuts, over = [], [], [], [], []
-        lane = 0
+        lane, given = 0, (None,) * 5
         self._moved = True
         try:
             for lane, step in enumerate(self._steps):
                 action = chosen[lane]
-                seen, reward, terminated, truncated, _ = step(element(action))
+                # As `transition` does it, without a call for every step.
+                given = step(element(action))
+                seen, reward, terminated, truncated, _ = given
+                if type(reward) is not float:
+                    reward = number(reward)
+                if type(terminated) is not bool:
+                    terminated = flag("terminated", terminated)
+                if type(truncated) is not bool:
+                    truncated = flag("truncated", truncated)
                 following.append(index(seen))
-                rewards.append(float(reward))
+                rewards.append(reward)
                 ends.append(terminated)
                 cuts.append(truncated)
                 if terminated or truncated:
                     over.append(lane)
                 else:
                     history[lane].append(action)
-        except Exception as error:  # whatever the user's environment raises
-            raise self._mistake(lanes, lane, error) from error
+        except BaseException as error:  # whatever the user's environment raises
+            raise self._mistake(lanes, lane, check_parts(given) or error) from error
         arrays[2][:], arrays[3][:], arrays[4][:] = following, rewards, ends
         self.truncated[:], self.idle[:] = cuts, False
         if not np.isfinite(arrays[3]).all():
@@ -200,12 +210,10 @@ class Worlds:
     def _reset(self, lane: int, seed: int) -> int:
         self._actions[lane] = []
         try:
-            return self.kind.states.index(self._resets[lane](seed=seed)[0])
-        except Exception as error:  # whatever the user's environment raises
-            raise ModelError(
-                f"{self.kind.id}: lane {self.first + lane}: reset(seed={seed}): "
-                f"{type(error).__name__}: {error}"
-            ) from error
+            return beginning(self.kind.states.index, self._resets[lane](seed=seed))
+        except BaseException as error:  # whatever the user's environment raises
+            where = f"{self.kind.id}: lane {self.first + lane}: reset(seed={seed})"
+            raise refusal(where, error) from error
 
     def _replay(self, lane: int, lanes: Lanes, n_steps: int) -> None:
         """Make a lane's episode again, up to the commit."""
@@ -229,22 +237,23 @@ class Worlds:
 
     def _made_again(self, lane: int, actions: list[int], state: int, reward: float) -> bool:
         """Whether these actions lead to the same state and last reward once more."""
-        given: Any = None
+        index, element = self.kind.states.index, self.kind.actions.element
+        seen, gained = -1, 0.0
         try:
             for action in actions:
-                given, gained, over, cut, _ = self._steps[lane](self.kind.actions.element(action))
+                seen, gained, over, cut = transition(index, self._steps[lane](element(action)))
                 if over or cut:
                     return False
-            return self.kind.states.index(given) == state and float(gained) == reward
-        except Exception:  # whatever it raises, it did not before
+            return seen == state and gained == reward
+        except Interrupted:
+            raise
+        except BaseException:  # whatever it raises, it did not before
             return False
 
-    def _mistake(self, lanes: Lanes, lane: int, error: Exception) -> ModelError:
+    def _mistake(self, lanes: Lanes, lane: int, error: BaseException) -> ModelError:
         state, action = (int(array[lane]) for array in lanes.arrays()[:2])
-        return ModelError(
-            f"{self.kind.id}: lane {self.first + lane}, state {state}, action {action}: "
-            f"{type(error).__name__}: {error}"
-        )
+        lane += self.first
+        return refusal(f"{self.kind.id}: lane {lane}, state {state}, action {action}", error)
 
 
 def repeats(kind: Kind, seed: int) -> bool:
@@ -252,18 +261,20 @@ def repeats(kind: Kind, seed: int) -> bool:
 
     An open mind where it raises: whoever steps it will say so, with lane, state and action.
     """
-    world = kind.make()
+    world, index = kind.make(), kind.states.index
     try:
         found = []
         for _ in range(2):
-            seen: list[float] = [kind.states.index(world.reset(seed=seed)[0])]
+            seen: list[float] = [beginning(index, world.reset(seed=seed))]
             for k in range(TRIED_STEPS):
-                given = world.step(kind.actions.element(k % kind.actions.n))
-                seen += [kind.states.index(given[0]), *map(float, given[1:4])]
-                if given[2] or given[3]:
+                made = transition(index, world.step(kind.actions.element(k % kind.actions.n)))
+                seen += made
+                if made[2] or made[3]:
                     break
             found.append(seen)
-    except Exception:  # whatever the user's environment raises
+    except Interrupted:
+        raise
+    except BaseException:  # whatever the user's environment raises
         return True
     finally:
         shut(world)
@@ -272,8 +283,9 @@ def repeats(kind: Kind, seed: int) -> bool:
 
 def play(
     kind: Kind, greedy: list[int], seed: int, first: int, returns: np.ndarray, longest: int
-) -> None:
-    """Play episodes [first, first + n) of a policy, and write their returns, float64 (n,). Local.
+) -> Iterator[None]:
+    """Play episodes [first, first + n) of a policy, and write their returns, float64 (n,). Yields
+    after every step; to be run under `silence`. Local.
 
     greedy : the action of every state. Every episode is a function of (seed, its number), as far
     as the environment is one of its seed.
@@ -283,25 +295,30 @@ def play(
     numbers = np.arange(first, first + len(returns))
     index, element = kind.states.index, kind.actions.element
     world = kind.make()
-    where, k = "", 0
+
+    def refused(where: str, error: BaseException) -> ModelError:
+        return refusal(f"{kind.id}: evaluation, episode {first + k}, {where}", error)
+
     try:
-        with silence():
-            for k, word in enumerate(reset_seeds(seed, numbers, 0, EVALUATION_RESET)):
-                where = f"reset(seed={word})"
-                state, total = index(world.reset(seed=word)[0]), 0.0
-                for _ in range(longest):
-                    where = f"state {state}, action {greedy[state]}"
-                    seen, reward, terminated, truncated, _ = world.step(element(greedy[state]))
-                    state, total = index(seen), total + float(reward)
-                    if terminated or truncated:
-                        break
-                if not math.isfinite(total):
-                    raise ValueError(f"the return is {total}")
-                returns[k] = total
-    except Exception as error:  # whatever the user's environment raises
-        raise ModelError(
-            f"{kind.id}: evaluation, episode {first + k}, {where}: {type(error).__name__}: {error}"
-        ) from error
+        for k, word in enumerate(reset_seeds(seed, numbers, 0, EVALUATION_RESET)):
+            try:
+                state, total, made = beginning(index, world.reset(seed=word)), 0.0, 0
+            except BaseException as error:  # whatever the user's environment raises
+                raise refused(f"reset(seed={word})", error) from error
+            over = False
+            while not over and made < longest:
+                action = greedy[state]
+                try:
+                    given = world.step(element(action))
+                    following, reward, terminated, truncated = transition(index, given)
+                    total, made, over = total + reward, made + 1, terminated or truncated
+                    if not math.isfinite(total):
+                        raise ValueError(f"the return is {total}")
+                except BaseException as error:  # whatever the user's environment raises
+                    raise refused(f"state {state}, action {action}", error) from error
+                state = following
+                yield
+            returns[k] = total
     finally:
         shut(world)
 
@@ -326,20 +343,19 @@ def wander(
             for k, word in enumerate(seeds):
                 where = f"reset(seed={word})"
                 draws = np.random.default_rng([seed, check, episodes[k]])
-                state, made = index(world.reset(seed=word)[0]), 0
+                state, made = beginning(index, world.reset(seed=word)), 0
                 over = False
                 while not over and made < longest:
                     action = int(draws.integers(n))
                     where = f"state {state}, action {action}"
-                    seen, reward, terminated, truncated, _ = world.step(element(action))
-                    following = index(seen)
-                    met.append((state * n + action, float(reward), following, bool(terminated)))
+                    following, reward, terminated, truncated = transition(
+                        index, world.step(element(action))
+                    )
+                    met.append((state * n + action, reward, following, terminated))
                     state, made, over = following, made + 1, terminated or truncated
-    except Exception as error:  # whatever the user's environment raises
-        raise ModelError(
-            f"{kind.id}: certificate, episode {episodes[k]}, {where}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+    except BaseException as error:  # whatever the user's environment raises
+        where = f"{kind.id}: certificate, episode {episodes[k]}, {where}"
+        raise refusal(where, error) from error
     finally:
         shut(world)
     return met

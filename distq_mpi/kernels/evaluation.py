@@ -19,27 +19,28 @@ STRIDE = u8(0)
 best, law_step, law_start = best_of(4), exact, exact
 
 
-FIRST, SEED, LONGEST, FIRST_ROW, N_ROWS = range(5)
+FIRST, SEED, LONGEST, FIRST_ROW, N_ROWS, PAUSE = range(6)
 STATE, STEP, DONE = range(3)
 NOT_BEGUN = -1
 
 
 def evaluate(q, episodes, returns, params, control):
-    """Play episodes with the lowest greedy action, each until it ends or leaves this rank's rows.
+    """Play episodes with the lowest greedy action, each until it ends, leaves this rank's rows or
+    has made PAUSE steps; a later call goes on with it.
 
     q : this rank's rows. episodes : int64 (n, 3): state, steps made (`NOT_BEGUN` at first), whether
     it is done; changed. returns : float64 (n,), undiscounted, in reward units; added to. control :
-    uint64 (5,): number of the first episode, seed, longest episode in steps, first row, rows. Every
-    draw is a function of (seed, episode, step).
+    uint64 (6,): number of the first episode, seed, longest episode in steps, first row, rows, steps
+    after which episodes wait. Every draw is a function of (seed, episode, step).
     """
-    longest, first_row = i8(control[LONGEST]), control[FIRST_ROW]
+    longest, first_row, pause = i8(control[LONGEST]), control[FIRST_ROW], i8(control[PAUSE])
     for k in range(returns.size):
         episode, total = control[FIRST] + u8(k), returns[k]
         step, done, s = episodes[k, STEP], episodes[k, DONE], u8(episodes[k, STATE])
         if step == NOT_BEGUN:
             s = law_start(threefry(u8(0), episode, control[SEED], EVALUATION_RESET)[0], params)
             step = 0
-        while done == 0 and s - first_row < control[N_ROWS]:
+        while done == 0 and step < pause and s - first_row < control[N_ROWS]:
             bits = threefry(u8(step), episode, control[SEED], EVALUATION)[1]
             a = best(q, (s - first_row) * STRIDE)[0]
             s, reward, ended = law_step(s, a, bits, params)
@@ -62,6 +63,6 @@ def evaluation_kernel(learn: Any, environment: Any, record: Any) -> dict[str, Ke
     }
     example = (
         np.zeros(1, record.dtype), np.zeros((1, 3), i8), np.zeros(1), environment.params,
-        np.zeros(5, u8),
+        np.zeros(6, u8),
     )  # fmt: skip
     return {"evaluate": Kernel(evaluate, parts, example)}

@@ -52,7 +52,7 @@ def fingerprint(
                 write(name, "again", str(seen[value]).encode())
                 return
             seen[value] = len(seen)
-            write(name, "function", _source(value))
+            write(name, "function", source_of(value))
             if code:
                 write(name, "code", value.__code__.co_code)
                 visit("constants", tuple(c for c in value.__code__.co_consts if _is_plain(c)))
@@ -110,7 +110,8 @@ def _is_plain(constant: object) -> bool:
     return constant is None or isinstance(constant, bool | int | float | complex | str | bytes)
 
 
-def _source(function: types.FunctionType) -> bytes:
+def source_of(function: types.FunctionType) -> bytes:
+    """Return a function's source without comments and layout; raises ModelError if it has none."""
     try:
         text = textwrap.dedent(inspect.getsource(function))
     except (OSError, TypeError) as error:

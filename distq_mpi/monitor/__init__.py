@@ -108,7 +108,7 @@ class Monitor:
         if self._console:
             self._console.finish(summary, next_commands, drawing)
 
-    def fail(self, message: str) -> None:
+    def fail(self, message: str, exit_code: int = 1) -> None:
         """Call the run failed as far as the disk allows; prints and raises nothing."""
         with suppress(DistqError):
             self._events.append({"time": time.time(), "kind": "error", "message": message})
@@ -116,7 +116,7 @@ class Monitor:
         with suppress(DistqError):
             self.directory.write_state("failed", message=message)
         with suppress(DistqError):
-            failed = {"status": "failed", "exit_code": 1, "stop_reason": message}
+            failed = {"status": "failed", "exit_code": exit_code, "stop_reason": message}
             write_json(self.directory.summary, failed)
         self._close()
 

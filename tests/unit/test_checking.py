@@ -27,15 +27,17 @@ class Walk:
     n_states, n_actions, n_outcomes = N_STATES, 2, 2
     params: tuple[Any, ...]
 
-    def __init__(self, next_state: int = 0, probability: float = 0.5, reward: float = 0.0) -> None:
-        self.params = (next_state, probability, reward)
+    def __init__(
+        self, next_state: int = 0, probability: float = 0.5, reward: float = 0.0, ended: int = 0
+    ) -> None:
+        self.params = (next_state, probability, reward, ended)
 
     @staticmethod
     def outcome(state, action, i, params):  # type: ignore[no-untyped-def]
-        next_state, probability, reward = params
+        next_state, probability, reward, ended = params
         bad = state == BAD and action == 1 and i == 1
         new = next_state if bad else (state + 1) % N_STATES
-        return (probability if bad else 0.5), new, (reward if bad else -1.0), False
+        return (probability if bad else 0.5), new, (reward if bad else -1.0), (ended if bad else 0)
 
     @staticmethod
     def start(i, params):  # type: ignore[no-untyped-def]
@@ -49,6 +51,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"probability": -0.5}, "probability -0.5 must be"),
     ({"probability": math.nan}, "probability nan must be"),
     ({"probability": 0.4}, "the probabilities sum to 0.9, not 1"),
+    ({"ended": 2}, "terminated 2 must be a bool"),
     ({"reward": math.inf}, "reward inf must be a finite number"),
     ({"reward": math.nan}, "reward nan must be a finite number"),
 ]

@@ -66,7 +66,8 @@ def test_a_whole_number_for_a_real_key_is_real() -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("true", True), ("3", 3), ("1e-3", 0.001), ("8x8", "8x8"), ('"3"', "3"), ("[1]", "[1]"),
+    [("true", True), ("3", 3), ("1e-3", 0.001), ("8x8", "8x8"), ('"3"', "3"), ("[1]", [1]),
+     ('["SFF", "HFG"]', ["SFF", "HFG"]), ("{a = [1, 2.5]}", {"a": [1, 2.5]}), ("[1, 2", "[1, 2"),
      ("2024-01-01", "2024-01-01"), ("-2", -2), ("", ""), (".2", 0.2), ("-1.", -1.0), (".", ".")],
 )  # fmt: skip
 def test_arguments_of_the_environment(text: str, value: object) -> None:
@@ -96,7 +97,8 @@ def test_dry_run() -> None:
 def test_all_mistakes_at_once_each_with_its_place(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text(
-        "learn = 3\n[lern]\nx = 1\n[stop]\nsteps = 2.5\nrounds = true\n[env.kwargs]\ny = [1]\n"
+        "learn = 3\n[lern]\nx = 1\n[stop]\nsteps = 2.5\nrounds = true\n"
+        "[env.kwargs]\ny = [1, inf]\n"
     )
     lines = mistakes("--config", str(file), "--learn.gama", "1", "--parallel.fusion", "poled",
                      "--learn.discount", "1", "--learn.alpha", "--env.kwargs", "3")  # fmt: skip
@@ -105,12 +107,13 @@ def test_all_mistakes_at_once_each_with_its_place(tmp_path: Path) -> None:
         f"lern in {file}: unknown section; did you mean [learn]?",
         f"stop.steps in {file}: 2.5 must be an integer >= 1 or none",
         f"stop.rounds in {file}: true must be an integer >= 1 or none",
-        f"env.kwargs.y in {file}: [1] must be true or false, an integer, a finite number or a text",
+        f"env.kwargs.y in {file}: [1, Infinity] must be true or false, an integer, a finite "
+        "number, a text, None, or lists, tables of these",
         "--learn.gama: unknown key; did you mean learn.discount?",
         '--parallel.fusion: "poled" must be pooled, count, mean, importance, delta, delta_capped, '
         "median, trimmed_mean, max or hogwild; did you mean pooled?",
         "--learn.alpha: needs a value",
-        "--env.kwargs: one argument each: env.kwargs.NAME",
+        "--env.kwargs: one value each: env.kwargs.NAME",
         "learn.discount: 1 must be < 1 with learn.step_size rescaled_linear, which never falls at "
         "1; take learn.step_size polynomial",
     ])  # fmt: skip

@@ -17,9 +17,14 @@ from distq_mpi.errors import ConfigError
 from distq_mpi.keys import SCHEMAS, kinds
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
-values = st.booleans() | st.integers(-(2**63), 2**63 - 1) | finite | st.text(
+scalars = st.booleans() | st.integers(-(2**63), 2**63 - 1) | finite | st.text(
     st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=9
 )  # fmt: skip
+values = st.recursive(
+    scalars | st.just("None"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", min_size=1), inner),
+    max_leaves=5,
+)
 
 
 @st.composite

@@ -37,18 +37,21 @@ class Plane:
 
     n_states, n_actions, n_outcomes = N_STATES, 4, 3
 
-    def __init__(self, new: int = -1, probability: float = 0.8, reward: float = -1.0) -> None:
-        self.params = (N_STATES, SIDE, new, probability, reward)
+    def __init__(
+        self, new: int = -1, probability: float = 0.8, reward: float = -1.0, ended: int = -1
+    ) -> None:
+        self.params = (N_STATES, SIDE, new, probability, reward, ended)
 
     @staticmethod
     def outcome(state, action, i, params):  # type: ignore[no-untyped-def]
-        n_states, side, new, probability, reward = params
+        n_states, side, new, probability, reward, ended = params
         move = (action + i + (i >> 1)) & 3
         step = (1 if move == 0 else -1) * (1 if move % 2 == 0 else side)
         cell, bad = (state + step) % n_states, state == FAR and action == 2 and i == 0
         where = new if bad and new != -1 else cell
         chance = (probability if bad else 0.8) if i == 0 else 0.1
-        return chance, where, reward if bad else -1.0, cell == 5
+        over = ended if bad and ended != -1 else 1 * (cell == 5)
+        return chance, where, reward if bad else -1.0, over
 
     @staticmethod
     def start(i, params):  # type: ignore[no-untyped-def]
@@ -96,6 +99,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"probability": 0.7}, f"state {FAR}, action 2: the probabilities sum to 0.9, not 1"),
     ({"probability": math.nan}, "the probabilities sum to nan, not 1"),
     ({"probability": -0.5}, "probability -0.5 must be from 0 to 1"),
+    ({"ended": 2}, f"outcome(state={FAR}, action=2, i=0): terminated 2 must be a bool"),
     ({"reward": math.nan}, "reward nan must be a finite number"),
     ({"reward": -math.inf}, "reward -inf must be a finite number"),
 ]
@@ -143,7 +147,7 @@ class Small(Plane):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.params = (64, 8, *self.params[2:])
+        self.params = (64, 8, *self.params[2:5])
 
     @staticmethod
     def outcome(state, action, i, params):  # type: ignore[no-untyped-def]

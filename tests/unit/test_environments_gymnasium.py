@@ -1,5 +1,6 @@
 """Gymnasium's tables: sizes, exact values, drawing, refusals."""
 
+import re
 import subprocess
 import sys
 
@@ -118,7 +119,7 @@ def test_drawing():
         ("CartPole-v1", {}, r"observation space Box\(.*is continuous"),
         ("FrozenLake-v1", {"slippery": True}, "unexpected keyword argument 'slippery'"),
         ("FrozenLake-v1", {"map_name": "9x9"}, "could not be made: KeyError: '9x9'"),
-        ("no_such_module:Thing-v0", {}, "No module named 'no_such_module'"),
+        ("no_such_module:Thing-v0", {}, "there is no module no_such_module"),
     ],
 )
 def test_refused(id, kwargs, message):
@@ -126,28 +127,42 @@ def test_refused(id, kwargs, message):
         made(id, **kwargs)
 
 
-class Odd(gymnasium.Env):
-    """One state that can be given any fault."""
+class Still(gymnasium.Env):
+    """One state that can be given any fault, and no step."""
 
     def __init__(self, **attributes):
         self.observation_space = self.action_space = gymnasium.spaces.Discrete(1)
         vars(self).update(attributes)
 
+    def reset(self, *, seed=None, options=None):
+        return self.observation_space.start, {}
+
+
+class Odd(Still):
+    """The same with a step that its table tells of."""
+
+    def step(self, action):
+        return 0, 0.0, True, False, {}
+
 
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
-        ({"P": {0: {}}, "initial_state_distrib": [1.0]}, "P is not 1 states x 1 actions"),
-        ({"P": {0: {0: [(1.0, 0, 0)]}}, "initial_state_distrib": [1.0]}, "P is not 1 states"),
-        ({"P": {0: {0: []}}, "initial_state_distrib": [1.0]}, "state 0, action 0: no transition"),
+        ({"P": {0: {}}, "initial_state_distrib": [1.0]}, "state 0, action 0: P has no transition"),
+        ({"P": {0: {0: [(1.0, 0, 0)]}}, "initial_state_distrib": [1.0]}, "0: P does not list"),
+        ({"P": {0: {0: []}}, "initial_state_distrib": [1.0]}, "action 0: P has no transition"),
         ({"P": {0: {0: [(0.5, 0, 0, True)]}}, "initial_state_distrib": [1.0]}, "sum to 0.5"),
     ],
 )
 def test_foreign_tables_are_checked(attributes, message):
-    gymnasium.register("Odd-v0", entry_point=Odd)
+    gymnasium.register("Odd-v0", entry_point=Still)
     try:
         with pytest.raises(ModelError, match=message):
             made("Odd-v0", **attributes)
+        gymnasium.register("Odd-v0", entry_point=Odd)
+        stepped = made("Odd-v0", **attributes)
+        assert stepped.kind == "stepped"
+        assert re.search(f"not by its table P: .*{message}", stepped.summary)
     finally:
         del gymnasium.registry["Odd-v0"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from distq_mpi.config import EnvConfig
-from distq_mpi.environments import is_law, make
+from distq_mpi.environments import make
 from distq_mpi.environments.laws import law_environment
 from distq_mpi.errors import ModelError
 
@@ -288,6 +288,7 @@ def test_identity_is_the_same_in_another_process(monkeypatch):
         ({"body": "return 0.5, state, float('nan'), False"}, "reward nan must be a finite number"),
         ({"body": "return 1.5 - 2 * i, state, 0.0, False"}, "probability 1.5 must be from 0 to 1"),
         ({"body": "return 0.5, state, 0.0, 'no'"}, "terminated 'no' must be a bool"),
+        ({"body": "return 0.5, state, 0.0, 2"}, "terminated 2 must be a bool"),
         ({"body": "return 0.5, state, 0.0"}, "must return .probability, next_state"),
         ({"body": "return params[7], state, 0.0, False"}, "raised IndexError"),
         ({"body": "return 0.5, state, math.sin(state), False"}, "outcome reads the module math"),
@@ -338,12 +339,6 @@ def test_missing_modules_and_classes_are_named(tmp_path, monkeypatch):
     ]:
         with pytest.raises(ModelError, match=message):
             made(id)
-
-
-def test_which_ids_every_rank_makes_for_itself():
-    laws = ["grid", "river:River", "package.module:Law"]
-    models = ["garnet", "Taxi-v4", "module:Name-v0", "model.npz", "ALE/Pong-v5"]
-    assert [is_law(id) for id in laws + models] == [True] * 3 + [False] * 5
 
 
 class Wide:

@@ -14,7 +14,7 @@ import distq_mpi
 PACKAGE = Path(distq_mpi.__file__).parent
 
 FLOORS = [
-    {"errors", "launcher", "commands", "__init__"},
+    {"errors", "launcher", "commands", "probabilities", "__init__"},
     {"config", "partition", "files", "kernels"},
     {"bounds", "environments", "table", "lanes", "transport"},
     {"compact", "values"},
@@ -49,6 +49,7 @@ DOORS = {
     "h5py": {"files/hdf5.py", "files/foreign.py"},
     "scipy": {"files/foreign.py"},
     "gymnasium": {
+        "environments/copies.py", "environments/gymnasium_ids.py",
         "environments/gymnasium_models.py", "environments/registry.py", "environments/spaces.py",
         "environments/stepped.py", "environments/vector.py",
     },
@@ -61,6 +62,8 @@ DOORS = {
 BLANKET = {
     "environments/laws.py", "environments/gymnasium_models.py", "environments/arguments.py",
     "environments/stepped.py", "environments/worlds.py", "environments/vector.py",
+    "environments/contents.py", "environments/copies.py", "environments/table_check.py",
+    "environments/calls.py", "environments/silence.py",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -9,20 +10,21 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
 from hypothesis import given
 from hypothesis import strategies as st
 
 import tests.worlds  # noqa: F401  (registers them)
-from distq_mpi import environments
+from distq_mpi import QLearning, environments, preparation
 from distq_mpi.architectures import Allreduce
 from distq_mpi.certificate import solvable
-from distq_mpi.config import EnvConfig
+from distq_mpi.config import EnvConfig, from_dict
 from distq_mpi.environments.spaces import range_of
 from distq_mpi.environments.stepped import open_worlds
 from distq_mpi.environments.worlds import play
 from distq_mpi.errors import ConfigError, ModelError
 from distq_mpi.lanes import Lanes
-from distq_mpi.preparation import build
+from distq_mpi.preparation import build, settle
 from tests.driving import Job
 from tests.stand_in import Alone, compiled, config, together
 
@@ -290,9 +292,150 @@ def test_vectors_reset_without_teaching_it(mode: str) -> None:
 def test_games_are_played_by_their_number() -> None:
     kind = made("tests.worlds:Walk-v0").worlds
     whole, part = np.zeros(10), np.zeros(4)
-    play(kind, [1] * 12, 7, 0, whole, 1000)
-    play(kind, [1] * 12, 7, 3, part, 1000)
+    list(play(kind, [1] * 12, 7, 0, whole, 1000))
+    list(play(kind, [1] * 12, 7, 3, part, 1000))
     assert part.tolist() == whole[3:7].tolist() and len(set(whole.tolist())) > 1
     vector = np.zeros(2)
-    play(made("tests.worlds:Row-v0").worlds, [1] * 11, 7, 0, vector, 1000)
+    list(play(made("tests.worlds:Row-v0").worlds, [1] * 11, 7, 0, vector, 1000))
     assert vector.tolist() == [-10.0, -10.0]
+
+
+MOVES = ((0, 1), (1, 0), (0, -1), (-1, 0))
+
+
+class Field(gymnasium.Env):
+    """A 3 x 3 field walked to its last corner; places are whole numbers in a Box."""
+
+    action_space = spaces.Discrete(4)
+
+    def __init__(self, kind: str = "box", dtype: Any = np.int64) -> None:
+        self.kind, self.dtype = kind, dtype
+        place = spaces.Box(-1, 1, (2,), dtype)
+        self.observation_space = {
+            "box": place, "dict": spaces.Dict(agent=place, target=place),
+            "tuple": spaces.Tuple([place, spaces.Discrete(1)]),
+        }[kind]  # fmt: skip
+
+    def _seen(self) -> Any:
+        here = np.array(self.at, self.dtype) - np.array(1, self.dtype)
+        target = np.array([1, 1], self.dtype)
+        return {"box": here, "dict": {"agent": here, "target": target}, "tuple": (here, 0)}[
+            self.kind
+        ]
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.at = [0, 0]
+        return self._seen(), {}
+
+    def step(self, action: int) -> Any:
+        self.at = [min(max(a + b, 0), 2) for a, b in zip(self.at, MOVES[action], strict=True)]
+        ended = self.at == [2, 2]
+        return self._seen(), 1.0 if ended else -0.1, ended, False, {}
+
+
+def field_values() -> np.ndarray:
+    """V* at discount .9, by the number of steps to the corner."""
+    steps = np.array([4 - row - column for row in range(3) for column in range(3)])
+    values = [sum(-0.1 * 0.9**k for k in range(n - 1)) + 0.9 ** (n - 1) for n in steps if n]
+    return np.array([*values, 0.0])
+
+
+@pytest.mark.parametrize("kind", ["box", "dict", "tuple"])
+@pytest.mark.parametrize("dtype", [np.int64, np.int8])
+def test_a_box_of_whole_numbers_is_a_finite_space(kind: str, dtype: Any) -> None:
+    field = TimeLimit(Field(kind, dtype), 60)
+    model = QLearning(
+        field, seed=0, discount=0.9, learning_rate=0.5, initial="zeros", lanes=4
+    ).learn(20_000)
+    n = 81 if kind == "dict" else 9
+    assert model.environment.n_states == n
+    found = model.q_values.max(axis=1)
+    reached = found[8::9] if kind == "dict" else found
+    assert reached == pytest.approx(field_values(), abs=1e-3)
+
+
+def test_a_box_of_whole_numbers_is_cut_where_bins_are_given_for_it() -> None:
+    pixels = spaces.Box(0, 255, (2,), np.uint8)
+    arm = spaces.Box(-1.0, 1.0, (1,))
+
+    class Both(Field):
+        observation_space, action_space = pixels, arm
+
+        def __init__(self) -> None:
+            pass
+
+    def shape(**cut: Any) -> tuple[int, int]:
+        found = environments.from_object(Both(), EnvConfig(**cut))
+        return found.n_states, found.n_actions
+
+    assert shape(bins=4) == (16, 4)
+    assert shape(bins=[4, 2, 3]) == (8, 3)
+    assert shape(bins=[3]) == (2**16, 3)  # for what is continuous alone
+    with pytest.raises(ModelError, match="action space .* is continuous"):
+        shape()
+
+
+class Sized(gymnasium.Env):
+    """As many dimensions as it is told."""
+
+    def __init__(self, seen: Any, done: Any = 2) -> None:
+        self.observation_space = seen
+        self.action_space = done if isinstance(done, spaces.Space) else spaces.Discrete(done)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return self.observation_space.low * 0, {}
+
+    def step(self, action: Any) -> Any:
+        return self.observation_space.low * 0, 0.0, True, False, {}
+
+
+def floats(n: int) -> Any:
+    return spaces.Box(0.0, 1.0, (n,))
+
+
+@pytest.mark.parametrize(
+    ("seen", "done", "bins", "message"),
+    [
+        (floats(100), 2, 2, "env.bins: .* 2^100 states; the limit is 2^62"),
+        (floats(17), 2, 15, "env.bins: .* 15^17 states; the limit is 2^62"),
+        (floats(64), 2, 2, "2^64 states"),
+        (floats(3), floats(40), [2, 2, 2] + [3] * 40, "3^40 actions"),
+        (floats(30), floats(40), 2, "1,073,741,824 states x 1,099,511,627,776 actions"),
+        (floats(1), 2, 10**9, "1,000,000,000 bins of one dimension; the limit is 16,777,216"),
+        (spaces.MultiBinary(100), 2, 0, "observation space has 2^100 elements"),
+        (spaces.MultiDiscrete([15] * 17), 2, 0, "has 15^17 elements; the limit is 2^62"),
+        (spaces.Discrete(2), spaces.MultiBinary(65), 0, "its action space has 2^65 elements"),
+        (spaces.Box(0, 255, (84, 84), np.uint8), 2, 0, "256^7056 elements.*--env.bins N"),
+        (spaces.Box(-(2**63), 2**63 - 1, (1,), np.int64), 2, 0, "18,446,744,073,709,551,616"),
+        (spaces.Dict(a=spaces.MultiBinary(40), b=spaces.MultiDiscrete([3] * 30)), 2, 0,
+         "2^40 x 3^30 elements"),
+        (spaces.MultiBinary(61), 3, 0, "2^61 states x 3 actions"),
+    ],
+)  # fmt: skip
+def test_what_is_too_large_to_be_counted_is_refused_with_its_number(
+    seen: Any, done: Any, bins: Any, message: str
+) -> None:
+    message = message.replace("^", r"\^")
+    with pytest.raises(ModelError, match=message):
+        environments.from_object(Sized(seen, done), EnvConfig(bins=bins))
+
+
+def test_lanes_share_the_borders_of_their_bins() -> None:
+    found = environments.from_object(Sized(floats(2), floats(1)), EnvConfig(bins=50)).worlds
+    one, other = found.make(), found.make()
+    assert one is not other and one.bin_centers is other.bin_centers
+    assert one.env.bin_edges is other.env.bin_edges
+
+
+def test_much_memory_is_announced_before_the_table_is_made(monkeypatch: Any) -> None:
+    environment = environments.from_object(Sized(floats(2)), EnvConfig(bins=15000))
+    settings, _, reason = settle(
+        from_dict({"parallel": {"memory_bytes": 2**40}, "env": {"bins": 15000}}), 1, 1,
+        Sized(floats(2)),
+    )  # fmt: skip
+    assert reason is not None and environment.n_states == 225_000_000
+    lines = preparation.banner(settings, environment, Alone(), False)
+    assert re.match(r"takes [\d.]+ GB of memory per rank \(.*\d GB", lines[2]) and len(lines) == 3
+    small = environments.from_object(Sized(floats(2)), EnvConfig(bins=15))
+    settings, _, _ = settle(from_dict({"env": {"bins": 15}}), 1, 1, Sized(floats(2)))
+    assert len(preparation.banner(settings, small, Alone(), False)) == 2

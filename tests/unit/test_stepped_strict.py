@@ -28,6 +28,7 @@ from distq_mpi.environments.worlds import play
 from distq_mpi.errors import ModelError
 from distq_mpi.lanes import Lanes
 from distq_mpi.preparation import settle
+from distq_mpi.sampling import in_time
 from distq_mpi.saving import Saver
 from tests.stand_in import Alone, compiled, config
 
@@ -135,8 +136,8 @@ def test_a_box_within_a_space_is_refused_alike_with_bins_and_without(cut: Any) -
         ((spaces.Discrete(5), 2, 2.7), "2.7 is not a whole number from 0 to 4"),
         ((spaces.Discrete(5), 2, np.nan), "cannot convert float NaN"),
         ((spaces.Discrete(5), 2, "two"), "invalid literal for int"),
-        ((spaces.Discrete(5), 2, None, "one"), "could not convert string to float: 'one'"),
-        ((spaces.Discrete(5), 2, 2, np.ones(2)), "only .* arrays can be converted"),
+        ((spaces.Discrete(5), 2, None, "one"), "reward 'one' is not a number"),
+        ((spaces.Discrete(5), 2, 2, np.ones(2)), r"reward array\(\[1., 1.\]\) is not a number"),
         ((spaces.Discrete(5), 2, 2, -np.inf), "reward -inf is not finite"),
     ],
 )
@@ -154,10 +155,10 @@ def test_rewards_of_numpy_are_numbers() -> None:
 def test_an_evaluation_that_breaks_is_named() -> None:
     kind = told(SQUARE, INSIDE, np.array([0.0, 9.0]), bins=2).worlds
     with pytest.raises(ModelError, match="told: evaluation, episode 4, state 3, action 1: Value"):
-        play(kind, [1] * 4, 7, 4, np.zeros(2), 100)
+        list(play(kind, [1] * 4, 7, 4, np.zeros(2), 100))
     kind = told(spaces.Discrete(5), 2, None, np.nan).worlds
     with pytest.raises(ModelError, match="episode 4, state 2, action 1: .* the return is nan"):
-        play(kind, [1] * 5, 7, 4, np.zeros(2), 100)
+        list(play(kind, [1] * 5, 7, 4, np.zeros(2), 100))
 
 
 @pytest.mark.parametrize("trouble", ["", "forgets", "raises"])
@@ -238,7 +239,7 @@ def test_what_environments_print_and_warn_of_is_not_shown(capsys: Any, recwarn: 
     learner.learn()
     learner.rollback()
     learner.close()
-    play(environment.worlds, [1] * 3, 7, 0, np.zeros(1), 1)
+    list(in_time(play(environment.worlds, [1] * 3, 7, 0, np.zeros(1), 1)))
     print("heard")
     assert capsys.readouterr().out == "heard\n" and not recwarn.list
 
