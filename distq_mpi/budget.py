@@ -10,7 +10,14 @@ large ones may take instead."""
 
 
 class Unsolved(Exception):
-    """A solve ended without an answer; the message says why. Raised by all planners together."""
+    """A solve ended without an answer; the message says why. Raised by all planners together.
+
+    stopped : whether it was asked to stop, and might have come to an answer.
+    """
+
+    def __init__(self, why: str, stopped: bool = False) -> None:
+        super().__init__(why)
+        self.stopped = stopped
 
 
 class Budget:
@@ -47,4 +54,4 @@ class Budget:
             )
         if self._stop is not None and self._any_of(self._stop()):
             self._ended = True
-            raise Unsolved(f"{self._what} is unknown: the run was asked to stop")
+            raise Unsolved(f"{self._what} is unknown: the run was asked to stop", True)

@@ -132,7 +132,7 @@ def requests(environment: Environment, q_dtype: Any) -> dict[str, Kernel]:
 class Solution(FiniteFields):
     """What is known of an environment; a None is not known, `unknown` says why.
 
-    size : largest |V*|, |worst value| and expected |reward| of one step. scale : see `gap_scale`.
+    stopped : whether that is because the run was asked to stop. size : largest |V*|, |worst value| and expected |reward| of one step. scale : see `gap_scale`.
     """
 
     optimal_value: float | None = None
@@ -143,6 +143,7 @@ class Solution(FiniteFields):
     optimal_policy_return: float | None = None
     best_return: float | None = None
     unknown: str | None = None
+    stopped: bool = False
 
 
 class Solver:
@@ -210,6 +211,29 @@ class Solver:
         """
         self.solution = self.transport.broadcast(self._solve() if self._plans else None)
 
+    def caveats(self, evaluation: dict[str, Any] | None) -> list[str]:
+        """Return why a policy that met its target may still be of no use, with what to change; of
+        this rank's part in the planning. Local.
+
+        evaluation : of `sampling.sample`.
+        """
+        planner, found = self.planner, []
+        ends = planner.least < 1.0
+        if ends and evaluation is not None and evaluation["terminated"] == 0:
+            found.append(
+                f"none of {evaluation['episodes']} evaluation episodes ended: if that is not "
+                "wanted, raise learn.discount or lower the target"
+            )
+        horizon = 1.0 / (1.0 - self.discount) if self.discount < 1 else np.inf
+        steps = planner.steps_to_an_event(self.environment.n_states) or 0
+        if steps > horizon:
+            found.append(
+                f"the horizon of learn.discount {self.discount:g}, {horizon:.0f} steps, is shorter "
+                f"than the way from the start to any end or change of reward, {steps} steps: take "
+                f"learn.discount {1 - 0.5 / steps:.6g} or learn.exploring_starts"
+            )
+        return found
+
     def certify(self, holding: Holding, tight: bool = False, exact: bool = True) -> Certificate:
         """Return the certificate of a table.
 
@@ -234,22 +258,23 @@ class Solver:
                 values, policy = optimiser.optimise_undiscounted(budget)
                 optimal = values.v.copy()
         except Unsolved as error:
-            return Solution(unknown=str(error))
+            return Solution(unknown=str(error), stopped=error.stopped)
         extent, size = planner.scratch().begin(planner.mask, optimal).extent()
         value = finite(planner.expectation(optimal))
         if value is None:
             return Solution(unknown="V* is unknown: its values are beyond what float64 holds")
         self._optimal = optimal
-        worst, unknown = self._worst(optimiser, extent)
+        worst, why = self._worst(optimiser, extent)
         size = max(size, planner.most_reward, abs(worst or 0.0))
         known, _ = self._return(policy)
         return Solution(
             value, worst, extent, size, gap_scale(extent, value, worst, size), known,
-            self._best_return(), unknown,
+            self._best_return(), why and str(why), why is not None and why.stopped,
         )  # fmt: skip
 
-    def _worst(self, optimiser: Optimiser, extent: float) -> tuple[float | None, str | None]:
-        """The value of the worst policy over the start distribution; or None, and why."""
+    def _worst(self, optimiser: Optimiser, extent: float) -> tuple[float | None, Unsolved | None]:
+        """The value of the worst policy over the start distribution; or None, and why where that
+        is not that it is infinite."""
         planner = self.planner
         budget = planner.budget("the worst policy's value")
         try:
@@ -260,7 +285,7 @@ class Solver:
             else:
                 values, _ = optimiser.optimise_undiscounted(budget, COSTS)
         except Unsolved as error:
-            return None, str(error) if self.discount < 1 or budget.ended else None
+            return None, error if self.discount < 1 or budget.ended else None
         value = finite(planner.expectation(values.v))
         return (None if value is None else -value), None
 

@@ -11,12 +11,16 @@ from distq_mpi import certificate_file
 from distq_mpi.certificate import solvable
 from distq_mpi.errors import ConfigError
 from distq_mpi.files import plain
+from distq_mpi.finite import at_most
 from distq_mpi.fresh import Asked, Sampled
 from distq_mpi.judging import certified, kernels_of, opened
 
 if TYPE_CHECKING:
     from distq_mpi.transport import Transport
 
+SAME = 1e-12
+"""Difference of two numbers, as a share of the largest of a certificate, that machines may have:
+their linear algebra rounds differently."""
 FRESH_SEED = 0x5EED
 """Added to the seed of the samples: the other ones."""
 
@@ -91,10 +95,12 @@ def _faults(claim: dict[str, Any], found: dict[str, Any], other: Sampled | None)
     for part in ("exact", "sampled"):
         if claim[part] is None:
             continue
+        claimed, computed = claim[part], found[part]
+        size = max(abs(x) for x in (*computed.values(), 0.0) if isinstance(x, float))
         faults += [
-            f"{part} {key} is {found[part][key]}, not {claim[part][key]}"
-            for key in found[part]
-            if claim[part].get(key) != found[part][key]
+            f"{part} {key} is {computed[key]}, not {claimed.get(key)}"
+            for key in computed
+            if not _agree(claimed.get(key), computed[key], SAME * size)
         ]
     claimed = (claim["sampled"] or {}).get("q_error_bound")
     if claimed is not None and other is not None and (other.q_error_floor or 0.0) > claimed:
@@ -103,6 +109,14 @@ def _faults(claim: dict[str, Any], found: dict[str, Any], other: Sampled | None)
             f"{claimed:g}"
         )
     return faults
+
+
+def _agree(claimed: Any, computed: Any, close: float) -> bool:
+    """Whether two entries of certificates say the same; what is unknown agrees with nothing but
+    what is unknown."""
+    if not isinstance(claimed, float) or not isinstance(computed, float):
+        return bool(claimed == computed)
+    return at_most(abs(claimed - computed), close)
 
 
 def _lines(

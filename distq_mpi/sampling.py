@@ -11,7 +11,7 @@ import numpy as np
 from distq_mpi.environments.guard import refuse_noted
 from distq_mpi.environments.silence import silence
 from distq_mpi.environments.worlds import play
-from distq_mpi.kernels.evaluation import DONE, N_ROWS, NOT_BEGUN, PAUSE, STATE, STEP
+from distq_mpi.kernels.evaluation import DONE, ENDED, N_ROWS, NOT_BEGUN, PAUSE, STATE, STEP
 from distq_mpi.partition import Partition
 
 if TYPE_CHECKING:
@@ -56,9 +56,10 @@ def sample(
     if returns is None or transport.rank > 0:
         return None
     return {
-        "mean_return": float(returns.mean()),
-        "std_return": float(returns.std()),
+        "mean_return": float(returns[:, 0].mean()),
+        "std_return": float(returns[:, 0].std()),
         "episodes": n_episodes,
+        "terminated": int(returns[:, 1].sum()),
     }
 
 
@@ -70,18 +71,18 @@ def _apart(
     episodes: tuple[int, int],
     asked_to_stop: Callable[[], bool],
 ) -> np.ndarray | None:
-    """Returns, float64, of this rank's episodes [first, stop); None on all ranks where one was
-    asked to stop. COLLECTIVE."""
+    """Returns of this rank's episodes [first, stop), and whether each terminated, float64 (n, 2);
+    None on all ranks where one was asked to stop. COLLECTIVE."""
     first, stop = episodes
-    returns, seed = np.zeros(stop - first), config.run.seed
+    returns, ended, seed = np.zeros(stop - first), np.zeros(stop - first), config.run.seed
     if environment.kind == "stepped":
         longest = environment.max_episode_steps or STEPPED_LIMIT_STEPS
-        steps = play(environment.worlds, _greedy(holding), seed, first, returns, longest)
+        steps = play(environment.worlds, _greedy(holding), seed, first, returns, longest, ended)
         slices = in_time(steps)
     else:
         longest = environment.max_episode_steps or NO_LIMIT_STEPS
         control = np.array([first, seed, longest, 0, environment.n_states, 0], np.uint64)
-        slices = _compiled(kernels["evaluate"], holding, environment, returns, control)
+        slices = _compiled(kernels["evaluate"], holding, environment, returns, control, ended)
     going = True
     while going:
         with holding.transport.same_outcome():
@@ -92,7 +93,7 @@ def _apart(
         if going and stopped:
             slices.close()
             return None
-    return returns
+    return np.stack([returns, ended], axis=1)
 
 
 def in_time(steps: Iterator[None]) -> Generator[bool, None, None]:
@@ -116,6 +117,7 @@ def _compiled(
     environment: Environment,
     returns: np.ndarray,
     control: np.ndarray,
+    ended: np.ndarray,
 ) -> Generator[bool, None, None]:
     """Play compiled episodes, and yield after `SLICE_STEPS` of them all. Local."""
     state = np.zeros((returns.size, 3), np.int64)
@@ -125,6 +127,7 @@ def _compiled(
         kernel(holding.rows.q, state, returns, environment.params, control)
         if not state[:, DONE].all():
             yield True
+    ended[:] = state[:, DONE] == ENDED
 
 
 def _greedy(holding: Holding) -> Any:
@@ -150,7 +153,7 @@ def _crossing(
     holding: Holding,
     asked_to_stop: Callable[[], bool],
 ) -> np.ndarray | None:
-    """Returns of all episodes, on every rank: each is played on by the owner of its state, until it
+    """As `_apart`, of all episodes, on every rank: each is played on by the owner of its state, until it
     leaves its rows; then all ranks are told. None where a rank was asked to stop. COLLECTIVE."""
     transport, blocks, n = holding.transport, holding.blocks, config.evaluate.episodes
     assert blocks is not None
@@ -176,4 +179,4 @@ def _crossing(
         told = told[:-1].reshape(n, 4)
         state = np.ascontiguousarray(told[:, :3])
         returns = np.ascontiguousarray(told[:, 3]).view(np.float64)
-    return returns
+    return np.stack([returns, state[:, DONE] == ENDED], axis=1)

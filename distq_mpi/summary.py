@@ -53,8 +53,11 @@ def finish(run: Run, ended: Verdict) -> int:
                     "evaluation_left_out",
                     "asked to stop after the last checkpoint: the evaluation is left out",
                 )
-            slow = _bottleneck(run)
+            slow, caveats = _bottleneck(run), []
+            if ended.status == "converged" and run.solver is not None:
+                caveats = run.solver.caveats(evaluation)
             summary = _summary(run, ended) | {
+                "stop_reason": "; but ".join([ended.reason, *caveats]),
                 "bound_by": slow.name,
                 "bound_by_share": slow.share,
                 "bound_by_of_ceiling": slow.of_ceiling,

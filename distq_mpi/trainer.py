@@ -185,6 +185,8 @@ class Run:
         self.architecture.config = self.saver.config = self.config
         self.saver.restored_steps = self.architecture.progress.steps
         self.times, self._report_at, self.certificate = Times(), 0.0, None
+        if self.solver is not None and self.solver.solution.stopped:
+            self.solver = None
         if self.prepared.kept or any(getattr(stop, name) is not None for name in EXACT_TARGETS):
             self.solve()
         self.times.startup_s = self.times.wall_s - self.times.certify_s
@@ -341,6 +343,10 @@ class Run:
             return None
         certificate = self.certify(tight=False)
         self.certificate = certificate or self.certificate
+        if certificate is not None and certificate.unknown is not None:
+            wanted = [name for name in EXACT_TARGETS if getattr(self.config.stop, name) is not None]
+            targets = f"; stop.{wanted[0]} ends no run while that is so" if wanted else ""
+            self._tell_once("unknown", certificate.unknown + targets)
         return certificate
 
     def _tell(self, certificate: Certificate | None, ended: Verdict | None) -> None:

@@ -282,10 +282,12 @@ def repeats(kind: Kind, seed: int) -> bool:
 
 
 def play(
-    kind: Kind, greedy: list[int], seed: int, first: int, returns: np.ndarray, longest: int
-) -> Iterator[None]:
-    """Play episodes [first, first + n) of a policy, and write their returns, float64 (n,). Yields
-    after every step; to be run under `silence`. Local.
+    kind: Kind, greedy: list[int], seed: int, first: int, returns: np.ndarray, longest: int,
+    ended: np.ndarray,
+) -> Iterator[None]:  # fmt: skip
+    """Play episodes [first, first + n) of a policy, and write their returns, float64 (n,), and
+    whether they terminated, float64 (n,). Yields after every step; to be run under `silence`.
+    Local.
 
     greedy : the action of every state. Every episode is a function of (seed, its number), as far
     as the environment is one of its seed.
@@ -305,7 +307,7 @@ def play(
                 state, total, made = beginning(index, world.reset(seed=word)), 0.0, 0
             except BaseException as error:  # whatever the user's environment raises
                 raise refused(f"reset(seed={word})", error) from error
-            over = False
+            over = terminated = False
             while not over and made < longest:
                 action = greedy[state]
                 try:
@@ -318,7 +320,7 @@ def play(
                     raise refused(f"state {state}, action {action}", error) from error
                 state = following
                 yield
-            returns[k] = total
+            returns[k], ended[k] = total, terminated
     finally:
         shut(world)
 

@@ -21,6 +21,7 @@ best, law_step, law_start = best_of(4), exact, exact
 
 FIRST, SEED, LONGEST, FIRST_ROW, N_ROWS, PAUSE = range(6)
 STATE, STEP, DONE = range(3)
+CUT, ENDED = 1, 2
 NOT_BEGUN = -1
 
 
@@ -28,8 +29,8 @@ def evaluate(q, episodes, returns, params, control):
     """Play episodes with the lowest greedy action, each until it ends, leaves this rank's rows or
     has made PAUSE steps; a later call goes on with it.
 
-    q : this rank's rows. episodes : int64 (n, 3): state, steps made (`NOT_BEGUN` at first), whether
-    it is done; changed. returns : float64 (n,), undiscounted, in reward units; added to. control :
+    q : this rank's rows. episodes : int64 (n, 3): state, steps made (`NOT_BEGUN` at first), 0 or,
+    where it is over, `CUT` by the longest episode or `ENDED` by itself; changed. returns : float64 (n,), undiscounted, in reward units; added to. control :
     uint64 (6,): number of the first episode, seed, longest episode in steps, first row, rows, steps
     after which episodes wait. Every draw is a function of (seed, episode, step).
     """
@@ -46,8 +47,10 @@ def evaluate(q, episodes, returns, params, control):
             s, reward, ended = law_step(s, a, bits, params)
             total += reward
             step += 1
-            if ended or step >= longest:
-                done = 1
+            if ended:
+                done = ENDED
+            elif step >= longest:
+                done = CUT
         episodes[k, STATE], episodes[k, STEP], episodes[k, DONE] = i8(s), step, done
         returns[k] = total
 

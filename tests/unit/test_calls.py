@@ -184,7 +184,7 @@ def test_what_is_neither_is_named_wherever_it_is_met(odd: dict[str, Any], messag
     with pytest.raises(ModelError, match=f"odd: lane 10, state 0, action 0: .*{message}"):
         worlds.step(lanes, 0)
     with pytest.raises(ModelError, match=f"odd: evaluation, episode 4, state 0, .*{message}"):
-        list(play(kind, [1] * 4, 7, 4, np.zeros(2), 100))
+        list(play(kind, [1] * 4, 7, 4, np.zeros(2), 100, np.zeros(2)))
     with pytest.raises(ModelError, match=f"odd: certificate, episode 2, state 0, .*{message}"):
         wander(kind, 7, 1, range(2, 4), 100)
     assert repeats(kind, 3)
@@ -248,7 +248,7 @@ def test_whatever_an_environment_raises_names_it(error: BaseException, message: 
         worlds.step(lanes, 0)
     assert found.value.exit_code == 2
     with pytest.raises(ModelError, match=f"^x: evaluation, episode 0, state 0, .*: {message}"):
-        list(play(kind, [1] * 4, 7, 0, np.zeros(2), 100))
+        list(play(kind, [1] * 4, 7, 0, np.zeros(2), 100, np.zeros(2)))
     with pytest.raises(ModelError, match=f"^x: certificate, episode 0, state 0, .*: {message}"):
         wander(kind, 7, 1, range(2), 100)
     kind = stepped_environment("x", lambda: Raises("reset", error)).worlds
@@ -271,7 +271,7 @@ def test_an_interrupt_is_none_of_the_environments() -> None:
         with pytest.raises(KeyboardInterrupt), silence():
             worlds.step(lanes, 0)
         with pytest.raises(Interrupted), silence():
-            list(play(kind, [1] * 4, 7, 0, np.zeros(2), 100))
+            list(play(kind, [1] * 4, 7, 0, np.zeros(2), 100, np.zeros(2)))
         with pytest.raises(Interrupted), silence():
             repeats(kind, 3)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -292,11 +292,11 @@ def test_vectors_reset_without_teaching_it(mode: str) -> None:
 def test_games_are_played_by_their_number() -> None:
     kind = made("tests.worlds:Walk-v0").worlds
     whole, part = np.zeros(10), np.zeros(4)
-    list(play(kind, [1] * 12, 7, 0, whole, 1000))
-    list(play(kind, [1] * 12, 7, 3, part, 1000))
+    list(play(kind, [1] * 12, 7, 0, whole, 1000, whole.copy()))
+    list(play(kind, [1] * 12, 7, 3, part, 1000, part.copy()))
     assert part.tolist() == whole[3:7].tolist() and len(set(whole.tolist())) > 1
     vector = np.zeros(2)
-    list(play(made("tests.worlds:Row-v0").worlds, [1] * 11, 7, 0, vector, 1000))
+    list(play(made("tests.worlds:Row-v0").worlds, [1] * 11, 7, 0, vector, 1000, vector.copy()))
     assert vector.tolist() == [-10.0, -10.0]
 
 

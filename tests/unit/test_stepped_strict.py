@@ -155,10 +155,10 @@ def test_rewards_of_numpy_are_numbers() -> None:
 def test_an_evaluation_that_breaks_is_named() -> None:
     kind = told(SQUARE, INSIDE, np.array([0.0, 9.0]), bins=2).worlds
     with pytest.raises(ModelError, match="told: evaluation, episode 4, state 3, action 1: Value"):
-        list(play(kind, [1] * 4, 7, 4, np.zeros(2), 100))
+        list(play(kind, [1] * 4, 7, 4, np.zeros(2), 100, np.zeros(2)))
     kind = told(spaces.Discrete(5), 2, None, np.nan).worlds
     with pytest.raises(ModelError, match="episode 4, state 2, action 1: .* the return is nan"):
-        list(play(kind, [1] * 5, 7, 4, np.zeros(2), 100))
+        list(play(kind, [1] * 5, 7, 4, np.zeros(2), 100, np.zeros(2)))
 
 
 @pytest.mark.parametrize("trouble", ["", "forgets", "raises"])
@@ -239,7 +239,7 @@ def test_what_environments_print_and_warn_of_is_not_shown(capsys: Any, recwarn: 
     learner.learn()
     learner.rollback()
     learner.close()
-    list(in_time(play(environment.worlds, [1] * 3, 7, 0, np.zeros(1), 1)))
+    list(in_time(play(environment.worlds, [1] * 3, 7, 0, np.zeros(1), 1, np.zeros(1))))
     print("heard")
     assert capsys.readouterr().out == "heard\n" and not recwarn.list
 
