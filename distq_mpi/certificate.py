@@ -132,7 +132,8 @@ def requests(environment: Environment, q_dtype: Any) -> dict[str, Kernel]:
 class Solution(FiniteFields):
     """What is known of an environment; a None is not known, `unknown` says why.
 
-    stopped : whether that is because the run was asked to stop. size : largest |V*|, |worst value| and expected |reward| of one step. scale : see `gap_scale`.
+    stopped : whether that is because the run was asked to stop. size : largest |V*|, |worst value|
+    and expected |reward| of one step. scale : see `gap_scale`.
     """
 
     optimal_value: float | None = None
@@ -269,7 +270,7 @@ class Solver:
         known, _ = self._return(policy)
         return Solution(
             value, worst, extent, size, gap_scale(extent, value, worst, size), known,
-            self._best_return(), why and str(why), why is not None and why.stopped,
+            self._best_return(), None if why is None else str(why), why is not None and why.stopped,
         )  # fmt: skip
 
     def _worst(self, optimiser: Optimiser, extent: float) -> tuple[float | None, Unsolved | None]:

@@ -153,8 +153,8 @@ def _crossing(
     holding: Holding,
     asked_to_stop: Callable[[], bool],
 ) -> np.ndarray | None:
-    """As `_apart`, of all episodes, on every rank: each is played on by the owner of its state, until it
-    leaves its rows; then all ranks are told. None where a rank was asked to stop. COLLECTIVE."""
+    """As `_apart`, of all episodes and on every rank: each is played on by the owner of its state
+    until it leaves its rows; then all ranks receive it. COLLECTIVE."""
     transport, blocks, n = holding.transport, holding.blocks, config.evaluate.episodes
     assert blocks is not None
     longest = environment.max_episode_steps or NO_LIMIT_STEPS

@@ -30,9 +30,10 @@ def evaluate(q, episodes, returns, params, control):
     has made PAUSE steps; a later call goes on with it.
 
     q : this rank's rows. episodes : int64 (n, 3): state, steps made (`NOT_BEGUN` at first), 0 or,
-    where it is over, `CUT` by the longest episode or `ENDED` by itself; changed. returns : float64 (n,), undiscounted, in reward units; added to. control :
-    uint64 (6,): number of the first episode, seed, longest episode in steps, first row, rows, steps
-    after which episodes wait. Every draw is a function of (seed, episode, step).
+    where it is over, `CUT` by the longest episode or `ENDED` by itself; changed. returns : float64
+    (n,), undiscounted, in reward units; added to. control : uint64 (6,): number of the first
+    episode, seed, longest episode in steps, first row, rows, steps after which episodes wait. Every
+    draw is a function of (seed, episode, step).
     """
     longest, first_row, pause = i8(control[LONGEST]), control[FIRST_ROW], i8(control[PAUSE])
     for k in range(returns.size):

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from distq_mpi import bounds, budget, environments, planning, policy_evaluation
 from distq_mpi.bounds import Orders
-from distq_mpi.certificate import Certificate, Solver, requests, solvable
+from distq_mpi.certificate import Certificate, Solver, gap_scale, requests, solvable
 from distq_mpi.compact import Path
 from distq_mpi.config import EnvConfig
 from distq_mpi.environments import Environment, explicit_model
+from distq_mpi.finite import at_least, at_most, finite, positive_part
 from distq_mpi.holding import Holding
 from distq_mpi.krylov import Krylov
 from distq_mpi.partition import Partition
@@ -493,6 +494,170 @@ def test_undiscounted_values_that_are_not_finite_are_not_known() -> None:
     assert waits.policy_value is None and waits.policy_gap is None and waits.policy_return is None
     ends = this.certify(held(np.array([-6.0, -5]), 2), tight=True)
     assert (ends.policy_value, ends.policy_gap, ends.policy_loss) == (-5.0, 0.0, 0.0)
+
+
+def test_a_reward_before_a_loop_without_rewards_is_finite() -> None:
+    # 0 moves to 1 for 5; 1 stays for nothing, for ever.
+    p = np.array([[[0.0, 1]], [[0, 1]]])
+    this = solved(_model(p, np.array([[5.0], [0]]), start=np.array([1.0, 0])), 1.0)
+    assert (this.optimal_value, this.value_range) == (5.0, 5.0)
+    found = this.certify(held(np.zeros(2), 1), tight=True)
+    assert (found.policy_value, found.policy_return, found.policy_gap) == (5.0, 5.0, 0.0)
+
+
+def test_a_cycle_that_pays_for_ever_is_not_known_and_costs_little() -> None:
+    # Two states that pay 1 each time; state 2 ends. Nothing is solved for longer than its budget.
+    p = np.array([[[0.0, 1, 0], [0, 0, 1]], [[1, 0, 0], [1, 0, 0]], [[0, 0, 0], [0, 0, 0]]])
+    r = np.array([[1.0, 1], [1, 1], [0, 0]])
+    end = np.array([[0.0, 0], [0, 0], [1, 1]])
+    this = solver(_model(p, r, end, np.array([1.0, 0, 0])), 1.0)
+    spent = spending(this)
+    this.solve()
+    assert this.optimal_value is None and "for ever" in (this.solution.unknown or "")
+    assert sum(spent) < 1e6
+
+
+def test_an_end_that_is_rare_is_solved_for() -> None:
+    rare = 1e-10
+    environment = _model(np.array([[[1 - rare]]]), np.array([[1.0]]), np.array([[rare]]))
+    this = solver(environment, 1.0)
+    spent = spending(this)
+    this.solve()
+    assert this.optimal_value == pytest.approx(1 / rare, rel=1e-6)
+    assert sum(spent) < 1e8
+
+
+def spending(this: Solver) -> list[float]:
+    """The list of what the solves of a solver spend from now on."""
+    spent, made = list[float](), this.planner.budget
+
+    def budget_of(what: str) -> Any:
+        one = made(what)
+        spend = one.spend
+        one.spend = lambda n: spent.append(n) or spend(n)  # type: ignore[method-assign]
+        return one
+
+    this.planner.budget = budget_of  # type: ignore[method-assign]
+    return spent
+
+
+def test_a_budget_ends_a_solve_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "LEAST_WORK", 1e4)
+    monkeypatch.setattr(budget, "MOST_PASSES", 1.0)
+    monkeypatch.setattr(policy_evaluation, "factorise", lambda *given: None)
+    this = solved(make("CliffWalkingSlippery-v1"), 0.99999)
+    assert this.optimal_value is None and "did not suffice" in (this.solution.unknown or "")
+    found = this.certify(held(np.zeros(48 * 4), 4), tight=True)
+    assert found.policy_gap is None and found.unknown is not None
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_request_to_stop_ends_a_solve_on_all_ranks(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "BLOCK_TRANSITIONS", 25)
+    environment = make("grid", rows=6, columns=7, slip=0.2)
+    loaded = kernels(environment)
+
+    def work(transport: Any) -> Any:
+        this = Solver(environment, 0.999, loaded, transport, lambda: transport.rank == size - 1)
+        this.solve()
+        return this.solution
+
+    for solution in together(size, work):
+        assert solution.stopped and solution.optimal_value is None
+        assert "asked to stop" in solution.unknown
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_slow_mixers_at_long_horizons(seed: int) -> None:
+    """A grid of 900 states at .9999: once policy_value None beside policy_gap 0."""
+    environment = make("grid", rows=30, columns=30, slip=0.2)
+    this, n = solved(environment, 0.9999), environment.n_states
+    rng = np.random.default_rng(seed)
+    q = rng.normal(size=(n, 4))
+    q[:, 1:3] += 1.0  # mostly towards the goal
+    policy = q.argmax(axis=1)
+    chances, rewards = np.zeros((n, n)), np.zeros(n)
+    for s in range(n):
+        for i in range(3):
+            chance, ahead, reward, ended = environment.outcome(s, policy[s], i, environment.params)
+            rewards[s] += chance * reward
+            chances[s, ahead] += 0.0 if ended else chance
+    exact = np.linalg.solve(np.eye(n) - 0.9999 * chances, rewards)[0]
+    found = this.certify(held(q.reshape(-1), 4), tight=True)
+    assert found.policy_value == pytest.approx(exact, rel=1e-9)
+    assert found.policy_gap is not None and found.policy_gap > 0.1
+    assert found.policy_loss is not None and found.policy_loss > 1.0
+
+
+def test_gaps_are_measured_by_what_policies_differ_in() -> None:
+    # One state: V* has no range, but arms differ.
+    bandit = solved(_model(np.ones((1, 3, 1)), np.array([[1.0, 2, 5]])), 0.9)
+    assert bandit.value_range == 0.0 and bandit.solution.worst_value == pytest.approx(10)
+    gaps = [bandit.certify(held(np.eye(3)[k], 3)).policy_gap for k in range(3)]
+    assert gaps == pytest.approx([1.0, 0.75, 0.0], abs=1e-6)
+    # Short horizon: the start of a large grid is worth -100 whatever a policy does.
+    grid = solved(make("grid", rows=40, columns=40, slip=0.2), 0.9)
+    assert grid.value_range == pytest.approx(9.0, abs=0.1)
+    assert grid.solution.scale is not None and grid.solution.scale < 0.1
+    still = grid.certify(held(np.tile([1.0, 0, 0, 0], 1600), 4))
+    assert still.policy_gap == pytest.approx(1.0, rel=0.05)
+    text = " ".join(grid.caveats({"terminated": 0, "episodes": 100}))
+    assert "10 steps" in text and "78 steps" in text and "none of 100 evaluation" in text
+    assert grid.caveats({"terminated": 1, "episodes": 100})[0].startswith("the horizon")
+    assert solved(make("FrozenLake-v1"), 0.99).caveats({"terminated": 3, "episodes": 9}) == []
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_ranges_of_rounding_are_no_ranges(seed: int) -> None:
+    """All states are worth the same but for rounding; action 1 is better everywhere."""
+    rng = np.random.default_rng(seed)
+    p = rng.random((20, 2, 20))
+    p /= p.sum(axis=2, keepdims=True)
+    r = np.tile([0.1 * rng.random(), 1 + rng.random()], (20, 1))
+    this = solved(_model(p, r, 1 - p.sum(axis=2).round(12)), 0.97)
+    best, worst = held(np.tile([0.0, 1], 20), 2), held(np.tile([1.0, 0], 20), 2)
+    assert this.certify(best).policy_gap == pytest.approx(0.0, abs=1e-6)
+    assert this.certify(worst).policy_gap == pytest.approx(1.0, abs=1e-6)
+
+
+def test_gap_scales() -> None:
+    assert gap_scale(10.0, 5.0, 2.0, 10.0) == 3.0
+    assert gap_scale(10.0, 5.0, -1e4, 1e4) == 10.0
+    assert gap_scale(10.0, 5.0, None, 10.0) == 10.0
+    assert gap_scale(1e-12, 5.0, 2.0, 10.0) == 3.0
+    assert gap_scale(0.0, 5.0, 5.0, 10.0) == 0.0
+    assert gap_scale(0.0, 5.0, None, 10.0) is None
+    assert gap_scale(np.nan, 5.0, 2.0, 10.0) is None
+    assert gap_scale(np.inf, 5.0, 2.0, 10.0) is None
+
+
+def test_unknown_numbers_are_never_below_a_limit() -> None:
+    for bad in (None, np.nan, np.inf, -np.inf):
+        assert not at_most(bad, 1.0) and not at_least(bad, -1.0)
+        assert positive_part(bad) is None and finite(bad) is None
+    certificate = Certificate(policy_gap=float("nan"), policy_loss=float("inf"), policy_value=1.0)
+    assert (certificate.policy_gap, certificate.policy_loss) == (None, None)
+    assert certificate.policy_value == 1.0
+
+
+def test_rewards_of_any_size_have_returns() -> None:
+    for size in (1e12, 1e-12, 1e100):
+        environment = _model(np.array([[[0.5]]]), np.array([[size]]), np.array([[0.5]]))
+        known = solved(environment, 0.9).solution
+        assert known.optimal_policy_return == pytest.approx(2 * size)
+        limited = _model(
+            np.array([[[0.5]]]), np.array([[size]]), np.array([[0.5]]), max_episode_steps=50
+        )
+        known = solved(limited, 0.9).solution
+        assert known.optimal_policy_return == known.best_return == pytest.approx(2 * size)
+
+
+def test_the_best_return_is_no_less_than_that_of_the_discounted_optimum() -> None:
+    this = solved(make("FrozenLake-v1"), 0.9).solution
+    assert this.best_return == pytest.approx(0.7441902878, abs=1e-9)  # V3, by another solver
+    assert this.optimal_policy_return is not None and this.optimal_policy_return < this.best_return
 
 
 def test_undiscounted_where_only_the_start_is_proper() -> None:
