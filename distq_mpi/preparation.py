@@ -36,7 +36,7 @@ from distq_mpi.environments import variants
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.checking import check_all
 from distq_mpi.environments.sharing import share
-from distq_mpi.errors import ConfigError, FileError
+from distq_mpi.errors import ConfigError, FileError, ModelError
 from distq_mpi.files import publish
 from distq_mpi.fusion import fusion_of
 from distq_mpi.kernels.checking import checking_kernel
@@ -120,11 +120,15 @@ def build(
     exploring : `learn.exploring_starts`. given : an object in place of `env.id`. held_below,
     discount : see `environments.make`.
     """
-    environment = (
-        environments.make(env, held_below, discount)
-        if given is None
-        else environments.from_object(given, env)
-    )
+    try:
+        environment = (
+            environments.make(env, held_below, discount)
+            if given is None
+            else environments.from_object(given, env)
+        )
+    except MemoryError as error:
+        id = env.id if given is None else environments.object_id(given)
+        raise ModelError(f"{id}: it does not fit into memory: {error or 'no more'}") from error
     if env.max_episode_steps:
         text = f"{environment.model_id} limit {env.max_episode_steps}"
         environment = replace(

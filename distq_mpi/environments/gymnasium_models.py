@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,7 +19,7 @@ from distq_mpi.environments.contents import contents_hash
 from distq_mpi.environments.copies import copies_of, is_neutral, layers, object_contents
 from distq_mpi.environments.explicit import explicit_model
 from distq_mpi.environments.gymnasium_ids import maker, only_vector, with_options
-from distq_mpi.environments.silence import shut, silence
+from distq_mpi.environments.silence import errors_ignored, shut, silence
 from distq_mpi.environments.stepped import is_old, old_interface, stepped_environment
 from distq_mpi.environments.table_check import contradiction
 from distq_mpi.errors import ModelError
@@ -81,7 +80,7 @@ def _have_other_tables(made: Any, other: Any) -> bool:
     table, again = (vars(world.unwrapped).get("P") for world in (made, other))
     if not isinstance(table, Mapping | Sequence):
         return False
-    with contextlib.suppress(ValueError):  # arrays cannot be compared so
+    with silence(), errors_ignored():  # arrays, and objects of users, may not be comparable
         if bool(table == again):  # fast, but NaN is unlike NaN
             return False
     try:

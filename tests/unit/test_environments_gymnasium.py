@@ -159,6 +159,7 @@ def test_foreign_tables_are_checked(attributes, message):
     try:
         with pytest.raises(ModelError, match=message):
             made("Odd-v0", **attributes)
+        del gymnasium.registry["Odd-v0"]
         gymnasium.register("Odd-v0", entry_point=Odd)
         stepped = made("Odd-v0", **attributes)
         assert stepped.kind == "stepped"

@@ -192,3 +192,16 @@ def test_too_few_states_and_no_file_are_refused(tmp_path: Path) -> None:
         make(EnvConfig(id=id, kwargs={"n_states": 4}))
     with pytest.raises(ModelError, match="there is no file"):
         make(EnvConfig(id="log:nowhere.npz"))
+
+
+def test_a_log_beyond_memory_is_refused_with_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = written(tmp_path / "log.npz", log())
+
+    def beyond(*_: Any, **__: Any) -> Any:
+        return np.zeros(2**57)
+
+    monkeypatch.setattr(np, "bincount", beyond)
+    with pytest.raises(ModelError, match="does not fit into memory: Unable to allocate 1.00 EiB"):
+        build(EnvConfig(id=id))
