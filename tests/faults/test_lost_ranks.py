@@ -29,8 +29,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 SEED = int(os.environ.get("DISTQ_KILL_SEED", random.randrange(10**6)))
-JOBS = {"small": 5, "owners": 5, "median": 2, "stepped": 2, "sharded": 5, "in step": 3, "stale": 4,
-        "guarded": 5}
+JOBS = {"small": 5, "owners": 5, "one agent": 4, "few": 2, "median": 2, "stepped": 2, "sharded": 5,
+        "in step": 3, "one worker": 4, "stale": 4, "guarded": 5}
 """Two or more kills each."""
 
 
