@@ -134,10 +134,17 @@ class HostMemory:
 
 
 class Post:
-    """`transport.Post` of threads: a queue for each."""
+    """`transport.Post` of threads: a queue for each.
 
-    def __init__(self, rank: int, queues: list[queue.Queue[Any]], most: int) -> None:
+    is_broken : whether a rank is lost; RanksLost is raised once there is nothing left to take.
+    """
+
+    def __init__(
+        self, rank: int, queues: list[queue.Queue[Any]], most: int,
+        is_broken: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
         self._rank, self._queues, self._held = rank, queues, list[Any]()
+        self._is_broken, self.waits = is_broken, False
         self.sent_bytes, self.idle_s = 0, 0.0
         self.inbox = np.zeros(most, np.uint64)
 
@@ -157,11 +164,18 @@ class Post:
             if peer in (-1, source):
                 found: tuple[int, np.ndarray] = self._held.pop(k)
                 return found
-        while True:
-            one = self._queues[self._rank].get(timeout=60)
+        for _ in range(1200):
+            broken = self._is_broken()
+            try:
+                one = self._queues[self._rank].get(timeout=0.05)
+            except queue.Empty:
+                if broken:
+                    raise RanksLost("a rank was lost") from None
+                continue
             if peer in (-1, one[0]):
                 return one[0], one[1]
             self._held.append(one)
+        raise threading.BrokenBarrierError
 
 
 class Alone:
@@ -300,6 +314,8 @@ class Board:
         """Collectives that ranks, (generation, number), have entered; ranks that have left one."""
         self.changed = threading.Condition()
         self.dead: set[int] = set()
+        self.queues: dict[int, list[queue.Queue[Any]]] = {}
+        """Of each generation, one for each of its ranks."""
         self.broken = False
         """Whether a rank made a mistake, which ends all."""
 
@@ -343,6 +359,18 @@ class Board:
                 raise threading.BrokenBarrierError
             return [k for k in before if k in self.given[collective]]
 
+    def is_lost(self, generation: int, numbers: list[int]) -> bool:
+        """Whether one of the ranks of a generation is dead or has gone to recover."""
+        with self.changed:
+            recovering = self.given.get((generation + 1, GATHERING), {})
+            return self.broken or bool(recovering or self.dead.intersection(numbers))
+
+    def queues_of(self, generation: int, n_ranks: int) -> list[queue.Queue[Any]]:
+        """Of the messages of a generation, which none of another reads."""
+        with self.changed:
+            fresh = [queue.Queue[Any]() for _ in range(n_ranks)]
+            return self.queues.setdefault(generation, fresh)
+
     def say(self, dead: int | None = None, broken: bool = False) -> None:
         """Have all know that a rank is dead, or made a mistake."""
         with self.changed:
@@ -354,17 +382,15 @@ class Board:
 class Thread(Alone):
     """One of several ranks that are threads of this process; made by `together`."""
 
-    def __init__(
-        self, rank: int, size: int, board: Board, hosts: list[int] | None,
-        queues: list[queue.Queue[Any]],
-    ) -> None:  # fmt: skip
-        self._board, self._queues, self._all_hosts = board, queues, hosts
+    def __init__(self, rank: int, size: int, board: Board, hosts: list[int] | None) -> None:
+        self._board, self._all_hosts = board, hosts
         self._generation = 0
         self._place(rank, list(range(size)))
 
     def _place(self, rank: int, numbers: list[int]) -> None:
         """Be `rank` of the ranks that had these numbers when all were there."""
         self.rank, self.size, self._left = rank, len(numbers), numbers
+        self._queues = self._board.queues_of(self._generation, self.size)
         self.node_rank, self.node_size, self.leads_node = 0, 1, True
         hosts = self._hosts = self._all_hosts and [self._all_hosts[k] for k in numbers]
         if hosts is not None:
@@ -385,7 +411,8 @@ class Thread(Alone):
 
     def post(self, most: int) -> Post:
         """Single messages through queues."""
-        return Post(self.rank, self._queues, most)
+        board, generation, left = self._board, self._generation, self._left
+        return Post(self.rank, self._queues, most, lambda: board.is_lost(generation, left))
 
     @property
     def me(self) -> Any:
@@ -491,12 +518,11 @@ def together(
     """
     board = Board()
     results: list[Any] = [None] * size
-    queues: list[queue.Queue[Any]] = [queue.Queue() for _ in range(size)]
     errors: list[BaseException] = []
 
     def run(rank: int) -> None:
         try:
-            results[rank] = work(Thread(rank, size, board, hosts, queues))
+            results[rank] = work(Thread(rank, size, board, hosts))
         except Killed:
             board.say(dead=rank)
         except BaseException as error:

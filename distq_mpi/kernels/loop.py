@@ -44,11 +44,13 @@ RETURN_SUM, SQUARE_SUM, EPISODES = range(3)
 
 
 def begin(q, state, action, next_state, reward, terminated, age, gain, params, control):
-    """Put fresh lanes at a start state with their first transition made (step 0), unlearned."""
+    """Put fresh lanes at a start state with their first transition made, unlearned, in step
+    control[FIRST_STEP]: 0, or one whose draws no lane has used."""
+    now = control[FIRST_STEP]
     for lane in range(control[N_LANES]):
         number = control[FIRST_LANE] + u8(lane)
-        word, bits = threefry(u8(0), number, control[SEED], TRANSITION)
-        where, first = threefry(u8(0), number, control[SEED], RESET)
+        word, bits = threefry(now, number, control[SEED], TRANSITION)
+        where, first = threefry(now, number, control[SEED], RESET)
         s = law_start(where, params)
         a = choose_first(q, s * STRIDE, word, first, control[EXPLORE])
         age[lane], gain[lane] = u4(0), 0.0

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from distq_mpi.architectures import Allreduce, ServedInStep
+from distq_mpi.architectures import Allreduce, Served, ServedInStep
+from distq_mpi.architectures.desk import Desk
+from distq_mpi.architectures.hosting import Hosted
+from distq_mpi.architectures.worker import Worker
 from distq_mpi.errors import RanksLost
 from tests.stand_in import Alone, Killed, compiled, config, random_model, together
 
@@ -121,3 +126,104 @@ def test_a_rank_that_dies_in_any_collective_of_a_round_changes_no_bit(path: str)
             where = f"rank {victim} in collective {death} of {n_collectives}"
             assert found[victim] is None and {one[2] for one in left} == {1}, where
             assert left[0][:2] == wanted and {one[0] for one in left} == {wanted[0]}, where
+
+
+MODEL = random_model(20, 3)
+
+
+class Here(threading.local):
+    """Of a rank that learns out of step: its state and transport, and pushes until it dies."""
+
+    state: Any = None
+    transport: Any = None
+    left: float = float("inf")
+
+    def count(self) -> None:
+        """Count a push that was sent, or applied, from the third round on."""
+        if self.state is not None and self.state.progress.round >= 2:
+            self.left -= 1
+            if self.left == 0:
+                raise Killed
+
+
+def play_out_of_step(here: Here, settings: Any, kernels: Any) -> int:
+    """Return how often ranks were lost."""
+    transport, lost = here.transport, 0
+    transport.survives = True
+    state = here.state = Served(settings, MODEL, kernels, transport)
+
+    def go_on() -> None:
+        while state.progress.round < 5:
+            state.learn()
+            state.exchange((False, False, False))
+            state.commit()
+        transport.agree()
+
+    work: Callable[[], Any] = go_on
+    while True:
+        try:
+            work()
+            if work is go_on:
+                return lost
+            work = go_on
+        except RanksLost:
+            lost += 1
+            transport.recover()
+            work = functools.partial(recover, state, MODEL)
+
+
+@pytest.mark.parametrize(
+    ("servers", "victims", "protect"),
+    [(1, {2}, "off"), (1, {1, 3}, "off"), (1, {2}, "partner"), (2, {1}, "partner"),
+     (2, {1, 3}, "partner")],
+)  # fmt: skip
+def test_out_of_step_no_random_number_that_had_a_part_in_a_row_is_drawn_again(
+    servers: int, victims: set[int], protect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of steps that were pushed, of new starts, and of how servers round pushes."""
+    steps: dict[int, list[int]] = {}
+    versions: dict[int, set[int]] = {}
+    here = Here()
+
+    def learn(self: Any, agent: Any, now: int, n_steps: int, real: Any = Worker.learn) -> int:
+        n_made: int = real(self, agent, now, n_steps)
+        steps.setdefault(agent.number, []).extend(range(now + 1, now + n_made + 1))
+        return n_made
+
+    def begin(self: Any, *words: Any, real: Any = Hosted.begin) -> None:
+        steps.setdefault(self.number, []).append(words[3] if words[3:] else 0)
+        real(self, *words)
+
+    def push(self: Any, *words: Any, real: Any = Worker.push) -> Any:
+        found = real(self, *words)
+        here.count()
+        return found
+
+    def apply(self: Any, words: Any, real: Any = Desk._apply) -> None:
+        real(self, words)
+        versions.setdefault(here.transport._generation, set()).add(self.version)
+        here.count()
+
+    monkeypatch.setattr(Worker, "learn", learn)
+    monkeypatch.setattr(Hosted, "begin", begin)
+    monkeypatch.setattr(Worker, "push", push)
+    monkeypatch.setattr(Desk, "_apply", apply)
+    settings = config(
+        agents=5 - servers, lanes=8, steps_per_round=5, servers=servers, staleness=1,
+        protect=protect, dtype="float32",
+    )  # fmt: skip
+    kernels = compiled(Served.requests(settings, MODEL))
+
+    def work(transport: Any) -> int:
+        here.transport = transport
+        if transport.rank in victims:
+            here.left = 3 + 2 * transport.rank
+        return play_out_of_step(here, settings, kernels)
+
+    found = together(5, work)
+    assert [rank for rank in range(5) if found[rank] is None] == sorted(victims)
+    for made in steps.values():
+        assert sorted(made) == sorted(set(made))
+    generations = [versions[k] for k in sorted(versions)]
+    for before, after in itertools.pairwise(generations):
+        assert max(before) < min(after)
