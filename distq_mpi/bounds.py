@@ -6,9 +6,11 @@ import math
 
 import numpy as np
 
+from distq_mpi.kernels.elementary import logarithm
+
 RETRIED = 8
 """Checks after which the other order of sweeps is tried again."""
-MIXES_FAST = math.log(2.0) / 3
+MIXES_FAST = float(logarithm(2.0)) / 3
 """Decline of the bounds' logarithm per sweep with which Jacobi sweeps alone are good enough: three
 halve them."""
 
@@ -54,12 +56,12 @@ class Orders:
         """Note sweeps over a policy's pairs; before, after : the unevenness of TV - V."""
         self._n_sweeps, self._n_swept = n_sweeps, self._n_swept + n_sweeps
         if self.smooths_only and 0.0 < after < before < math.inf:
-            self._decline = math.log(before / after) / n_sweeps
+            self._decline = float(logarithm(before) - logarithm(after)) / n_sweeps
 
     def too_slow(self, share: float) -> bool:
         """Whether bounds of `share` of what they are now are too many sweeps away, and iterations
         that take their place have not failed."""
-        left = -math.log(share) / self._gain if self._gain > 0.0 else math.inf
+        left = -float(logarithm(share)) / self._gain if self._gain > 0.0 else math.inf
         return self._solves and self._n_swept >= PATIENCE and left > TOO_MANY
 
     def solved(self, worth_it: bool) -> None:
@@ -72,7 +74,8 @@ class Orders:
         if self._solving:
             self._solves, self._solving = self._solves and 2 * width < self._width, False
         elif self._n > 1 and 0.0 < width < math.inf and self._width < math.inf:
-            self._gain = math.log(self._width / width) / max(1, self._n_sweeps)
+            closed = float(logarithm(self._width) - logarithm(width))
+            self._gain = closed / max(1, self._n_sweeps)
             self._gains[self.smooths_only] = self._gain
         self._width, self._n = width, self._n + 1
         mixed, smooth = self._gains

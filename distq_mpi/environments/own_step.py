@@ -99,7 +99,8 @@ def _compare(where: str, chances: dict[Any, float], counts: dict[Any, int]) -> N
     square = sum((count - expected) ** 2 / expected for expected, count in cells)
     # Wilson & Hilferty (1931): the cube root of chi-square is nearly normal.
     spread = 2.0 / (9.0 * degrees)
-    limit = degrees * (1.0 - spread + SURPRISE * math.sqrt(spread)) ** 3
+    root = 1.0 - spread + SURPRISE * math.sqrt(spread)
+    limit = degrees * root * root * root
     if square > limit:
         key = max(chances, key=lambda k: abs(counts[k] - chances[k] * N_DRAWS))
         raise ModelError(
