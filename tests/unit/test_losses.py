@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distq_mpi.architectures import Allreduce, Served, ServedInStep
+from distq_mpi.architectures import Allreduce, Served, ServedInStep, Sharded
 from distq_mpi.architectures.desk import Desk
 from distq_mpi.architectures.hosting import Hosted
 from distq_mpi.architectures.worker import Worker
@@ -129,6 +129,66 @@ def test_a_rank_that_dies_in_any_collective_of_a_round_changes_no_bit(path: str)
 
 
 MODEL = random_model(20, 3)
+
+
+def play_protected(kernels: Any, transport: Any, **changes: Any) -> tuple[bytes, int]:
+    """Table and clocks of a sharded run after all rounds, and how often ranks were lost."""
+    settings = config(agents=0, lanes=8, steps_per_round=5, **changes)
+    transport.survives = transport.size > 1
+    state, lost = Sharded(settings, MODEL, kernels, transport), 0
+
+    def go_on() -> None:
+        while state.progress.round < ROUNDS:
+            transport.round = state.progress.round
+            state.learn()
+            state.exchange((False, False, False))
+            state.commit()
+        transport.agree()
+
+    work: Callable[[], Any] = go_on
+    while True:
+        try:
+            work()
+            if work is go_on:
+                break
+            work = go_on
+        except RanksLost:
+            lost += 1
+            transport.recover()
+            work = functools.partial(recover, state, MODEL)
+    rows = [q.tobytes() + clock.tobytes() for _, q, clock, _ in state.iter_rows()]
+    return b"".join(rows), lost
+
+
+@pytest.mark.parametrize("often", [True, False])
+def test_a_rank_that_dies_in_any_collective_of_a_sharded_round_changes_no_bit(
+    often: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows change in place; they return to the last commit, of the round or of the first one."""
+    monkeypatch.setattr("distq_mpi.architectures.sharded.COMMIT_STEPS", 1 if often else 10**6)
+    given = config(agents=0, lanes=8, protect="partner")
+    kernels = compiled(Sharded.requests(given, MODEL))
+    plain = compiled(Sharded.requests(config(agents=0, lanes=8), MODEL))
+    wanted, _ = play_protected(plain, Alone())
+
+    def undisturbed(transport: Any) -> Any:
+        count = watch(transport, None)
+        return *play_protected(kernels, transport, protect="partner"), count[0]
+
+    (n_collectives,) = {one[2] for one in together(N_RANKS, undisturbed)}
+    for victim in range(N_RANKS):
+        for death in range(n_collectives):
+
+            def dying(transport: Any, victim: int = victim, death: int = death) -> Any:
+                if transport.rank == victim:
+                    watch(transport, death)
+                return play_protected(kernels, transport, protect="partner")
+
+            found = together(N_RANKS, dying)
+            left = [one for rank, one in enumerate(found) if rank != victim]
+            where = f"rank {victim} in collective {death} of {n_collectives}"
+            assert found[victim] is None and {one[1] for one in left} == {1}, where
+            assert left[0][0] == wanted, where
 
 
 class Here(threading.local):
