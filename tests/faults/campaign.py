@@ -20,6 +20,8 @@ GARNET = ("--env.id", "garnet", "--env.kwargs.states", "20000", "--env.kwargs.ac
 SHARDED = ("--parallel.architecture", "sharded", "--parallel.protect", "partner",
            "--parallel.lanes", "64", "--parallel.steps_per_round", "400", "--env.id", "grid",
            "--env.kwargs.rows", "50", "--env.kwargs.columns", "50", *LENGTH)  # fmt: skip
+ENDS = ("share",) * 5
+"""More often than other phases: who is next in the chain of a broadcast decides who is behind."""
 CELLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "small": (ROUNDS, ("learn", "move", "fuse", "agree", "commit", "certificate", "checkpoint")),
     "owners": (
@@ -28,7 +30,7 @@ CELLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "one agent": (
         ("--parallel.agents", "1", *LENGTH),
-        ("learn", "move", "fuse", "share", "agree", "commit", "certificate"),
+        ("learn", "move", "fuse", *ENDS, "agree", "commit", "certificate"),
     ),
     "few": (
         ("--parallel.agents", "2", *LENGTH, *GARNET),
@@ -54,7 +56,7 @@ CELLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "one worker": (
         ("--parallel.agents", "1", *LENGTH, "--parallel.architecture", "server",
          "--parallel.servers", "3"),
-        ("learn", "move", "fuse", "share", "agree", "commit", "checkpoint"),
+        ("learn", "move", "fuse", *ENDS, "agree", "commit", "checkpoint"),
     ),
     "stale": (
         (*ROUNDS, "--parallel.architecture", "server", "--parallel.staleness", "4"),

@@ -51,6 +51,17 @@ def test_a_campaign_of_kills(cell: str, wanted: dict[str, str], tmp_path: Path) 
         assert not found, (f"DISTQ_KILL_SEED={SEED}", one, *found)
 
 
+@pytest.mark.parametrize("cell", ["one agent", "one worker"])
+def test_a_death_in_the_broadcast_that_ends_a_round(
+    cell: str, wanted: dict[str, str], tmp_path: Path
+) -> None:
+    """Its root has left when a rank behind the dead one fails in it, and is a round ahead."""
+    for victim in ("0", "1", "2", "3"):
+        one, path = Draw(cell, {victim: ["share", 20, 0]}), tmp_path / victim
+        ended, _ = perform(one, path)
+        assert not mistakes(one, ended, path, wanted[cell])
+
+
 def test_a_death_in_recovery_and_one_at_the_end(wanted: dict[str, str], tmp_path: Path) -> None:
     one = Draw("small", {"1": ["learn", 20, 0], "0": ["recover", 0, 0], "3": ["end", 0, 0]})
     ended, _ = perform(one, tmp_path / "run")
