@@ -70,7 +70,7 @@ def campaign(cells: list[str], n_kills: int, seed: int) -> int:
         told["rounds"] += [event["rounds_replayed"] for event in events]
     for cell, told in found.items():
         seconds = sorted(told["seconds"]) or [float("nan")]
-        print(f"{cell:<8} {len(told['kills']):4d} kills, {len(told['seconds']):4d} recoveries, "
+        print(f"{cell:<10} {len(told['kills']):4d} kills, {len(told['seconds']):4d} recoveries, "
               f"{len(told['bad'])} jobs wrong; recovery median {statistics.median(seconds):.3f} s, "
               f"p95 {seconds[int(0.95 * (len(seconds) - 1))]:.3f} s, most {seconds[-1]:.3f} s; "
               f"rounds done again: {sum(told['rounds'])}, most {max(told['rounds'], default=0)}",

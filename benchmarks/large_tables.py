@@ -64,10 +64,11 @@ class Learning:
         requests = loop.learning_kernels(learn, environment, record, lanes)
         kernels, self.lanes = load(requests, transport), lanes
         self.control = np.array(
-            [0, 1, lanes.first, n_lanes, 0, round(learn.epsilon * 2**32), NO_LIMIT], np.uint64
+            [0, 0, lanes.first, n_lanes, 0, round(learn.epsilon * 2**32), NO_LIMIT], np.uint64
         )
         rates = np.array([learn.discount, step_parameter(learn)])
         kernels["begin"](table.q, *lanes.arrays(), environment.params, self.control)
+        self.control[loop.FIRST_STEP] = 1
         self._call = kernels["learn"].bind(
             table.q, table.q, table.clock_words, *lanes.arrays(), lanes.trace(),
             np.zeros(loop.work_words(n_lanes), np.uint64), environment.params, self.control, rates,

@@ -6,9 +6,11 @@ import math
 
 import numpy as np
 
+from distq_mpi.kernels.elementary import logarithm
+
 RETRIED = 8
 """Checks after which the other order of sweeps is tried again."""
-MIXES_FAST = math.log(2.0) / 3
+MIXES_FAST = float(logarithm(2.0)) / 3
 """Decline of the bounds' logarithm per sweep with which Jacobi sweeps alone are good enough: three
 halve them."""
 
@@ -54,13 +56,15 @@ class Orders:
         """Note sweeps over a policy's pairs; before, after : the unevenness of TV - V."""
         self._n_sweeps, self._n_swept = n_sweeps, self._n_swept + n_sweeps
         if self.smooths_only and 0.0 < after < before < math.inf:
-            self._decline = math.log(before / after) / n_sweeps
+            self._decline = float(logarithm(before) - logarithm(after)) / n_sweeps
 
     def too_slow(self, share: float, many: int = TOO_MANY, patience: int = PATIENCE) -> bool:
         """Whether `patience` sweeps over a policy's pairs were made, and more than `many` would be
         needed until bounds are `share` of what they are now."""
-        left = -math.log(share) / self._gain if self._gain > 0.0 and share > 0.0 else math.inf
-        return self._n_swept >= patience and left > many
+        if self._n_swept < patience:
+            return False
+        closing = self._gain > 0.0 and share > 0.0
+        return not closing or -float(logarithm(share)) / self._gain > many
 
     def solved(self) -> None:
         """Note that something else took the place of sweeps before the next check."""
@@ -72,7 +76,8 @@ class Orders:
         if self._solving:
             self._solving = False
         elif self._n > 1 and 0.0 < width < math.inf and self._width < math.inf:
-            self._gain = math.log(self._width / width) / max(1, self._n_sweeps)
+            closed = float(logarithm(self._width) - logarithm(width))
+            self._gain = closed / max(1, self._n_sweeps)
             self._gains[self.smooths_only] = self._gain
         self._width, self._n = width, self._n + 1
         mixed, smooth = self._gains

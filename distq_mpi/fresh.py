@@ -7,7 +7,6 @@ greedy policy loses at most (max b - min b) / (1 - discount).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from distq_mpi.errors import ConfigError, ModelError
 from distq_mpi.finite import FiniteFields, positive_part
 from distq_mpi.holding import Holding
 from distq_mpi.kernels import Kernel
+from distq_mpi.kernels.elementary import logarithm
 from distq_mpi.kernels.fresh import (
     FALL,
     FLOOR,
@@ -150,7 +150,7 @@ def _rates(
         high, low = max(high, 0.0), min(low, 0.0)
     delta = asked.delta / (asked.check * (asked.check + 1))
     extent = most - least + discount * (high - low)
-    return np.array([discount, extent, math.log(pairs / delta), least, most])
+    return np.array([discount, extent, logarithm(pairs / delta), least, most])
 
 
 def _told(

@@ -41,7 +41,7 @@ from distq_mpi.files import publish
 from distq_mpi.fusion import fusion_of
 from distq_mpi.kernels.checking import checking_kernel
 from distq_mpi.kernels.evaluation import evaluation_kernel
-from distq_mpi.kernels.fusing import ROUND_LIMIT
+from distq_mpi.kernels.fusing import ROUND_LIMIT, SHARED_LIMIT
 from distq_mpi.kernels.objects import LoadedKernel, load
 from distq_mpi.kernels.optimism import OPTIMISTIC
 from distq_mpi.launcher import process_age_s, survives_deaths
@@ -190,6 +190,12 @@ def settle(
         mistakes.append(
             f"parallel.steps_per_round: {longest} steps of {per_agent} lanes per agent are more "
             f"than {ROUND_LIMIT} in a round"
+        )
+    shared = config.parallel.fusion == "hogwild"
+    if shared and longest * config.parallel.lanes > SHARED_LIMIT:
+        mistakes.append(
+            f"parallel.steps_per_round: {longest} steps of {config.parallel.lanes} lanes on one "
+            f"table are more than {SHARED_LIMIT} in a round"
         )
     if mistakes:
         raise ConfigError("\n".join(mistakes))

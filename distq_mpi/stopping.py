@@ -6,6 +6,7 @@ import functools
 import math
 from bisect import bisect_right
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from distq_mpi.finite import at_least, at_most
@@ -14,6 +15,7 @@ TARGETS = ("policy_gap", "policy_loss", "policy_loss_bound", "mean_return")
 EXACT_TARGETS = ("policy_gap", "policy_loss", "policy_loss_bound")
 CHECK_GROWTH = 1.25
 FIRST_SHARE = 0.1
+MOST_STEPS = 1 << 63
 EXIT_CODES = {"converged": 0, "finished": 0, "interrupted": 75, "diverged": 3, "failed": 1}
 
 
@@ -44,9 +46,13 @@ def is_check_round(progress: Any, n_pairs: int) -> bool:
 
 
 @functools.lru_cache(maxsize=1)
-def _checks(growth: float) -> list[float]:
-    """Powers of `growth`, from 1 on, as far as steps can go."""
-    return [growth**k for k in range(math.ceil(63 * math.log(2) / math.log(growth)))]
+def _checks(growth: float) -> list[int]:
+    """Powers of `growth`, from 1 on, rounded up, as far as steps can go; the same on any host."""
+    found, power = list[int](), Fraction(1)
+    while power < MOST_STEPS:
+        found.append(math.ceil(power))
+        power *= Fraction(growth)
+    return found
 
 
 def verdict(stop: Any, progress: Any, agreement: Any, certificate: Any) -> Verdict | None:

@@ -55,7 +55,9 @@ class Learner:
             self.kernels = {name: plain(k.template, k.parts) for name, k in requests.items()}
 
     def begin(self) -> None:
+        self.control[loop.FIRST_STEP] = 0
         self.kernels["begin"](self.rows.q, *self.lanes.arrays(), self.params, self.control)
+        self.control[loop.FIRST_STEP] = 1
 
     def learn(self, n_steps: int = 1) -> None:
         self.control[loop.N_STEPS] = n_steps

@@ -1,4 +1,8 @@
-"""What unit tests put in the place of ranks, configurations and compiled kernels."""
+"""Stand-ins for ranks, configurations and compiled kernels, for unit tests.
+
+Ranks are threads, and their collectives promise no more than MPI's do: a rank waits for those whose
+data it needs, and leaves before the rest have entered. `Board` says who needs whom.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,15 @@ import contextlib
 import queue
 import threading
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.explicit import explicit_model
-from distq_mpi.errors import DistqError
+from distq_mpi.errors import DistqError, RanksLost
 from distq_mpi.kernels import Kernel
 from distq_mpi.kernels.objects import LoadedKernel, load
 
@@ -78,7 +83,8 @@ class Neighbours:
 
     def fetch(self, array: np.ndarray) -> None:
         """Fill in the rows of others, behind this rank's own."""
-        everybody = self._ranks._exchange(array[: self._n_own].copy())
+        needed = {self._ranks.rank, *map(int, self._owner)}
+        everybody = self._ranks._exchange(array[: self._n_own].copy(), needed)
         assert array.size == self._n_own + self._wanted.size
         places = self._wanted - self._starts[self._owner]
         for k, (owner, row) in enumerate(zip(self._owner, places, strict=True)):
@@ -94,39 +100,51 @@ class HostMemory:
         place = mine.index(ranks.rank)
         arrays = ranks._exchange((np.zeros(common_bytes, np.uint8), np.zeros(own_bytes, np.uint8)))
         self.common, self.own = arrays[mine[0]][0], [arrays[rank][1] for rank in mine]
+        self.ranks = mine
         self.across = [[r for r, h in enumerate(hosts) if h == host][place] for host in set(hosts)]
 
     def seen(self) -> None:
         """Threads see everything."""
 
     def barrier(self) -> None:
-        """Wait for everybody."""
-        self._ranks._exchange(None)
+        """Wait for the ranks of this host."""
+        self._ranks._exchange(None, self.ranks)
 
     def sum_across(self, array: np.ndarray, partition: Any) -> np.ndarray:
-        """The sum of this rank's block over the ranks across."""
-        told = self._ranks._exchange(array.copy())
+        """The sum of this rank's block over the ranks across; one without rows waits for none."""
         start, stop = partition.block(self.across.index(self._ranks.rank))
+        told = self._ranks._exchange(array.copy(), self.across if start < stop else ())
+        if start == stop:
+            return array[:0]
         width = array.size // partition.n
         total: np.ndarray = np.sum([told[rank] for rank in self.across], axis=0)
         return total[start * width : stop * width]
 
     def allgather_across(self, array: np.ndarray, partition: Any) -> None:
-        """Blocks of the ranks across, in place."""
-        told = self._ranks._exchange(array.copy())
+        """Blocks of the ranks across, in place; those without rows are not waited for."""
+        needed = [rank for k, rank in enumerate(self.across) if partition.counts[k]]
+        told = self._ranks._exchange(array.copy(), needed)
         for k, rank in enumerate(self.across):
-            block = slice(*partition.block(k))
-            array[block] = told[rank][block]
+            if rank in needed:
+                block = slice(*partition.block(k))
+                array[block] = told[rank][block]
 
     def close(self) -> None:
         """Nothing to free."""
 
 
 class Post:
-    """`transport.Post` of threads: a queue for each."""
+    """`transport.Post` of threads: a queue for each.
 
-    def __init__(self, rank: int, queues: list[queue.Queue[Any]], most: int) -> None:
+    is_broken : whether a rank is lost; RanksLost is raised once there is nothing left to take.
+    """
+
+    def __init__(
+        self, rank: int, queues: list[queue.Queue[Any]], most: int,
+        is_broken: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
         self._rank, self._queues, self._held = rank, queues, list[Any]()
+        self._is_broken, self.waits = is_broken, False
         self.sent_bytes, self.idle_s = 0, 0.0
         self.inbox = np.zeros(most, np.uint64)
 
@@ -146,11 +164,18 @@ class Post:
             if peer in (-1, source):
                 found: tuple[int, np.ndarray] = self._held.pop(k)
                 return found
-        while True:
-            one = self._queues[self._rank].get(timeout=60)
+        for _ in range(1200):
+            broken = self._is_broken()
+            try:
+                one = self._queues[self._rank].get(timeout=0.05)
+            except queue.Empty:
+                if broken:
+                    raise RanksLost("a rank was lost") from None
+                continue
             if peer in (-1, one[0]):
                 return one[0], one[1]
             self._held.append(one)
+        raise threading.BrokenBarrierError
 
 
 class Alone:
@@ -175,9 +200,13 @@ class Alone:
     def agree(self) -> None:
         """All agree."""
 
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self._exchange(None)
+
     def gather(self, value: Any) -> list[Any] | None:
-        """Everybody's value on rank 0."""
-        found = self._exchange(value)
+        """Everybody's value on rank 0; no other rank waits."""
+        found = self._exchange(value, None if self.rank == 0 else ())
         return found if self.rank == 0 else None
 
     def gather_everywhere(self, value: Any) -> list[Any]:
@@ -197,8 +226,9 @@ class Alone:
                 raise one
 
     def shift(self, array: np.ndarray, received: np.ndarray, distance: int = 1) -> None:
-        """What the rank so far back gives."""
-        received[...] = self._exchange(array.copy())[(self.rank - distance) % self.size]
+        """What the rank so far back gives, which alone is waited for."""
+        source = (self.rank - distance) % self.size
+        received[...] = self._exchange(array.copy(), [source])[source]
 
     def host_memory(
         self, common_bytes: int, own_bytes: int, replica_bytes: int = 0
@@ -234,17 +264,19 @@ class Alone:
         return block
 
     def redistribute(self, rows: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """What every peer sends this one; a rank sends to itself, too."""
+        """What every peer sends this one; a rank sends to itself, too. All learn who sends."""
         mine = [rows[s : s + n].copy() for s, n in zip(starts, counts, strict=True)]
         return np.concatenate([theirs[self.rank] for theirs in self._exchange(mine)])
 
     def move_rows(
         self, rows: np.ndarray, starts: Any, counts: Any, received: np.ndarray, coming: Any
     ) -> None:
-        """As `redistribute`, into `received`."""
-        came = self.redistribute(rows, starts, counts)
-        assert len(came) == len(received) == coming.sum()
-        received[...] = came
+        """As `redistribute`, into `received`; peers that send nothing are not waited for."""
+        mine = [rows[s : s + n].copy() for s, n in zip(starts, counts, strict=True)]
+        sources = np.flatnonzero(coming).tolist()
+        told = self._exchange(mine, sources)
+        assert [len(told[k][self.rank]) for k in sources] == [int(coming[k]) for k in sources]
+        received[...] = np.concatenate([received[:0], *(told[k][self.rank] for k in sources)])
 
     def neighbours(self, rows: Any, wanted: np.ndarray) -> Neighbours:
         """Rows of others through the board."""
@@ -254,19 +286,113 @@ class Alone:
         """Messages through the board."""
         return Mail(self, region, middle, above, below)
 
-    def _exchange(self, mine: Any) -> list[Any]:
+    def _exchange(self, mine: Any, needed: Iterable[int] | None = None) -> list[Any]:
         return [mine]
+
+
+GATHERING = -1
+"""Number of the collective in which the ranks of a generation come together."""
+
+
+class Killed(BaseException):
+    """Raised in a rank's work: the rank dies there (`together`)."""
+
+
+class Board:
+    """What the threads of `together` have given to each collective, and which of them are dead.
+
+    Collectives are numbered by each rank as it enters them, and all ranks enter the same ones. A
+    rank leaves a collective as soon as it has what it needs. It raises RanksLost instead where what
+    it needs will not come, from a rank that is dead or has gone to recover: as late as MPI may say
+    so, and so that who comes how far does not depend on which thread is faster.
+    """
+
+    def __init__(self) -> None:
+        self.given: dict[tuple[int, int], dict[int, Any]] = {}
+        self.entered: Counter[tuple[int, int]] = Counter()
+        self.left: Counter[tuple[int, int]] = Counter()
+        """Collectives that ranks, (generation, number), have entered; ranks that have left one."""
+        self.changed = threading.Condition()
+        self.dead: set[int] = set()
+        self.queues: dict[int, list[queue.Queue[Any]]] = {}
+        """Of each generation, one for each of its ranks."""
+        self.broken = False
+        """Whether a rank made a mistake, which ends all."""
+
+    def give(self, collective: tuple[int, int], number: int, value: Any) -> None:
+        """Enter a collective, (generation, its number in it), as rank `number` of all."""
+        with self.changed:
+            self.given.setdefault(collective, {})[number] = value
+            self.changed.notify_all()
+
+    def leave(self, collective: tuple[int, int], n_ranks: int) -> None:
+        """Forget what was given to a collective that all its ranks have left."""
+        with self.changed:
+            self.left[collective] += 1
+            if self.left[collective] == n_ranks:
+                del self.left[collective], self.given[collective]
+
+    def take(self, collective: tuple[int, int], needed: Iterable[int]) -> dict[int, Any]:
+        """Wait for what these ranks give; return what there is."""
+        wanted = set(needed)
+        with self.changed:
+            self.given.setdefault(collective, {})
+            while not wanted <= self.given[collective].keys():
+                if self.broken:
+                    raise threading.BrokenBarrierError
+                recovering = self.given.get((collective[0] + 1, GATHERING), {}).keys()
+                if (wanted - self.given[collective].keys()) & (self.dead | recovering):
+                    raise RanksLost("a rank was lost")
+                if not self.changed.wait(120):
+                    raise threading.BrokenBarrierError
+            return dict(self.given[collective])
+
+    def gather(self, collective: tuple[int, int], number: int, before: list[int]) -> list[int]:
+        """Wait for all ranks of `before` that are not dead; return these."""
+        self.give(collective, number, None)
+        with self.changed:
+            ready = self.changed.wait_for(
+                lambda: self.broken or self.given[collective].keys() | self.dead >= {*before},
+                timeout=120,
+            )
+            if not ready or self.broken:
+                raise threading.BrokenBarrierError
+            return [k for k in before if k in self.given[collective]]
+
+    def is_lost(self, generation: int, numbers: list[int]) -> bool:
+        """Whether one of the ranks of a generation is dead or has gone to recover."""
+        with self.changed:
+            recovering = self.given.get((generation + 1, GATHERING), {})
+            return self.broken or bool(recovering or self.dead.intersection(numbers))
+
+    def queues_of(self, generation: int, n_ranks: int) -> list[queue.Queue[Any]]:
+        """Of the messages of a generation, which none of another reads."""
+        with self.changed:
+            fresh = [queue.Queue[Any]() for _ in range(n_ranks)]
+            return self.queues.setdefault(generation, fresh)
+
+    def say(self, dead: int | None = None, broken: bool = False) -> None:
+        """Have all know that a rank is dead, or made a mistake."""
+        with self.changed:
+            self.dead |= set() if dead is None else {dead}
+            self.broken = self.broken or broken
+            self.changed.notify_all()
 
 
 class Thread(Alone):
     """One of several ranks that are threads of this process; made by `together`."""
 
-    def __init__(
-        self, rank: int, size: int, barrier: threading.Barrier, board: list[Any],
-        hosts: list[int] | None, queues: list[queue.Queue[Any]],
-    ) -> None:  # fmt: skip
-        self.rank, self.size, self._queues = rank, size, queues
-        self._barrier, self._board, self._hosts = barrier, board, hosts
+    def __init__(self, rank: int, size: int, board: Board, hosts: list[int] | None) -> None:
+        self._board, self._all_hosts = board, hosts
+        self._generation = 0
+        self._place(rank, list(range(size)))
+
+    def _place(self, rank: int, numbers: list[int]) -> None:
+        """Be `rank` of the ranks that had these numbers when all were there."""
+        self.rank, self.size, self._left = rank, len(numbers), numbers
+        self._queues = self._board.queues_of(self._generation, self.size)
+        self.node_rank, self.node_size, self.leads_node = 0, 1, True
+        hosts = self._hosts = self._all_hosts and [self._all_hosts[k] for k in numbers]
         if hosts is not None:
             self.hosts = tuple(f"host {host}" for host in hosts)
             mine = [k for k, host in enumerate(hosts) if host == hosts[rank]]
@@ -276,27 +402,68 @@ class Thread(Alone):
     def host_memory(
         self, common_bytes: int, own_bytes: int, replica_bytes: int = 0
     ) -> HostMemory | None:
-        """Of the threads of a host, where there are hosts."""
-        if self._hosts is None:
+        """Of the threads of a host, where there are hosts, of several ranks and all of as many."""
+        if self._hosts is None or {*Counter(self._hosts).values()} != {self.node_size}:
+            return None
+        if self.node_size == 1:
             return None
         return HostMemory(self, self._hosts, common_bytes + replica_bytes, own_bytes)
 
     def post(self, most: int) -> Post:
         """Single messages through queues."""
-        return Post(self.rank, self._queues, most)
+        board, generation, left = self._board, self._generation, self._left
+        return Post(self.rank, self._queues, most, lambda: board.is_lost(generation, left))
+
+    @property
+    def me(self) -> Any:
+        """This rank, as `members` has it."""
+        return self.members[self.rank]
+
+    @property
+    def members(self) -> list[Any]:
+        """The ranks that are left, by their numbers when all were there."""
+        numbers = self.numbers or self._left
+        return [types.SimpleNamespace(number=k, host="here") for k in numbers]
 
     def _all(self, mine: np.ndarray) -> list[np.ndarray]:
         return self._exchange(mine.copy())
 
-    def _exchange(self, mine: Any) -> list[Any]:
-        self._barrier.wait()
-        self._board[self.rank] = mine
-        self._barrier.wait()
-        return list(self._board)
+    def _exchange(self, mine: Any, needed: Iterable[int] | None = None) -> list[Any]:
+        """Enter the next collective; return what each rank gave, None for ranks that have not yet.
+
+        needed : ranks to wait for; None: all.
+        """
+        board, who = self._board, (self._generation, self._left[self.rank])
+        collective = self._generation, board.entered[who]
+        board.entered[who] += 1
+        board.give(collective, who[1], mine)
+        ranks = range(self.size) if needed is None else needed
+        found = board.take(collective, [self._left[k] for k in ranks])
+        board.leave(collective, self.size)
+        return [found.get(number) for number in self._left]
+
+    def await_rank(self, rank: int) -> None:
+        """Wait until a rank has entered the collective that this one enters next."""
+        next_one = self._board.entered[self._generation, self._left[self.rank]]
+        self._board.take((self._generation, next_one), [self._left[rank]])
+
+    def recover(self) -> None:
+        """Go on with the ranks that are left; each of them comes here."""
+        number, self._generation = self._left[self.rank], self._generation + 1
+        left = self._board.gather((self._generation, GATHERING), number, self._left)
+        self._place(left.index(number), left)
+
+    def agree(self) -> None:
+        """Pass all together, or not at all."""
+        self._exchange(None)
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's value."""
-        return self._exchange(value)[0]
+        """Rank 0's value, which is passed on from rank to rank; the first waits for none."""
+        return self._exchange(value, self._chain(0))[0]
+
+    def _chain(self, root: int) -> list[int]:
+        """The ranks by way of which what a root gives comes to this one."""
+        return [(root + k) % self.size for k in range((self.rank - root) % self.size + 1)]
 
     def sum_int(self, array: np.ndarray) -> None:
         """Sum over ranks, in place."""
@@ -309,28 +476,35 @@ class Thread(Alone):
     max_float = max_int
 
     def broadcast_array(self, array: np.ndarray, root: int = 0) -> None:
-        """One rank's array, in place."""
-        array[...] = self._all(array)[root]
+        """One rank's array, in place, which is passed on from rank to rank."""
+        array[...] = self._exchange(array.copy(), self._chain(root))[root]
 
     def sum_to_owners(self, array: np.ndarray, partition: Any) -> np.ndarray:
-        """The sum over ranks of this rank's block."""
-        width = array.size // partition.n
+        """The sum over ranks of this rank's block; a rank without rows waits for none."""
+        width = array.size // max(1, partition.n)
         start, stop = partition.block(self.rank)
-        total: np.ndarray = np.sum(self._all(array), axis=0)
+        told = self._exchange(array.copy(), None if start < stop else ())
+        if start == stop:
+            return array[:0]
+        total: np.ndarray = np.sum(told, axis=0)
         return total[start * width : stop * width]
 
     def allgather_rows(self, array: np.ndarray, partition: Any) -> None:
-        """Every rank's block, in place."""
+        """Every rank's block, in place; ranks without rows are not waited for."""
+        if partition.n == 0:
+            return
         rows = array.reshape(partition.n, -1)
-        for rank, theirs in enumerate(self._all(rows)):
+        giving = np.flatnonzero(partition.counts).tolist()
+        told = self._exchange(rows.copy(), giving)
+        for rank in giving:
             start, stop = partition.block(rank)
-            rows[start:stop] = theirs[start:stop]
+            rows[start:stop] = told[rank][start:stop]
 
     def gather_rows(
         self, block: np.ndarray, partition: Any, root: int = 0
     ) -> np.ndarray | None:
-        """All blocks on `root`, None elsewhere."""
-        blocks = self._all(block)
+        """All blocks on `root`, None elsewhere, where no rank waits."""
+        blocks = self._exchange(block.copy(), None if self.rank == root else ())
         return np.concatenate(blocks) if self.rank == root else None
 
 
@@ -340,18 +514,20 @@ def together(
     """Run `work(transport)` on `size` ranks; return what each returned, raise what one raised.
 
     hosts : the host of every rank, for memory that those of one host share; None = there is none.
+    Ranks that raise `Killed` are dead: they return None, and the rest go on (`Thread.recover`).
     """
-    barrier, board = threading.Barrier(size, timeout=120), [None] * size
+    board = Board()
     results: list[Any] = [None] * size
-    queues: list[queue.Queue[Any]] = [queue.Queue() for _ in range(size)]
     errors: list[BaseException] = []
 
     def run(rank: int) -> None:
         try:
-            results[rank] = work(Thread(rank, size, barrier, board, hosts, queues))
+            results[rank] = work(Thread(rank, size, board, hosts))
+        except Killed:
+            board.say(dead=rank)
         except BaseException as error:
             errors.append(error)
-            barrier.abort()
+            board.say(broken=True)
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
     for thread in threads:

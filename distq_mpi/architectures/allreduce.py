@@ -343,7 +343,11 @@ class Allreduce(ReadReplicas):
         return max(1, wanted)
 
     def learn(self) -> None:
-        """LEARN and CONTRIBUTE: run every hosted agent from the base; add up what they found."""
+        """LEARN and CONTRIBUTE: run every hosted agent from the base; add up what they found.
+
+        Writes replicas and sums, never the next table: a rank that has not committed the last
+        round may still need what is in it (`_adopt`).
+        """
         self._scale()
         self._n_steps = n_steps = self.steps_of_round()
         if self._lone:
@@ -376,10 +380,11 @@ class Allreduce(ReadReplicas):
                 agent.lanes.forget()
             if self.reads:
                 self._contributed()
-            else:
-                self._call("adopt" if self._lone else "contribute", k)
+            elif not self._lone:
+                self._call("contribute", k)
             self.tiles.learned()
-            self._call("report", k)
+            if not self._lone:
+                self._call("report", k)
 
     def _learn_at_once(self, n_steps: int) -> None:
         """As `learn`, of small tables: one call for each agent, for calls take longer than loops.
@@ -390,8 +395,8 @@ class Allreduce(ReadReplicas):
         for k, agent in enumerate(self.agents):
             key = ("at once", k, self.current)
             if key not in self._bound:
-                found = "adopt" if self._lone else "contribute"
-                self._bind_in_turn(key, ("take_up", "learn", found, "report"))
+                rest = () if self._lone else ("contribute", "report")
+                self._bind_in_turn(key, ("take_up", "learn", *rest))
             agent.control[loop.EXPLORE] = self._explore_of(agent.number)
             agent.set_out(first_step, n_steps)
             self._bound[key]()
@@ -414,6 +419,7 @@ class Allreduce(ReadReplicas):
             for agent in self.agents:
                 self._kept_of(agent)[:] = agent.lanes.raw
         if self._lone:
+            self._adopt()
             self.transport.sum_int(self.agreed)
             self._share_lone()
             return self._agree(Agreement.read(self.header))
@@ -595,6 +601,21 @@ class Allreduce(ReadReplicas):
         if self.generative:
             return sweep_period(self.per_step)
         return lone_period(self.n_states * self.width, self.n_lanes, n_made, self.stepped)
+
+    def _adopt(self) -> None:
+        """FUSE of a single agent: its replica becomes the next table. COLLECTIVE.
+
+        The memory of the next table holds the base of the round before, to which the survivors of a
+        loss return if one of them has not committed the last round. The root of `_share_lone` is
+        not held up by such a rank, so it waits here until all ranks have committed.
+        """
+        if self.protects:
+            self.transport.barrier()
+        for k in range(len(self.agents)):
+            key = ("adopt at once", k, self.current)
+            if key not in self._bound:
+                self._bind_in_turn(key, ("adopt", "report"))
+            self._bound[key]()
 
     def _share_lone(self) -> None:
         """The one agent's table, visits and clocks reach the ranks that only look on."""

@@ -25,6 +25,7 @@ from distq_mpi.kernels.pushing import (
     VERSION,
     WANT,
 )
+from distq_mpi.partition import Partition
 from distq_mpi.table import Rows
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ class Desk:
     server 0, which alone holds workers back and calls pauses.
 
     Attributes: `clocks`, int64 (agents,), pushes of each; `busy_s`, float64 (agents,), seconds
-    between pulls and pushes of each; `staleness`, of each push of the last round; `kept_version`,
+    between pulls and pushes of each; `reached`, int64 (agents,), steps that every lane of each has
+    made, as far as it was pushed; `staleness`, of each push of the last round; `kept_version`,
     of the rows that a partner has; `pushes`, `pulls`, `dropped`, in all; `steps`, of this round's
     pushes.
     """
@@ -64,6 +66,9 @@ class Desk:
         self.over = np.zeros(rows.n_rows * rows.record.width, np.float32)
         self.versions = np.zeros(rows.n_rows, np.uint64)
         self.version, self.clocks = 0, np.zeros(self.n_agents, np.int64)
+        lanes = Partition.balanced(config.parallel.lanes, self.n_agents)
+        self.lanes = np.maximum(lanes.counts, 1)
+        self.reached = np.zeros(self.n_agents, np.int64)
         self.kept_version = 0
         self.answered_at, self.busy_s = np.zeros(self.n_agents), np.zeros(self.n_agents)
         self.answered_at[:] = time.perf_counter()
@@ -86,10 +91,13 @@ class Desk:
         self._collect = kernels["collect"].bind(table, self.versions, out, control)
         self._pick = kernels["pick"].bind(table, came, out, control)
 
-    def know_rows(self) -> None:
-        """Count from what the rows hold, which were brought in from outside. Local."""
+    def know_rows(self, n_pushes: int) -> None:
+        """Count from what the rows hold, which were brought in from outside. Local.
+
+        n_pushes : that came before, at most. A push's number decides how its values are rounded.
+        """
         self.over[:] = 0
-        self.versions[:] = self.version = self.version + 1
+        self.versions[:] = self.version = max(self.version, n_pushes) + 1
 
     def changed(self) -> np.ndarray:
         """Rows, uint64, that changed since `kept_version`. Local."""
@@ -148,6 +156,7 @@ class Desk:
         number, clock, known = (int(words[k]) for k in (AGENT, CLOCK, VERSION))
         behind = self.version - known
         self.clocks[number] = clock
+        self.reached[number] += int(words[STEPS]) // int(self.lanes[number])
         took = time.perf_counter() - self.answered_at[number]
         self.busy_s[number] += took
         self.longest_s = max(0.9 * self.longest_s, took)

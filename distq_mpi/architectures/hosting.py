@@ -53,17 +53,22 @@ class Hosted:
             with silence():
                 self.worlds = open_worlds(environment.worlds, first, n, seed)
 
-    def begin(self, kernel: Any, q: np.ndarray, params: Any) -> None:
-        """Put all lanes at their starts, with their first transition made, and commit them."""
+    def begin(self, kernel: Any, q: np.ndarray, params: Any, step: int = 0) -> None:
+        """Put all lanes at their starts, with their first transition made, and commit them.
+
+        step : whose draws decide it; those of later steps follow. 0, or one that the agent has not
+        made yet.
+        """
         if self.generative:
             return
+        self.control[loop.FIRST_STEP] = step
         if self.worlds is None:
             kernel(q, *self.committed.arrays(), params, self.control)
             return
         with silence():
-            self.worlds.begin()
+            self.worlds.begin(step)
             kernel(q, *self.committed.arrays(), self.worlds.start, self.control)
-            self.worlds.step(self.committed, 0)
+            self.worlds.step(self.committed, step)
         self.worlds.commit()
 
     def learn(self, call: Callable[[], None], first_step: int, n_steps: int) -> None:

@@ -23,7 +23,7 @@ from distq_mpi.errors import ConfigError
 from distq_mpi.files import SLICE_ROWS
 from distq_mpi.fusion import fusion_of
 from distq_mpi.kernels import Kernel, fusing, loop
-from distq_mpi.kernels.step_sizes import STEP_SIZES
+from distq_mpi.kernels.step_sizes import CLOCK_LIMIT, STEP_SIZES
 from distq_mpi.table import Rows, record_of
 
 LEAST_BYTES = 1 << 25
@@ -158,7 +158,7 @@ class InPlace(Allreduce):
         """Clocks beyond their limit return to it. COLLECTIVE."""
         block, most = self.replica.between(*self.owned), np.zeros(1, np.int64)
         self.kernels["largest"](block.clock_words, most)
-        if most[0] > fusing.CLOCK_LIMIT:
+        if most[0] > CLOCK_LIMIT:
             self._cut(block)
         self._meet()
 
@@ -167,7 +167,7 @@ class InPlace(Allreduce):
         uncounted = self._beside()
         for start in range(0, block.n_rows, SLICE_ROWS):
             clock = block.clock[start : start + SLICE_ROWS]
-            kept = np.minimum(clock, fusing.CLOCK_LIMIT)
+            kept = np.minimum(clock, CLOCK_LIMIT)
             if (clock > kept).any():  # what nobody writes to takes no memory
                 uncounted[start : start + SLICE_ROWS] += clock - kept
                 clock[...] = kept

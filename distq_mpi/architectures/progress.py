@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -45,7 +46,7 @@ class Progress(NamedTuple):
     @property
     def td_rms(self) -> float | None:
         """Root mean square TD error of the last round, reward units."""
-        return (self.square_sum / self.round_steps) ** 0.5 if self.round_steps else None
+        return math.sqrt(self.square_sum / self.round_steps) if self.round_steps else None
 
     def after(
         self, n_steps: int, learned: int, agreement: Agreement, period: int, scale: FixedPoint

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
+from distq_mpi.kernels.elementary import exponential, logarithm
 from distq_mpi.kernels.exploration import EXPLORATIONS
 from distq_mpi.kernels.fusing import UNIT
 
@@ -28,7 +30,17 @@ def exploration_at(learn: Any, n_steps: int) -> float:
     share = min(1.0, n_steps / length) if length else 1.0
     if schedule == "linear":
         return float(first + share * (final - first))
-    return float(first * (final / first) ** share)
+    if share == 1.0:
+        return float(final)
+    # Not `**`: each rank computes this, and its last bit depends on a host's C library.
+    if final <= first:
+        return float(first * exponential(-share * _logarithm(first / final)))
+    return float(first / exponential(-share * _logarithm(final / first)))
+
+
+@functools.lru_cache(maxsize=4)
+def _logarithm(ratio: float) -> float:
+    return float(logarithm(ratio))
 
 
 def next_period(

@@ -98,12 +98,15 @@ class Served(Host):
         self.protection: Protection | None = None
         self._rescued: Rescued | None = None
         self._n_recoveries, self._made, self.lost = 0, 0, ""
+        self._reached = np.zeros(self.n_agents, np.int64)
+        """Steps of every lane of each agent that this rank knows of; `Desk.reached` may be ahead.
+        What is beyond those of all ranks has changed no row."""
         learn = config.learn
         self._given = learn.initial, environment.return_bound, config.run.seed
         self._place(environment)
         if self.worker is not None:
             for agent in self.agents:
-                self._begin(agent)
+                self._begin(agent, 0)
 
     def _place(self, environment: Any) -> None:
         """Give every rank its agents or its rows; rows that servers have already stay. Local."""
@@ -138,6 +141,7 @@ class Served(Host):
             if self.desk is not None:
                 desk.go_on_from(self.desk)
             self.desk = desk
+            desk.reached[:] = self._reached
             self._protect_rows()
             return
         if self.worker is None:
@@ -171,9 +175,9 @@ class Served(Host):
     def _rows(self) -> Rows:
         return self.desk.rows if self.desk is not None else Rows(self.record, 0)
 
-    def _begin(self, agent: Any) -> None:
+    def _begin(self, agent: Any, step: int) -> None:
         agent.control[loop.EXPLORE] = self._explore()
-        agent.begin(self.kernels["begin"], self.base.q, self.params_of(agent.number))
+        agent.begin(self.kernels["begin"], self.base.q, self.params_of(agent.number), step)
 
     @staticmethod
     def check(config: Any, stepped: bool) -> None:
@@ -374,6 +378,7 @@ class Served(Host):
     def commit(self) -> None:
         """Count the round; what was pushed in it is on the partners, too. Local."""
         self.progress, self.header[:] = self.pending, 0
+        self._reached[:] = self.progress.agent_steps
         self._made = 0
         if self.protection is not None:
             self.protection.commit()
@@ -390,7 +395,8 @@ class Served(Host):
 
         What was pushed stays where servers are left; rows of lost ones come from their partners, as
         they were at the last pause. Agents of workers that are left go on from their last push,
-        those of others at new starts. False where rows are gone, or no worker is left.
+        those of lost ones at new starts, with draws that have changed no row so far. False where
+        rows are gone, or no worker is left.
         """
         transport = self.transport
         told = np.array([self._n_recoveries], np.int64)
@@ -430,6 +436,13 @@ class Served(Host):
             if progress.round > self.progress.round:
                 self.progress, self.header[:] = progress, 0
         self.pending = self.progress
+        if self.desk is not None:
+            np.maximum(self._reached, self.desk.reached, out=self._reached)
+        for number, (_, _, now, _) in kept.items():
+            self._reached[number] = max(self._reached[number], now)
+        transport.max_int(self._reached)
+        fresh = [number for number in range(self.n_agents) if number not in kept]
+        self._reached[fresh] += 1
         for agent in self.agents:
             agent.close()
         if rescued is not None:
@@ -439,7 +452,7 @@ class Served(Host):
         if rescued is not None:
             rescued.bring(transport, self._rows, self.blocks)
             if self.desk is not None:
-                self.desk.know_rows()
+                self.desk.know_rows(self._most_pushes())
             if not self._servers_of(rescued) <= left:
                 self.lost = f"of lost servers' rows {made[0]} pushes since the last pause are lost"
         for k, agent in enumerate(self.agents):
@@ -447,13 +460,17 @@ class Served(Host):
                 raw, worlds, self.now[k], self.periods[k] = kept[agent.number]
                 agent.resume_raw(raw, worlds, self.now[k])
             else:
-                self.now[k] = 0
-                self._begin(agent)
+                self.now[k] = int(self._reached[agent.number])
+                self._begin(agent, self.now[k])
         if self.protection is not None:
             self.protection.stage_rows(self.desk.changed() if self.desk else NO_ROWS)
         transport.agree()
         self._settle()
         return True
+
+    def _most_pushes(self) -> int:
+        """No fewer than servers can have counted so far: each was of a step or more. Local."""
+        return int(self._reached.sum()) + 2 * self._n_recoveries
 
     @staticmethod
     def _servers_of(rescued: Rescued) -> set[int]:
@@ -492,6 +509,10 @@ class Served(Host):
     def restore(self, progress: Progress, lanes: np.ndarray, worlds: Any = None) -> None:
         """Take counters and lanes of a checkpoint; rows come through `restore_rows`. Local."""
         super().restore(progress, lanes, worlds)
+        self._reached[:] = [progress.steps_of(k) for k in range(self.n_agents)]
+        if self.desk is not None:
+            self.desk.reached[:] = self._reached
+            self.desk.know_rows(self._most_pushes())
         self.now = [progress.steps_of(agent.number) for agent in self.agents]
         self.periods = [progress.period] * len(self.agents)
 
@@ -499,7 +520,7 @@ class Served(Host):
         """As `Sharded.restore_rows`. COLLECTIVE."""
         self.holding.take(start, stop, stored)
         if self.desk is not None:
-            self.desk.know_rows()
+            self.desk.know_rows(0)
 
     def reproducible(self) -> bool:
         """It never is. Local."""

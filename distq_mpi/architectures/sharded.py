@@ -84,7 +84,7 @@ def _unit_scale(td_rms: float | None) -> float:
     """Units in 1, a power of two, such that a typical square is 2^16 units."""
     if not td_rms or not math.isfinite(td_rms):
         return 2.0**20
-    return 2.0 ** (16 - max(-900, min(2 * math.frexp(td_rms)[1], 900)))
+    return math.ldexp(1.0, 16 - max(-900, min(2 * math.frexp(td_rms)[1], 900)))
 
 
 PEER_BYTES = 3 * 4096
@@ -280,7 +280,7 @@ class Sharded:
         # So many units of one, that the sum of all lanes' fits 63 bits.
         most = MOST_UNITS // (n_ticks * self.n_lanes)
         self.rates[crossing.CAP] = self.rates[crossing.RETURN_CAP] = most
-        self.rates[crossing.RETURN_SCALE] = 2.0 ** min(most.bit_length() - 1, 40)
+        self.rates[crossing.RETURN_SCALE] = 1 << min(most.bit_length() - 1, 40)
         return n_ticks
 
     def exchange(self, wishes: tuple[bool, bool, bool]) -> Agreement:

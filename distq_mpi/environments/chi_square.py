@@ -35,7 +35,8 @@ def misfit(chances: Mapping[Any, float], counts: Mapping[Any, int]) -> str:
     square = sum((count - expected) ** 2 / expected for expected, count in cells)
     # Wilson & Hilferty (1931): the cube root of chi-square is nearly normal.
     spread = 2.0 / (9.0 * degrees)
-    limit = degrees * (1.0 - spread + SURPRISE * math.sqrt(spread)) ** 3
+    root = 1.0 - spread + SURPRISE * math.sqrt(spread)
+    limit = degrees * root * root * root  # exact operations: the same on every host
     if square <= limit:
         return ""
     key = max(chances, key=lambda k: abs(counts[k] - chances[k] * n))

@@ -43,9 +43,9 @@ class VectorWorlds:
         mode = self._vector.metadata.get("autoreset_mode", NEXT_STEP)
         self._mode = str(getattr(mode, "value", mode))
 
-    def begin(self) -> None:
-        """Begin every lane's first episode."""
-        self._reset(0)
+    def begin(self, step: int = 0) -> None:
+        """Begin an episode of every lane in a step."""
+        self._reset(step)
 
     def step(self, lanes: Lanes, now: int) -> None:
         """Make every lane's chosen transition; write what comes of it.

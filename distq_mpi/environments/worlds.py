@@ -94,9 +94,10 @@ class Worlds:
         self._committed, self._tape = self._snapshot(), Tape()
         self._moved = False
 
-    def begin(self) -> None:
-        """Begin every lane's first episode; one more is tried for whether its seed decides it."""
-        seeds = reset_seeds(self.seed, self._numbers, 0)
+    def begin(self, step: int = 0) -> None:
+        """Begin an episode of every lane in a step; one more is tried for whether its seed decides
+        it."""
+        seeds = reset_seeds(self.seed, self._numbers, step)
         self.matched = repeats(self.kind, seeds[0])
         for lane, seed in enumerate(seeds):
             self.start[lane] = self._reset(lane, seed)

@@ -35,12 +35,12 @@ class FixedPoint:
     @cached_property
     def bound(self) -> float:
         """Contributions must stay below this."""
-        return 2.0**self.exponent
+        return math.ldexp(1.0, self.exponent)
 
     @cached_property
     def scale(self) -> float:
         """2^f with f = 62 - ceil(log2 K) - exponent: K contributions cannot overflow int64."""
-        return 2.0 ** (62 - math.ceil(math.log2(self.n_agents)) - self.exponent)
+        return math.ldexp(1.0, 62 - (self.n_agents - 1).bit_length() - self.exponent)
 
     def raised(self) -> FixedPoint:
         """The scale for running a round again in which a contribution did not fit."""

@@ -19,7 +19,6 @@ from distq_mpi.kernels.draws import ROUNDING, threefry
 from distq_mpi.kernels.fusing import (
     ALPHA,
     BOUND,
-    CLOCK_LIMIT,
     DISCOUNT,
     GAIN_LIMIT,
     GAIN_SCALE,
@@ -34,7 +33,7 @@ from distq_mpi.kernels.fusing import (
     sign_of,
     signed_clock,
 )
-from distq_mpi.kernels.step_sizes import COUNT
+from distq_mpi.kernels.step_sizes import CLOCK_LIMIT, COUNT
 from distq_mpi.kernels.storing import prefetch, prefetch_read
 
 u8, u4, f8, i8 = np.uint64, np.uint32, np.float64, np.int64

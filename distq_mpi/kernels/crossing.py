@@ -432,7 +432,7 @@ def crossing_parts(
     record : `table.Record`; lockstep : whether targets wait until all lanes were looked at, and are
     applied in lane order; undoes : whether rows are kept in the log before they change.
     """
-    parts = learning_parts(learn_config, n_actions, record)
+    parts = learning_parts(learn_config, n_actions, record, saturates=True)
     stride, update = parts["STRIDE"], parts["update"]
     keep = keep_row(record.row_bytes // 8) if undoes else keep_nothing
     if lockstep:

@@ -32,7 +32,7 @@ def exponential(x):
 
 
 def logarithm(x):
-    """ln x for finite x >= 1, to 2 ulp."""
+    """ln x for finite x >= 2^-1022, to 2 ulp; next to 1 to 2 ulp of 1 - x. 0 counts as 2^-1023."""
     bits = bits_of(x)
     n = f8(i8(bits >> EXPONENT_BITS) - i8(1023))
     m = float_of((bits & MANTISSA) | ONE)

@@ -20,6 +20,7 @@ outcomes, outcome, law_step = exact, exact, exact
 FIRST, STRIDE, N_SAMPLES, SEED, CHECK = range(5)
 DISCOUNT, RANGE, LOG_PAIRS, LEAST, MOST = range(5)
 RISE, FALL, FLOOR, OUTSIDE = range(4)
+LOG_4, LOG_8 = 1.3862943611198906, 2.0794415416798357
 CHECK_SHIFT = u8(40)
 """Samples of a pair that a check may draw, as a power of two."""
 
@@ -31,8 +32,8 @@ def half_width(n, variance, extent, log_pairs):
     each two-sided at half of that probability. n : >= 2. extent : largest minus smallest value that
     a sample can have. log_pairs : log(pairs / d).
     """
-    hoeffding = extent * math.sqrt((log_pairs + math.log(4.0)) / (2.0 * n))
-    logged = log_pairs + math.log(8.0)
+    hoeffding = extent * math.sqrt((log_pairs + LOG_4) / (2.0 * n))
+    logged = log_pairs + LOG_8
     bernstein = math.sqrt(2.0 * variance * logged / n) + 7.0 * extent * logged / (3.0 * (n - 1.0))
     return min(hoeffding, bernstein)
 

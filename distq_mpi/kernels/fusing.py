@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from distq_mpi.kernels.step_sizes import (
+    CLOCK_LIMIT,
     COUNT,
     MINUS,
     NO_SIGN,
@@ -25,10 +26,11 @@ from distq_mpi.kernels.step_sizes import (
 
 u8, u4, f8, i8 = np.uint64, np.uint32, np.float64, np.int64
 
-# The count of a clock stops here; a round adds less, so a difference of clocks is exact.
-CLOCK_LIMIT = u4(1 << 29)
 # Steps of one agent in a round: the squares of visits of 2^13 agents then fit 64 bits.
 ROUND_LIMIT = 1 << 24
+# Steps of all agents on one table in a round. Its clocks are limited whenever the steps pass a
+# multiple of 2^31 (`schedules.settles`): until then 2^29 + 2^31 + 2^30 fit 32 bits.
+SHARED_LIMIT = 1 << 30
 # Fixed point of gains, each at most 1: those of 2^14 agents fit.
 GAIN_SCALE = 2.0**48
 # Sum of gains from which `delta` moves away from its target.

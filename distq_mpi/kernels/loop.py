@@ -12,7 +12,7 @@ from distq_mpi.kernels.exploration import EXPLORATIONS, best_of, entry, epsilon_
 from distq_mpi.kernels.optimism import LAWS, capped
 from distq_mpi.kernels.planning import LAWS as PLANNING
 from distq_mpi.kernels.rules import RULES, coin, only_part
-from distq_mpi.kernels.step_sizes import STEP_SIZES
+from distq_mpi.kernels.step_sizes import STEP_SIZES, saturating
 from distq_mpi.kernels.storing import bits_of, exact, float_of, prefetch, stochastic
 from distq_mpi.kernels.traces import (
     TRACES,
@@ -44,11 +44,13 @@ RETURN_SUM, SQUARE_SUM, EPISODES = range(3)
 
 
 def begin(q, state, action, next_state, reward, terminated, age, gain, params, control):
-    """Put fresh lanes at a start state with their first transition made (step 0), unlearned."""
+    """Put fresh lanes at a start state with their first transition made, unlearned, in step
+    control[FIRST_STEP]: 0, or one whose draws no lane has used."""
+    now = control[FIRST_STEP]
     for lane in range(control[N_LANES]):
         number = control[FIRST_LANE] + u8(lane)
-        word, bits = threefry(u8(0), number, control[SEED], TRANSITION)
-        where, first = threefry(u8(0), number, control[SEED], RESET)
+        word, bits = threefry(now, number, control[SEED], TRANSITION)
+        where, first = threefry(now, number, control[SEED], RESET)
         s = law_start(where, params)
         a = choose_first(q, s * STRIDE, word, first, control[EXPLORE])
         age[lane], gain[lane] = u4(0), 0.0
@@ -271,13 +273,14 @@ def first_action(best, choose, n_actions, explores):
 
 
 def learning_parts(
-    learn_config: Any, n_actions: int, record: Any, n_states: int = 0
+    learn_config: Any, n_actions: int, record: Any, n_states: int = 0, saturates: bool = False
 ) -> dict[str, Any]:
     """Return the parts that make a loop learn under a `[learn]` configuration. Local.
 
     `best`, `choose` and `choose_first` of the behaviour; `learn_one`, the law of one transition,
     and its halves `look` and `update`; `drop`, which empties a lane's trace. n_states : only rules
-    that learn a model ask for it, where they learn.
+    that learn a model ask for it, where they learn. saturates : whether clocks are limited at every
+    tick, not between rounds.
     """
     rule = RULES[learn_config.rule]
     exploration = EXPLORATIONS[learn_config.exploration]
@@ -292,6 +295,8 @@ def learning_parts(
     frozen = learn_config.target == "frozen"
     # Where targets are frozen an agent's value is the mean of those of the round.
     step_size = STEP_SIZES["linear" if frozen else learn_config.step_size]
+    if saturates:
+        step_size = saturating(step_size)
     update = writing_law(record, step_size, store)
     if learn_config.rule in LAWS:
         update = LAWS[learn_config.rule](learn_config, record, step_size, store)

@@ -9,7 +9,6 @@ import numpy as np
 
 from distq_mpi.kernels.draws import ROUNDING, threefry
 from distq_mpi.kernels.fusing import (
-    CLOCK_LIMIT,
     LARGE,
     LENGTH,
     NON_FINITE,
@@ -18,7 +17,7 @@ from distq_mpi.kernels.fusing import (
     sign_of,
     signed_clock,
 )
-from distq_mpi.kernels.step_sizes import COUNT, next_visit, rescaled_linear
+from distq_mpi.kernels.step_sizes import CLOCK_LIMIT, COUNT, next_visit, rescaled_linear
 from distq_mpi.kernels.storing import exact
 
 u8, u4, f8, i8 = np.uint64, np.uint32, np.float64, np.int64

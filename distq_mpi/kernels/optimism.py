@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-u8, u4, f8 = np.uint64, np.uint32, np.float64
+u8, f8 = np.uint64, np.float64
 
 OPTIMISTIC = ("ucb_hoeffding", "ucb_discounted")
 
@@ -36,10 +36,11 @@ def hoeffding_law(learn: Any, record: Any, step_size: Any, store: Any) -> Any:
     a = (H + 1) / (H + k) and b_k = c sqrt(H^3 iota / k) (Jin et al. 2018, algorithm 1)."""
     stride, clock_stride = u8(record.stride), u8(record.clock_stride)
     clock_offset, size, scale = u8(record.clock_offset), step_size.size, bonus_scale(learn)
+    tick = step_size.tick
 
     def update(q, clock, state, entry, target, bits, discount, alpha):
         pair, cell = state * stride + entry, state * clock_stride + clock_offset + entry
-        ticked = clock[cell] + u4(1)
+        ticked = tick(clock[cell], 0.0)
         clock[cell] = ticked
         td_error = target + scale / np.sqrt(f8(ticked)) - q[pair]
         q[pair] = store(q[pair], size(ticked, discount, alpha) * td_error, bits)
@@ -57,11 +58,12 @@ def discounted_law(learn: Any, record: Any, step_size: Any, store: Any) -> Any:
     """
     stride, clock_stride, width = u8(record.stride), u8(record.clock_stride), u8(record.n_actions)
     clock_offset, size, scale = u8(record.clock_offset), step_size.size, bonus_scale(learn)
+    tick = step_size.tick
 
     def update(q, clock, state, entry, target, bits, discount, alpha):
         least = state * stride + entry
         pair, cell = least + width, state * clock_stride + clock_offset + entry
-        ticked = clock[cell] + u4(1)
+        ticked = tick(clock[cell], 0.0)
         clock[cell] = ticked
         clock[cell + width] = ticked
         td_error = target + scale / np.sqrt(f8(ticked)) - q[pair]

@@ -14,8 +14,7 @@ import numpy as np
 from distq_mpi.kernels import Kernel
 from distq_mpi.kernels.caching import key_at, same
 from distq_mpi.kernels.draws import ROUNDING, threefry
-from distq_mpi.kernels.fusing import CLOCK_LIMIT
-from distq_mpi.kernels.step_sizes import STEP_SIZES, next_visit, rescaled_linear
+from distq_mpi.kernels.step_sizes import CLOCK_LIMIT, STEP_SIZES, next_visit, rescaled_linear
 from distq_mpi.kernels.storing import exact, stochastic
 
 u8, u4, f8, f4, i8 = np.uint64, np.uint32, np.float64, np.float32, np.int64

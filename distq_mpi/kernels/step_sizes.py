@@ -17,6 +17,11 @@ from distq_mpi.kernels.elementary import inverse_power
 u4, f8 = np.uint32, np.float64
 
 COUNT = u4((1 << 30) - 1)
+LIMIT_BIT = u4(29)
+CLOCK_LIMIT = u4(1 << 29)
+"""The count at which a clock saturates. Where agents are fused, and where an agent is alone, clocks
+are limited between rounds, which add less than as much again, so that differences of clocks are
+exact; where there is neither (`sharded`), with every tick (`saturating`)."""
 SIGN_SHIFT = u4(30)
 PLUS, MINUS, NO_SIGN = u4(1), u4(2), u4(3)
 
@@ -59,8 +64,26 @@ def tick_visit(clock, td_error):
 def tick_sign(clock, td_error):
     """Count a change of sign; an error of 0 keeps the sign."""
     old = clock >> SIGN_SHIFT
-    new = PLUS if td_error > 0.0 else MINUS if td_error < 0.0 else old if old > 0 else NO_SIGN
+    new = sign_after(old, td_error)
     return (new << SIGN_SHIFT) | ((clock & COUNT) + u4((old > 0) & (old + new == 3)))
+
+
+def sign_after(old, td_error):
+    """The sign that follows `old` with this error."""
+    return PLUS if td_error > 0.0 else MINUS if td_error < 0.0 else old if old > 0 else NO_SIGN
+
+
+def tick_visit_limited(clock, td_error):
+    """As `tick_visit`, up to CLOCK_LIMIT; a clock beyond it stays."""
+    return clock + u4(clock < CLOCK_LIMIT)
+
+
+def tick_sign_limited(clock, td_error):
+    """As `tick_sign`, up to a count of CLOCK_LIMIT; a count beyond it stays."""
+    old = clock >> SIGN_SHIFT
+    new = sign_after(old, td_error)
+    below = (clock ^ CLOCK_LIMIT) >> LIMIT_BIT  # in bit 0, and cheaper than a comparison
+    return (new << SIGN_SHIFT) | ((clock & COUNT) + (u4((old > 0) & (old + new == 3)) & below))
 
 
 def next_visit(clock):
@@ -103,6 +126,11 @@ STEP_SIZES = {
         sign_change, tick_sign, next_same_sign, signed=True, parameter="exponent"
     ),
 }
+
+
+def saturating(step_size: StepSize) -> StepSize:
+    """The step size with clocks that are limited at every tick, not between rounds."""
+    return replace(step_size, tick=tick_sign_limited if step_size.signed else tick_visit_limited)
 
 
 def by_rounds(step_size: StepSize, n_whole: int) -> StepSize:

@@ -36,11 +36,12 @@ learn_one, choose_first, drop, FROZEN = exact, exact, exact, False
 
 
 def begin(q, state, action, next_state, reward, terminated, age, gain, start, control):
-    """Put fresh lanes at their start states and choose their first actions (step 0)."""
+    """Put fresh lanes at their start states and choose their first actions; as `loop.begin`."""
+    now = control[FIRST_STEP]
     for lane in range(control[N_LANES]):
         number = control[FIRST_LANE] + u8(lane)
-        word = threefry(u8(0), number, control[SEED], TRANSITION)[0]
-        first = threefry(u8(0), number, control[SEED], RESET)[1]
+        word = threefry(now, number, control[SEED], TRANSITION)[0]
+        first = threefry(now, number, control[SEED], RESET)[1]
         age[lane], gain[lane], state[lane] = u4(0), 0.0, start[lane]
         action[lane] = choose_first(q, start[lane] * STRIDE, word, first, control[EXPLORE])
 

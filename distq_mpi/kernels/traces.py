@@ -7,7 +7,7 @@ off a table, but where `forgets` says otherwise.
 
 from __future__ import annotations
 
-import math
+import functools
 from typing import Any
 
 import numpy as np
@@ -48,8 +48,16 @@ def depth_of(learn: Any, n_pairs: int = 0, n_lanes: int = 1) -> int:
     decay = learn.discount * learn.trace_decay
     if decay <= LEAST_ELIGIBILITY:
         return 1
-    # The pair visited, those of ages at which one is eligible, and one whose rounding decides.
-    return math.floor(math.log(LEAST_ELIGIBILITY) / math.log(decay)) + 2
+    # The pair visited, those of ages at which one is eligible, as lanes multiply, and one more.
+    return _eligible_ages(decay) + 2
+
+
+@functools.lru_cache(maxsize=4)
+def _eligible_ages(decay: float) -> int:
+    n, eligibility = 0, decay
+    while eligibility >= LEAST_ELIGIBILITY:
+        n, eligibility = n + 1, eligibility * decay
+    return n
 
 
 def forgets(learn: Any) -> bool:

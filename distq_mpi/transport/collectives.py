@@ -40,6 +40,15 @@ class Collectives:
                 time.sleep(nap_s)
                 nap_s = min(2 * nap_s, NAPS_S[1])
 
+    def barrier(self) -> None:
+        """Wait until all ranks have called this.
+
+        As after `sum_int`, `max_int`, `max_float` and `gather_everywhere`, all ranks have then come
+        so far. After the other collectives they need not have: the root of a broadcast, and a rank
+        that only sends or gets no rows, may leave before another rank has entered.
+        """
+        self._comm.Barrier()
+
     def broadcast(self, value: Any) -> Any:
         """Return rank 0's object on every rank (pickled; for setup and rare events)."""
         self.come_together()

@@ -121,7 +121,7 @@ class Runs:
         kernels = load(requests if transport.leads_node else None, transport)
         rows = Rows(record, world.n_states)
         control = np.array(
-            [steps, 1, start, mine, seed, EXPLORATIONS[learn.exploration].encode(EPSILON),
+            [steps, 0, start, mine, seed, EXPLORATIONS[learn.exploration].encode(EPSILON),
              NO_LIMIT], u8,
         )  # fmt: skip
         rates, totals = np.array([discount, alpha]), np.zeros(3)

@@ -13,18 +13,27 @@ from tests.launching import Ended, run, start
 
 DYING = str(Path(__file__).with_name("dying.py"))
 N_RANKS, N_ROUNDS, FIRST, LAST = 4, 60, 3, 50
-ROUNDS = ("--parallel.agents", "4", "--stop.rounds", str(N_ROUNDS),
-          "--checkpoint.every_rounds", "5")  # fmt: skip
+LENGTH = ("--stop.rounds", str(N_ROUNDS), "--checkpoint.every_rounds", "5")
+ROUNDS = ("--parallel.agents", "4", *LENGTH)
 GARNET = ("--env.id", "garnet", "--env.kwargs.states", "20000", "--env.kwargs.actions", "4",
           "--env.kwargs.branching", "2", "--evaluate.exact", "false")  # fmt: skip
 SHARDED = ("--parallel.architecture", "sharded", "--parallel.protect", "partner",
            "--parallel.lanes", "64", "--parallel.steps_per_round", "400", "--env.id", "grid",
-           "--env.kwargs.rows", "50", "--env.kwargs.columns", "50", "--stop.rounds", str(N_ROUNDS),
-           "--checkpoint.every_rounds", "5")  # fmt: skip
+           "--env.kwargs.rows", "50", "--env.kwargs.columns", "50", *LENGTH)  # fmt: skip
+ENDS = ("share",) * 5
+"""More often than other phases: who is next in the chain of a broadcast decides who is behind."""
 CELLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "small": (ROUNDS, ("learn", "move", "fuse", "agree", "commit", "certificate", "checkpoint")),
     "owners": (
         (*ROUNDS, *GARNET, "--parallel.fusion", "mean"),
+        ("learn", "move", "fuse", "share", "agree", "commit", "checkpoint"),
+    ),
+    "one agent": (
+        ("--parallel.agents", "1", *LENGTH),
+        ("learn", "move", "fuse", *ENDS, "agree", "commit", "certificate"),
+    ),
+    "few": (
+        ("--parallel.agents", "2", *LENGTH, *GARNET),
         ("learn", "move", "fuse", "share", "agree", "commit", "checkpoint"),
     ),
     "median": (
@@ -43,6 +52,11 @@ CELLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "in step": (
         (*ROUNDS, "--parallel.architecture", "server", "--parallel.servers", "2"),
         ("learn", "move", "agree", "commit", "checkpoint"),
+    ),
+    "one worker": (
+        ("--parallel.agents", "1", *LENGTH, "--parallel.architecture", "server",
+         "--parallel.servers", "3"),
+        ("learn", "move", "fuse", *ENDS, "agree", "commit", "checkpoint"),
     ),
     "stale": (
         (*ROUNDS, "--parallel.architecture", "server", "--parallel.staleness", "4"),

@@ -29,8 +29,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 SEED = int(os.environ.get("DISTQ_KILL_SEED", random.randrange(10**6)))
-JOBS = {"small": 5, "owners": 5, "median": 2, "stepped": 2, "sharded": 5, "in step": 3, "stale": 4,
-        "guarded": 5}
+JOBS = {"small": 5, "owners": 5, "one agent": 4, "few": 2, "median": 2, "stepped": 2, "sharded": 5,
+        "in step": 3, "one worker": 4, "stale": 4, "guarded": 5}
 """Two or more kills each."""
 
 
@@ -49,6 +49,17 @@ def test_a_campaign_of_kills(cell: str, wanted: dict[str, str], tmp_path: Path) 
         ended, _ = perform(one, path)
         found = mistakes(one, ended, path, wanted[cell])
         assert not found, (f"DISTQ_KILL_SEED={SEED}", one, *found)
+
+
+@pytest.mark.parametrize("cell", ["one agent", "one worker"])
+def test_a_death_in_the_broadcast_that_ends_a_round(
+    cell: str, wanted: dict[str, str], tmp_path: Path
+) -> None:
+    """Its root has left when a rank behind the dead one fails in it, and is a round ahead."""
+    for victim in ("0", "1", "2", "3"):
+        one, path = Draw(cell, {victim: ["share", 20, 0]}), tmp_path / victim
+        ended, _ = perform(one, path)
+        assert not mistakes(one, ended, path, wanted[cell])
 
 
 def test_a_death_in_recovery_and_one_at_the_end(wanted: dict[str, str], tmp_path: Path) -> None:

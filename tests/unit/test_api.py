@@ -82,9 +82,7 @@ def without_mpi(monkeypatch: pytest.MonkeyPatch) -> None:
     """Transports come from here: a `comm` that is given is one already."""
 
     def transport(comm: Any) -> Any:
-        return Several(
-            comm.rank, comm.size, comm._barrier, comm._board, comm._hosts, comm._queues
-        )
+        return Several(comm.rank, comm.size, comm._board, comm._hosts)
 
     transport.connect = Solo  # type: ignore[attr-defined]
     module = types.SimpleNamespace(Transport=transport)

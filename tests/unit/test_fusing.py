@@ -17,7 +17,7 @@ from distq_mpi.architectures import Allreduce
 from distq_mpi.architectures.progress import FIELDS, HEADER, Agreement
 from distq_mpi.errors import ConfigError
 from distq_mpi.fusion import FUSIONS, FixedPoint
-from distq_mpi.kernels import fusing
+from distq_mpi.kernels import fusing, step_sizes
 from distq_mpi.kernels.rounds import LIMB, report, round_kernels, split_float
 from distq_mpi.table import Rows
 from tests.driving import Fuser, Job
@@ -71,9 +71,9 @@ def test_adopting_agrees_bit_for_bit_and_takes_the_replica(dtype: str) -> None:
     for use_compiled in (False, True):
         fuser = Fuser(settings, 5, 3, use_compiled)
         (replica,) = rounds(fuser, 1)
-        replica.clock[0, 0] = fusing.CLOCK_LIMIT + 7
+        replica.clock[0, 0] = step_sizes.CLOCK_LIMIT + 7
         found = np.full(5, np.nan)
-        cut = np.minimum(replica.clock, fusing.CLOCK_LIMIT)
+        cut = np.minimum(replica.clock, step_sizes.CLOCK_LIMIT)
         for limits, clock in ((0, replica.clock), (1, cut)):
             fuser.kernels["adopt"](
                 fuser.next.q, fuser.next.clock_words, fuser.base.clock_words, replica.q,
@@ -247,10 +247,10 @@ def test_the_round_decides_the_rounding_bits() -> None:
 
 def test_clocks_stop_at_their_limit() -> None:
     fuser = Fuser(config(agents=2), 1, 1)
-    fuser.base.clock[...] = fusing.CLOCK_LIMIT - 3
+    fuser.base.clock[...] = step_sizes.CLOCK_LIMIT - 3
     for _ in range(2):
         fuser.contribute(fuser.replica(np.array([[0.0]]), np.array([[2]])))
-    assert fuser.fuse().clock.tolist() == [[fusing.CLOCK_LIMIT]]
+    assert fuser.fuse().clock.tolist() == [[step_sizes.CLOCK_LIMIT]]
 
 
 def test_what_was_found_counts_every_kind_of_contribution() -> None:

@@ -12,7 +12,8 @@ from distq_mpi.architectures import Allreduce, schedules
 from distq_mpi.architectures.in_place import InPlace
 from distq_mpi.config import Config, EnvConfig, LearnConfig, ParallelConfig, check
 from distq_mpi.errors import ConfigError
-from distq_mpi.kernels import fusing, loop
+from distq_mpi.kernels import loop, step_sizes
+from distq_mpi.preparation import settle
 from distq_mpi.table import Rows
 from tests.stand_in import Alone, compiled, config, together
 
@@ -85,7 +86,7 @@ def test_a_lone_agent_has_the_bits_of_one_with_a_second_table(
     changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its clocks begin near their limit, and far beyond it, and are looked at in some rounds."""
-    limit = int(fusing.CLOCK_LIMIT)
+    limit = int(step_sizes.CLOCK_LIMIT)
     monkeypatch.setattr(schedules, "SETTLE_BITS", 8)
     environment = environments.make(GRID)
     settings = config(agents=1, lanes=12, steps_per_round=9, seed=3, **changes)
@@ -169,3 +170,21 @@ def test_what_it_cannot_do_is_refused(changes: dict[str, Any], told: str) -> Non
         parallel=ParallelConfig(**(parallel | changes.get("parallel", {}))),
     )
     assert any(line.startswith(told) for line in check(asked))
+
+
+@pytest.mark.parametrize(("agents", "fits"), [(64, True), (65, False)])
+def test_a_round_on_one_table_fits_clocks_between_two_looks_at_them(
+    agents: int, fits: bool
+) -> None:
+    """Up to 2^29 at first, 2^31 steps until they are limited again, and a round beyond that."""
+    parallel = ParallelConfig(
+        fusion="hogwild", reproducible=False, agents=agents, lanes=agents, steps_per_round=1 << 24
+    )
+    mistakes = "" if fits else "parallel.steps_per_round: 16777216 steps of 65 lanes on one table"
+    try:
+        settle(Config(parallel=parallel), 1)
+        found = ""
+    except ConfigError as error:
+        found = str(error)
+    assert found.startswith(mistakes) and bool(found) != fits
+    assert step_sizes.CLOCK_LIMIT + (1 << schedules.SETTLE_BITS) + (1 << 30) < 1 << 32

@@ -17,11 +17,12 @@ from distq_mpi.errors import ConfigError
 from distq_mpi.kernels import crossing
 from distq_mpi.kernels.draws import RESET, TRANSITION, threefry
 from distq_mpi.kernels.loop import learning_parts
+from distq_mpi.kernels.step_sizes import CLOCK_LIMIT, COUNT
 from distq_mpi.partition import Partition
 from distq_mpi.table import record_of
 from tests.stand_in import Alone, compiled, config, plain, random_model, together
 
-u8 = np.uint64
+u4, u8 = np.uint32, np.uint64
 
 
 def settings(**changes: Any) -> Any:
@@ -308,6 +309,46 @@ def test_numbers_that_are_not_finite_are_counted() -> None:
         return this.exchange((False, False, False)).non_finite
 
     assert min(together(2, work)) > 50
+
+
+CLOCKS: list[dict[str, Any]] = [
+    {"rule": rule, "step_size": step_size, "reproducible": lockstep}
+    for lockstep in (True, False)
+    for rule, step_size in (
+        ("q_learning", "linear"), ("sarsa", "rescaled_linear"), ("expected_sarsa", "constant"),
+        ("double_q", "polynomial"), ("q_learning", "sign_change"), ("double_q", "sign_change"),
+        ("ucb_hoeffding", "horizon"), ("ucb_discounted", "horizon"),
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", CLOCKS)
+def test_clocks_stop_at_their_limit(changes: dict[str, Any]) -> None:
+    """A clock that went on would come to 0, or into its sign, and steps would be of size 1."""
+    signed, limit = changes["step_size"] == "sign_change", int(CLOCK_LIMIT)
+    last = int(COUNT) if signed else 2**32 - 1
+    # Rewards of both signs, so that those of TD errors change; two states, each other's next.
+    environment = explicit_model(
+        "noisy", 2, 2, np.arange(5) * 2, np.tile([0, 1], 4), np.full(8, 0.5),
+        np.tile([1.0, -1.0], 4),
+    )  # fmt: skip
+    given = settings(lanes=16, steps_per_round=50, horizon=4.0, epsilon=1.0, **changes)
+    kernels = compiled(Sharded.requests(given, environment))
+
+    def work(transport: Any) -> np.ndarray:
+        this = Sharded(given, environment, kernels, transport)
+        begun = np.full(this.rows.clock.shape, limit - 5, np.uint32)
+        begun[:, 1::2] = last - 1  # as an older version may have left them
+        this.rows.clock[...] = begun | (1 << 30 if signed else 0)
+        for _ in range(40):
+            this.learn()
+            this.exchange((False, False, False))
+            this.commit()
+        found: np.ndarray = this.rows.clock & (COUNT if signed else u4(2**32 - 1))
+        return found
+
+    for clock in together(2, work):
+        assert (clock[:, ::2] == limit).all() and (clock[:, 1::2] == last - 1).all()
 
 
 def test_what_does_not_fit_its_bits_is_refused() -> None:

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from distq_mpi.kernels import Kernel, fusing
 from distq_mpi.kernels.elementary import exponential, inverse_power, logarithm
-from distq_mpi.kernels.step_sizes import COUNT, SIGN_SHIFT, STEP_SIZES, step_parameter, tick_sign
+from distq_mpi.kernels.step_sizes import (
+    CLOCK_LIMIT,
+    COUNT,
+    SIGN_SHIFT,
+    STEP_SIZES,
+    saturating,
+    step_parameter,
+    tick_sign,
+)
 from tests.stand_in import compiled, config
 
 f8, u4 = np.float64, np.uint32
@@ -64,6 +72,26 @@ def test_changes_of_sign_are_those_of_the_errors_that_have_one(errors: list[floa
     changes = sum(a != b for a, b in zip(signs, signs[1:], strict=False))
     assert ticks(errors)[0] == changes
     assert (ticks(errors)[1] == 0) == (not errors)
+
+
+@pytest.mark.parametrize("name", STEP_SIZES)
+def test_a_clock_that_saturates_ticks_up_to_its_limit(name: str) -> None:
+    """Below the limit as any clock; from there on the count stays, and signs go on changing."""
+    every, limited = STEP_SIZES[name].tick, saturating(STEP_SIZES[name]).tick
+    most = int(COUNT) if STEP_SIZES[name].signed else 2**32 - 1
+    signs = (1, 2, 3) if STEP_SIZES[name].signed else (0,)
+    for sign in signs:
+        for error in (-1.0, 0.0, 1.0):
+            for count in (0, 1, int(CLOCK_LIMIT) - 1, int(CLOCK_LIMIT), most):
+                clock = u4(sign << 30 | count)
+                found = int(limited(clock, error))
+                if count < CLOCK_LIMIT:
+                    assert found == int(every(clock, error))
+                elif sign:
+                    after = sign if not error else 1 if error > 0 else 2
+                    assert found == after << 30 | count
+                else:
+                    assert found == count
 
 
 def test_a_vote_decides_the_sign_and_a_tie_keeps_it() -> None:
