@@ -128,7 +128,6 @@ class Allreduce(ReadReplicas):
         )
         self.pending = self.progress
         for agent in self.agents:
-            agent.control[loop.EXPLORE] = self._explore_of(agent.number)
             agent.begin(kernels.get("begin"), self.base.q, self.params_of(agent.number))
         if self.protects:
             self.kept[:] = 0
@@ -368,7 +367,6 @@ class Allreduce(ReadReplicas):
             if self.frozen:
                 self.replica.clock[...] = 0
             agent.lanes.copy_from(agent.committed)
-            agent.control[loop.EXPLORE] = self._explore_of(agent.number)
             if self.marking:
                 self.marks[:] = 0
             agent.learn(self._bind("learn", k), self.progress.lane_steps + 1, n_steps)
@@ -388,13 +386,19 @@ class Allreduce(ReadReplicas):
             self.message[:] = 0
         first_step = self.progress.lane_steps + 1
         for k, agent in enumerate(self.agents):
+            found = "adopt" if self._lone else "contribute"
+            pieces = agent.exploring.pieces(first_step, n_steps)
             key = ("at once", k, self.current)
-            if key not in self._bound:
-                found = "adopt" if self._lone else "contribute"
-                self._bind_in_turn(key, ("take_up", "learn", found, "report"))
-            agent.control[loop.EXPLORE] = self._explore_of(agent.number)
-            agent.set_out(first_step, n_steps)
-            self._bound[key]()
+            if len(pieces) > 1:  # a schedule moves on within the round
+                self._call("take_up", k)
+                agent.learn(self._bind("learn", k), first_step, n_steps)
+                self._call(found, k)
+                self._call("report", k)
+            else:
+                if key not in self._bound:
+                    self._bind_in_turn(key, ("take_up", "learn", found, "report"))
+                agent.set_out(*pieces[0])
+                self._bound[key]()
             if self._forgets:
                 agent.lanes.forget()
 
