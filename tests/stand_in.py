@@ -379,6 +379,7 @@ def config(**changes: Any) -> types.SimpleNamespace:
         ),
         "parallel": dict(
             agents=1, lanes=1, fusion="pooled", steps_per_round=1, kappa=1.0, force=False, trim=0,
+            least_visits=1,
             reproducible=True, rebalance=True, servers=1, staleness=1, cache_rows=0,
             protect="off", hang_s=300.0,
         ),

@@ -27,6 +27,7 @@ from distq_mpi.architectures.replicas import FEW_BYTES, ReadReplicas, owners_rea
 from distq_mpi.architectures.room import Room
 from distq_mpi.architectures.schedules import (
     LENGTH_UNIT,
+    LONE_STEPS,
     MAX_PERIOD,
     lone_period,
     next_period,
@@ -592,7 +593,9 @@ class Allreduce(ReadReplicas):
         n_made = 0 if self.frozen else self.progress.lane_steps + self._n_steps
         ticks = 1 + learn.planning_steps * (learn.rule in MODEL_RULES)
         most = fusing.ROUND_LIMIT // (n_lanes * ticks)
-        return max(1, min(lone_period(n_pairs, n_lanes, n_made), most))
+        wanted = self.fusion.wanted_visits(self.config) * n_pairs
+        wanted = min(-(-wanted // self.per_step), LONE_STEPS // n_lanes)
+        return max(1, min(max(lone_period(n_pairs, n_lanes, n_made), wanted), most))
 
     def _lone_period(self, n_made: int) -> int:
         """The next round of a lone agent, or of several on one table."""
