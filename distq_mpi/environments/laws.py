@@ -18,9 +18,9 @@ from distq_mpi.environments.arguments import call, suggestion
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.checking import CHECK_LIMIT
 from distq_mpi.environments.explicit import TOLERANCE
-from distq_mpi.environments.exploring import scaled
 from distq_mpi.environments.own_step import check_step, own_step
 from distq_mpi.errors import ModelError
+from distq_mpi.kernels.draws import scaled
 from distq_mpi.kernels.fingerprint import fingerprint, used_values
 
 u8, i8, f8 = np.uint64, np.int64, np.float64

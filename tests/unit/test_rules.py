@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import chisquare
 
 from distq_mpi.environments import exploring_starts
-from distq_mpi.environments.exploring import scaled
+from distq_mpi.kernels.draws import scaled
 from distq_mpi.kernels.exploration import (
     best_of,
     epsilon_greedy_mean,
