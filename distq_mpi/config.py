@@ -28,6 +28,8 @@ OWN_STEP_SIZES = {
 MODEL_RULES = ("dyna_q", "prioritized_sweeping")
 LONGEST_DECAY = 0.999
 EXPONENTS = {"polynomial": 0.8, "sign_change": 0.6}
+MOST_AGENTS = 1 << 20
+"""Sums over the agents in 64-bit fixed point keep the digits they need up to as many."""
 LEAST_VISITS = 32
 CERTAIN_RULES = ("q_learning", "dyna_q", "prioritized_sweeping")
 """Rules whose one-step targets are as certain as the environment is."""
@@ -136,7 +138,7 @@ class ParallelConfig:
 
     architecture: Literal["allreduce", "sharded", "server", "auto"] = "allreduce"
     """allreduce: a replica per rank; sharded: its own rows; server: servers and workers."""
-    agents: Count = 0
+    agents: Annotated[int, Ge(0), Le(MOST_AGENTS)] = 0
     """Learners, the unit of fusion; 0 = one per rank (none in sharded); fixes the bits."""
     lanes: Count = 0
     """Environments in all; 0 = 64 per agent; in sharded 8192, or 64 stepped in Python."""

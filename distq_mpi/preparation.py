@@ -41,7 +41,7 @@ from distq_mpi.files import publish
 from distq_mpi.fusion import fusion_of
 from distq_mpi.kernels.checking import checking_kernel
 from distq_mpi.kernels.evaluation import evaluation_kernel
-from distq_mpi.kernels.fusing import ROUND_LIMIT
+from distq_mpi.kernels.fusing import round_limit
 from distq_mpi.kernels.objects import LoadedKernel, load
 from distq_mpi.kernels.optimism import OPTIMISTIC
 from distq_mpi.launcher import process_age_s, survives_deaths
@@ -179,10 +179,11 @@ def settle(
         per_agent *= 1 + config.learn.planning_steps
     period = config.parallel.steps_per_round
     longest = MAX_PERIOD if period == "auto" else int(period)
-    if longest * per_agent > ROUND_LIMIT and not sharded:
+    most = round_limit(config.parallel.agents)
+    if longest * per_agent > most and not sharded:
         mistakes.append(
             f"parallel.steps_per_round: {longest} steps of {per_agent} lanes per agent are more "
-            f"than {ROUND_LIMIT} in a round"
+            f"than {most} in a round"
         )
     if mistakes:
         raise ConfigError("\n".join(mistakes))

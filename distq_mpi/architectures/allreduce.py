@@ -592,7 +592,7 @@ class Allreduce(ReadReplicas):
         # A round of frozen targets is one contraction, however long it is.
         n_made = 0 if self.frozen else self.progress.lane_steps + self._n_steps
         ticks = 1 + learn.planning_steps * (learn.rule in MODEL_RULES)
-        most = fusing.ROUND_LIMIT // (n_lanes * ticks)
+        most = fusing.round_limit(self.n_agents) // (n_lanes * ticks)
         wanted = self.fusion.wanted_visits(self.config) * n_pairs
         wanted = min(-(-wanted // self.per_step), LONE_STEPS // n_lanes)
         return max(1, min(max(lone_period(n_pairs, n_lanes, n_made), wanted), most))

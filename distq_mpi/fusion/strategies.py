@@ -303,7 +303,10 @@ def fusion_kernels(config: Any, record: Any) -> dict[str, Kernel]:
                 (*tables, each, uints, uints, ints, floats, counts, floats),
             ),
         }  # fmt: skip
-    parts = chunk_parts(fusion, record, step_size, parts["store"], advance or fusion.advance)
+    parts = chunk_parts(
+        fusion, record, step_size, parts["store"], advance or fusion.advance,
+        config.parallel.agents,
+    )  # fmt: skip
     parts["TILE_ROWS"] = fusing.tile_rows(record.width)
     sums, tiles = (ints,) * 5, np.zeros(1, np.uint8)
     contributed = (*tables, *sums, floats, floats, counts, tiles, floats, ints)

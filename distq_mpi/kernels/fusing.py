@@ -11,6 +11,8 @@ A pair here is an entry of a row: under Double Q a state has two for each action
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from distq_mpi.kernels.step_sizes import (
@@ -27,9 +29,9 @@ u8, u4, f8, i8 = np.uint64, np.uint32, np.float64, np.int64
 
 # The count of a clock stops here; a round adds less, so a difference of clocks is exact.
 CLOCK_LIMIT = u4(1 << 29)
-# Steps of one agent in a round: the squares of visits of 2^13 agents then fit 64 bits.
+# Steps of one agent in a round, and fixed point of gains, each at most 1, as far as sums over the
+# agents fit 64 bits: see `round_limit` and `gain_scale`.
 ROUND_LIMIT = 1 << 24
-# Fixed point of gains, each at most 1: those of 2^14 agents fit.
 GAIN_SCALE = 2.0**48
 # Sum of gains from which `delta` moves away from its target.
 GAIN_LIMIT = 2.0
@@ -47,6 +49,17 @@ DISCOUNT, ALPHA, SCALE, BOUND = range(4)
 
 UNIT = 2.0**14
 """Fixed point of LENGTH: its sum over pairs does not depend on who adds them up."""
+
+
+def round_limit(n_agents):
+    """Return the steps that each of so many agents may make in a round: twice the sum of the
+    squares of their visits of a pair then fits 63 bits. Local."""
+    return min(ROUND_LIMIT, math.isqrt((1 << 61) // max(1, n_agents)))
+
+
+def gain_scale(n_agents):
+    """Return the fixed point of gains of so many agents: their sum then fits 63 bits. Local."""
+    return min(GAIN_SCALE, 2.0 ** (62 - math.ceil(math.log2(max(1, n_agents)))))
 
 
 def tile_rows(width):
