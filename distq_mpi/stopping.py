@@ -12,7 +12,7 @@ TARGETS = ("policy_gap", "policy_loss", "policy_loss_bound", "mean_return")
 EXACT_TARGETS = ("policy_gap", "policy_loss", "policy_loss_bound")
 CHECK_GROWTH = 1.25
 STILL_GROWTH, STILL_SHARE = 8, 0.9
-STILL_VISITS, STILL_LEAST = 100, 0.05
+STILL_VISITS, STILL_LEAST = 1000, 0.05
 FIRST_SHARE = 0.1
 EXIT_CODES = {"converged": 0, "finished": 0, "interrupted": 75, "diverged": 3, "failed": 1}
 
@@ -128,7 +128,7 @@ class Standstill:
         what = "policy_gap" if self.n_actions > 1 else "q_error / value range"
         return (
             f"the best {what} was {then[-1][1]:.3g} after {then[-1][0]:.3g} steps and is "
-            f"{best:.3g} after {steps:.3g}: this setting learns too slowly, or not at all; "
+            f"{best:.3g} after {steps:.3g}: learning stands still, or is too slow; "
             "docs/learning.md, \"Where the defaults do not learn\", says what helps: a constant "
             "learn.alpha, other starts, learn.sampling generative, optimism with a bound"
         )

@@ -16,6 +16,7 @@ from distq_mpi.config import StopConfig
 from distq_mpi.environments.guard import refuse_noted
 from distq_mpi.errors import QuorumLost, RanksLost
 from distq_mpi.kernels.fusing import GAIN_LIMIT
+from distq_mpi.kernels.rules import RULES
 from distq_mpi.preparation import Prepared, from_command, from_directory, prepare, watch
 from distq_mpi.recovery import recover
 from distq_mpi.saving import Saver
@@ -364,6 +365,8 @@ class Run:
 
     def _noticed(self, certificate: Certificate) -> str:
         """That learning stands still, in words, or "". Local."""
+        if RULES[self.config.learn.rule].keeps_gap and self.environment.n_actions > 1:
+            return ""
         if self._standstill is None:
             n_actions = self.environment.n_actions
             known = None if self.solver is None else self.solver.value_range

@@ -81,7 +81,7 @@ def noticed(
     name = "policy_gap" if n_actions > 1 else "q_error"
     watch = Standstill(10, n_actions, value_range)
     return [
-        bool(watch.notice(1000 * 2**k, Certificate(**{name: value})))
+        bool(watch.notice(10_000 * 2**k, Certificate(**{name: value})))
         for k, value in enumerate(measures)
     ]
 
@@ -104,7 +104,7 @@ def test_what_is_not_known_says_nothing() -> None:
     assert not any(noticed([nan, float("inf")] * 6))
     assert noticed([0.4, nan, None, 0.4]) == [False] * 3 + [True]
     watch = Standstill(10_000, 2, 1.0)
-    assert not any(watch.notice(n, Certificate(policy_gap=0.4)) for n in (100, 10_000, 900_000))
+    assert not any(watch.notice(n, Certificate(policy_gap=0.4)) for n in (100, 10_000, 9_000_000))
 
 
 def test_of_one_action_the_error_of_its_values_is_looked_at() -> None:
