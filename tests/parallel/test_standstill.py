@@ -15,8 +15,8 @@ from tests.launching import distq
 
 
 def river(path: Path, length: int = 20) -> None:
-    """RiverSwim (Strehl & Littman 2008): down is certain and pays .005 at the lower end; up, against
-    the current, pays 1 at the upper end."""
+    """RiverSwim (Strehl & Littman 2008): down is certain and pays .005 at the lower end; up,
+    against the current, pays 1 at the upper end."""
     rows: list[list[tuple[float, int, float]]] = []
     for s in range(length):
         below, above = max(s - 1, 0), min(s + 1, length - 1)
