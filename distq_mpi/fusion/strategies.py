@@ -167,10 +167,10 @@ class Fusion:
         if least < LEAST_VISITS:
             remedy = f"parallel.least_visits {LEAST_VISITS} and {remedy}"
         return [
-            f"parallel.fusion: the {self.name} is taken over values that {behind:.2g} visits stand "
-            "behind, or about: where rewards or next states are random it has another fixed point "
-            f"than Q*, and may prefer other actions, until some {LEAST_VISITS} visits average what "
-            f"is random (docs/fusion.md); {remedy} the values nearer"
+            f"parallel.fusion: the {self.name} is taken over values of about {behind:.2g} "
+            f"visit{'s' * (behind >= 1.05)} each: where rewards or next states are random it has "
+            "another fixed point than Q*, and may prefer other actions, until some "
+            f"{LEAST_VISITS} visits average what is random (docs/fusion.md); {remedy} it nearer"
         ]
 
 

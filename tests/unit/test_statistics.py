@@ -135,13 +135,15 @@ def told(id: str, fusion: str = "median", **parallel: Any) -> list[str]:
         env=EnvConfig(id), parallel=ParallelConfig(agents=4, fusion=fusion, **parallel)  # type: ignore[arg-type]
     )
     config, environment, _ = settle(config, 1)
-    return [line for line in warnings(config, environment) if "visits stand behind" in line]
+    return [line for line in warnings(config, environment) if "is taken over values" in line]
 
 
 @pytest.mark.parametrize("fusion", STATISTICS)
 def test_a_run_begins_with_a_warning_where_few_visits_stand_behind_values(fusion: str) -> None:
     (line,) = told("FrozenLake8x8-v1", fusion, steps_per_round=1)
-    assert line.startswith(f"parallel.fusion: the {fusion} is taken over values that 1 visits")
+    assert line.startswith(
+        f"parallel.fusion: the {fusion} is taken over values of about 1 visit each: where"
+    )
     assert "steps_per_round auto, or 96 and more" in line  # 3 x 32 visits, one a step
     (line,) = told("FrozenLake8x8-v1", fusion, least_visits=1)
     assert "parallel.least_visits 32 and" in line
