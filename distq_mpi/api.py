@@ -269,8 +269,7 @@ class QLearning:
                 chances /= chances.sum(axis=1, keepdims=True)
                 chances = (1 - level) * chances + level / n_actions
             else:
-                seen = holding.rows.record.n_seen * (values - best).astype(np.float64)
-                chances = np.exp(seen / level)
+                chances = np.exp((values - best).astype(np.float64) / level)
             passed = chances.cumsum(axis=1)
             wanted = self._random.random(len(values)) * passed[:, -1]
             actions = (passed[:, :-1] <= wanted[:, None]).sum(axis=1)

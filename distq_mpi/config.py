@@ -28,6 +28,12 @@ OWN_STEP_SIZES = {
 MODEL_RULES = ("dyna_q", "prioritized_sweeping")
 LONGEST_DECAY = 0.999
 EXPONENTS = {"polynomial": 0.8, "sign_change": 0.6}
+MOST_AGENTS = 1 << 20
+"""Sums over the agents in 64-bit fixed point keep the digits they need up to as many."""
+LEAST_VISITS = 32
+CERTAIN_RULES = ("q_learning", "dyna_q", "prioritized_sweeping")
+"""Rules whose one-step targets are as certain as the environment is."""
+STATISTICS = ("median", "trimmed_mean")
 
 Probability = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Ge(0)]
@@ -137,7 +143,7 @@ class ParallelConfig:
 
     architecture: Literal["allreduce", "sharded", "server", "auto"] = "allreduce"
     """allreduce: a replica per rank; sharded: its own rows; server: servers and workers."""
-    agents: Count = 0
+    agents: Annotated[int, Ge(0), Le(MOST_AGENTS)] = 0
     """Learners, the unit of fusion; 0 = one per rank (none in sharded); fixes the bits."""
     lanes: Count = 0
     """Environments in all; 0 = 64 per agent; in sharded 8192, or 64 stepped in Python."""
@@ -161,7 +167,9 @@ class ParallelConfig:
     ] = "pooled"  # fmt: skip
     """How the agents' tables become one."""
     trim: Count = 1
-    """Values dropped at either end by trimmed_mean; it and median need 2 trim + 1 visitors."""
+    """Values dropped at either end by trimmed_mean; it and median need 2 trim + 1 values."""
+    least_visits: Literal["auto"] | Positive = "auto"
+    """Of median and trimmed_mean: visits behind a value; auto: 32, if targets are certain 1."""
     force: bool = False
     """Allow a fusion that does not converge: max where it overestimates, delta beyond its limit."""
     memory_bytes: Count = 0
@@ -363,6 +371,11 @@ def check(config: Config) -> list[str]:
             "table; it must be off"
         )
     mistakes += _check_hogwild(config)
+    if parallel.least_visits != "auto" and parallel.fusion not in STATISTICS:
+        mistakes.append(
+            f"parallel.least_visits: {parallel.least_visits} has a meaning with parallel.fusion "
+            f"{' or '.join(STATISTICS)} only; it must be auto"
+        )
     if parallel.architecture != "server":
         mistakes += [
             f"parallel.{key}: {getattr(parallel, key)} has a meaning with parallel.architecture "
@@ -626,10 +639,12 @@ def resolve(
     *,
     solvable: bool,
     stepped: bool = False,
+    deterministic: bool = False,
 ) -> Config:
     """Replace what depends on the environment and the ranks by what it stands for. Local.
 
-    solvable : whether exact values are affordable; stepped : whether it is stepped in Python.
+    solvable : whether exact values are affordable; stepped : whether it is stepped in Python;
+    deterministic : whether it is known that a pair always leads to the same.
 
     A resolved configuration resolves to itself, on any number of ranks.
 
@@ -667,6 +682,13 @@ def resolve(
     stop = config.stop
     if all(value is None for value in asdict(stop).values()):
         stop = StopConfig(policy_gap=DEFAULT_GAP) if solvable else StopConfig(steps=DEFAULT_STEPS)
+    least = config.parallel.least_visits
+    if least == "auto":
+        certain = deterministic and config.learn.rule in CERTAIN_RULES and (
+            config.learn.n_steps == 1
+        )
+        if config.parallel.fusion in STATISTICS and agents > 1:
+            least = 1 if certain else LEAST_VISITS
     return replace(
         config,
         learn=replace(
@@ -674,6 +696,6 @@ def resolve(
             sampling="generative" if generative else "trajectories", epsilon=epsilon,
             frozen_rounds=whole,
         ),
-        parallel=replace(config.parallel, agents=agents, lanes=lanes),
+        parallel=replace(config.parallel, agents=agents, lanes=lanes, least_visits=least),
         stop=stop,
     )

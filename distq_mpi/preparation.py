@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from distq_mpi import __version__, checkpoint, environments
 from distq_mpi.architectures import Allreduce, Served, Sharded, architecture_of, record_of_run
-from distq_mpi.architectures.schedules import MAX_PERIOD
+from distq_mpi.architectures.schedules import LONE_STEPS, MAX_PERIOD
 from distq_mpi.architectures.server import check_split
 from distq_mpi.certificate import requests as certificate_requests
 from distq_mpi.certificate import solvable
@@ -41,7 +41,7 @@ from distq_mpi.files import publish
 from distq_mpi.fusion import fusion_of
 from distq_mpi.kernels.checking import checking_kernel
 from distq_mpi.kernels.evaluation import evaluation_kernel
-from distq_mpi.kernels.fusing import ROUND_LIMIT, SHARED_LIMIT
+from distq_mpi.kernels.fusing import SHARED_LIMIT, round_limit
 from distq_mpi.kernels.objects import LoadedKernel, load
 from distq_mpi.kernels.optimism import OPTIMISTIC
 from distq_mpi.launcher import process_age_s, survives_deaths
@@ -172,7 +172,10 @@ def settle(
     config = with_architecture(config, environment, exact, size, per_host)
     shape = environment.n_states, environment.n_actions
     stepped = environment.kind == "stepped"
-    config = resolve(config, *shape, size, solvable=exact, stepped=stepped)
+    config = resolve(
+        config, *shape, size, solvable=exact, stepped=stepped,
+        deterministic=environment.deterministic,
+    )  # fmt: skip
     config = replace(config, learn=with_horizon(config.learn, environment))
     mistakes = check(config) + variants.mistakes(environment, config) + [
         f"stop.{name}: needs exact values, but {reason}; use stop.mean_return, stop.steps or "
@@ -186,10 +189,11 @@ def settle(
         per_agent *= 1 + config.learn.planning_steps
     period = config.parallel.steps_per_round
     longest = MAX_PERIOD if period == "auto" else int(period)
-    if longest * per_agent > ROUND_LIMIT and not sharded:
+    most = round_limit(config.parallel.agents)
+    if longest * per_agent > most and not sharded:
         mistakes.append(
             f"parallel.steps_per_round: {longest} steps of {per_agent} lanes per agent are more "
-            f"than {ROUND_LIMIT} in a round"
+            f"than {most} in a round"
         )
     shared = config.parallel.fusion == "hogwild"
     if shared and longest * config.parallel.lanes > SHARED_LIMIT:
@@ -267,7 +271,13 @@ def warnings(config: Config, environment: Environment) -> list[str]:
         found.append(f"this run cannot be resumed: {environment.unidentified}")
     in_step = config.parallel.architecture == "server" and config.parallel.staleness == 0
     if config.parallel.architecture == "allreduce" or in_step:
-        found += fusion_of(config).warnings(config)
+        period, n_lanes = config.parallel.steps_per_round, config.parallel.lanes
+        longest = LONE_STEPS * config.parallel.agents // n_lanes
+        if environment.kind == "stepped" or sweeps(learn):
+            longest = MAX_PERIOD
+        longest = max(1, longest) if period == "auto" else int(period)
+        n_pairs = environment.n_states * record_of_run(config, environment.n_actions).width
+        found += fusion_of(config).warnings(config, n_pairs, longest, environment.deterministic)
     chosen = learn.step_size == "linear" and learn.rule not in OWN_STEP_SIZES
     if chosen and learn.discount > LINEAR_DISCOUNT:
         left = 1e6 ** (learn.discount - 1)

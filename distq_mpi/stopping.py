@@ -14,6 +14,8 @@ from distq_mpi.finite import at_least, at_most
 TARGETS = ("policy_gap", "policy_loss", "policy_loss_bound", "mean_return")
 EXACT_TARGETS = ("policy_gap", "policy_loss", "policy_loss_bound")
 CHECK_GROWTH = 1.25
+STILL_GROWTH, STILL_SHARE = 8, 0.9
+STILL_VISITS, STILL_LEAST = 1000, 0.05
 FIRST_SHARE = 0.1
 MOST_STEPS = 1 << 63
 EXIT_CODES = {"converged": 0, "finished": 0, "interrupted": 75, "diverged": 3, "failed": 1}
@@ -93,3 +95,50 @@ def _budget(stop: Any, rule: str, reason: str) -> Verdict:
     if missed:
         return Verdict("finished", f"{reason}, short of {' and '.join(missed)}", 3, rule)
     return Verdict("finished", reason, 0, rule)
+
+
+class Standstill:
+    """Notices that learning no longer gets better, from one certificate to the next. Local.
+
+    While the steps have grown by `STILL_GROWTH` the best `policy_gap` has not fallen to
+    `STILL_SHARE` of what it was, is above `STILL_LEAST`, and there were steps for `STILL_VISITS`
+    visits of every pair. Where there is one action, so that no policy has a gap, the same of
+    `q_error` over the value range.
+
+    Parameters
+    ----------
+    n_pairs, n_actions : of the environment. value_range : of V*, None where it is not known.
+    """
+
+    def __init__(self, n_pairs: int, n_actions: int, value_range: float | None) -> None:
+        self.n_pairs, self.n_actions, self.value_range = n_pairs, n_actions, value_range
+        self.best: list[tuple[int, float]] = []
+        """Steps and the best measure until then, of all certificates that had one."""
+
+    def measure(self, certificate: Any) -> float | None:
+        """What should fall: 0 is optimal. None where it is not known."""
+        value = certificate.policy_gap
+        if self.n_actions == 1:
+            value = certificate.q_error
+            if value is not None:
+                value = value / self.value_range if self.value_range else None
+        return value if value is not None and math.isfinite(value) else None
+
+    def notice(self, steps: int, certificate: Any) -> str:
+        """Look at a certificate after so many steps; say what stands still, or ""."""
+        value = self.measure(certificate)
+        if value is None:
+            return ""
+        best = min(value, self.best[-1][1]) if self.best else value
+        self.best.append((steps, best))
+        then = [one for one in self.best if one[0] * STILL_GROWTH <= steps]
+        enough = steps >= STILL_VISITS * self.n_pairs
+        if not then or not enough or best <= STILL_LEAST or best < STILL_SHARE * then[-1][1]:
+            return ""
+        what = "policy_gap" if self.n_actions > 1 else "q_error / value range"
+        return (
+            f"the best {what} was {then[-1][1]:.3g} after {then[-1][0]:.3g} steps and is "
+            f"{best:.3g} after {steps:.3g}: learning stands still, or is too slow; "
+            "docs/learning.md, \"Where the defaults do not learn\", says what helps: a constant "
+            "learn.alpha, other starts, learn.sampling generative, optimism with a bound"
+        )

@@ -16,11 +16,12 @@ from distq_mpi.config import StopConfig
 from distq_mpi.environments.guard import refuse_noted
 from distq_mpi.errors import DistqError, ModelError, QuorumLost, RanksLost
 from distq_mpi.kernels.fusing import GAIN_LIMIT
+from distq_mpi.kernels.rules import RULES
 from distq_mpi.preparation import Prepared, from_command, from_directory, prepare, watch
 from distq_mpi.recovery import recover
 from distq_mpi.saving import Saver
 from distq_mpi.signals import Signals
-from distq_mpi.stopping import EXACT_TARGETS, Verdict, is_check_round, verdict
+from distq_mpi.stopping import EXACT_TARGETS, Standstill, Verdict, is_check_round, verdict
 from distq_mpi.summary import finish
 from distq_mpi.watchdog import Watchdog
 
@@ -64,6 +65,7 @@ class Run:
         self.solver: Solver | None = None
         self.certificate: Certificate | None = None
         self._told: set[str] = set()
+        self._standstill: Standstill | None = None
         self._report_at = 0.0
         self._asked = (False, False, False)
         self._stopping = False
@@ -380,6 +382,8 @@ class Run:
             **self.architecture.report(),
         }
         monitor.report(row, show)
+        if certificate is not None and (still := self._noticed(certificate)):
+            self._tell_once("standstill", still)
         for kind, message in self.architecture.notices():
             self._tell_once(kind, message)
         size, agents = self.transport.size, self.config.parallel.agents
@@ -400,6 +404,18 @@ class Run:
                 f"waiting for others in it: {self.environment.n_states} states are too few for "
                 f"{size} ranks to profit",
             )
+
+    def _noticed(self, certificate: Certificate) -> str:
+        """That learning stands still, in words, or "". Local."""
+        if RULES[self.config.learn.rule].keeps_gap and self.environment.n_actions > 1:
+            return ""
+        if self._standstill is None:
+            n_actions = self.environment.n_actions
+            known = None if self.solver is None else self.solver.value_range
+            self._standstill = Standstill(
+                self.environment.n_states * n_actions, n_actions, known
+            )
+        return self._standstill.notice(self.architecture.progress.steps, certificate)
 
     def _tell_once(self, kind: str, message: str) -> None:
         if self.monitor is not None and kind not in self._told:

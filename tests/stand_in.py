@@ -555,6 +555,7 @@ def config(**changes: Any) -> types.SimpleNamespace:
         ),
         "parallel": dict(
             agents=1, lanes=1, fusion="pooled", steps_per_round=1, kappa=1.0, force=False, trim=0,
+            least_visits=1,
             reproducible=True, rebalance=True, servers=1, staleness=1, cache_rows=0,
             protect="off", hang_s=300.0,
         ),
@@ -578,6 +579,7 @@ def one_state(max_episode_steps: int = 0) -> Environment:
 
 def random_model(n_states: int, n_actions: int, seed: int = 0, limit: int = 7) -> Environment:
     """A random model with three outcomes a pair, some of them ends, and random starts."""
+    print(f"random model: {n_states} states, {n_actions} actions, seed {seed}")
     rng = np.random.default_rng(seed)
     n = n_states * n_actions * 3
     chances = rng.dirichlet(np.ones(3), n_states * n_actions).reshape(-1)

@@ -27,6 +27,7 @@ from distq_mpi.architectures.replicas import FEW_BYTES, ReadReplicas, owners_rea
 from distq_mpi.architectures.room import Room
 from distq_mpi.architectures.schedules import (
     LENGTH_UNIT,
+    LONE_STEPS,
     MAX_PERIOD,
     lone_period,
     next_period,
@@ -128,7 +129,6 @@ class Allreduce(ReadReplicas):
         )
         self.pending = self.progress
         for agent in self.agents:
-            agent.control[loop.EXPLORE] = self._explore_of(agent.number)
             agent.begin(kernels.get("begin"), self.base.q, self.params_of(agent.number))
         if self.protects:
             self.kept[:] = 0
@@ -372,7 +372,6 @@ class Allreduce(ReadReplicas):
             if self.frozen:
                 self.replica.clock[...] = 0
             agent.lanes.copy_from(agent.committed)
-            agent.control[loop.EXPLORE] = self._explore_of(agent.number)
             if self.marking:
                 self.marks[:] = 0
             agent.learn(self._bind("learn", k), self.progress.lane_steps + 1, n_steps)
@@ -393,13 +392,19 @@ class Allreduce(ReadReplicas):
             self.message[:] = 0
         first_step = self.progress.lane_steps + 1
         for k, agent in enumerate(self.agents):
+            rest = () if self._lone else ("contribute", "report")
+            pieces = agent.exploring.pieces(first_step, n_steps)
             key = ("at once", k, self.current)
-            if key not in self._bound:
-                rest = () if self._lone else ("contribute", "report")
-                self._bind_in_turn(key, ("take_up", "learn", *rest))
-            agent.control[loop.EXPLORE] = self._explore_of(agent.number)
-            agent.set_out(first_step, n_steps)
-            self._bound[key]()
+            if len(pieces) > 1:  # a schedule moves on within the round
+                self._call("take_up", k)
+                agent.learn(self._bind("learn", k), first_step, n_steps)
+                for name in rest:
+                    self._call(name, k)
+            else:
+                if key not in self._bound:
+                    self._bind_in_turn(key, ("take_up", "learn", *rest))
+                agent.set_out(*pieces[0])
+                self._bound[key]()
             if self._forgets:
                 agent.lanes.forget()
 
@@ -593,8 +598,10 @@ class Allreduce(ReadReplicas):
         # A round of frozen targets is one contraction, however long it is.
         n_made = 0 if self.frozen else self.progress.lane_steps + self._n_steps
         ticks = 1 + learn.planning_steps * (learn.rule in MODEL_RULES)
-        most = fusing.ROUND_LIMIT // (n_lanes * ticks)
-        return max(1, min(lone_period(n_pairs, n_lanes, n_made), most))
+        most = fusing.round_limit(self.n_agents) // (n_lanes * ticks)
+        wanted = self.fusion.wanted_visits(self.config) * n_pairs
+        wanted = min(-(-wanted // self.per_step), LONE_STEPS // n_lanes)
+        return max(1, min(max(lone_period(n_pairs, n_lanes, n_made), wanted), most))
 
     def _lone_period(self, n_made: int) -> int:
         """The next round of a lone agent, or of several on one table."""

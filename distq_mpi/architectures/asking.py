@@ -54,7 +54,7 @@ class ShardedStepped(Sharded):
         first, stop = self.homes.block(rank)
         self.hosted = None
         if first < stop:
-            self.hosted = Hosted(rank, self.homes, self.config, environment)
+            self.hosted = Hosted(rank, self.homes, self.config, environment, self.exploring)
         super()._lay_out(environment)
 
     def abandon(self) -> None:
@@ -82,8 +82,10 @@ class ShardedStepped(Sharded):
         n_ticks, now = self._prepare_round(), self.progress.lane_steps + 1
         if self.hosted is not None:
             self.hosted.lanes.copy_from(self.hosted.committed)
-        for tick in range(now, now + n_ticks):
-            self._tick(tick, beginning=False)
+        for first, n, explore in self.exploring.pieces(now, n_ticks):
+            self.control[crossing.EXPLORE] = explore
+            for tick in range(first, first + n):
+                self._tick(tick, beginning=False)
         if self._mistake is not None:
             raise self._mistake
 
@@ -154,6 +156,7 @@ class ShardedStepped(Sharded):
         self._home = rank * region + middle
         self._bind()
         self._prepare_round()
+        self.control[crossing.EXPLORE] = self.exploring.code(0)
         if self.hosted is not None and self.hosted.worlds is not None:
             self._guarded(self.hosted.worlds.begin)
         self._tick(0, beginning=True)

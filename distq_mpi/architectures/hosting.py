@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 
 from distq_mpi.architectures.progress import Progress
-from distq_mpi.architectures.schedules import exploration_at
+from distq_mpi.architectures.schedules import Exploring
 from distq_mpi.environments.silence import silence
 from distq_mpi.environments.stepped import open_worlds
 from distq_mpi.environments.vector import VectorWorlds
 from distq_mpi.environments.worlds import WORLD_DTYPE, Worlds
 from distq_mpi.kernels import loop
-from distq_mpi.kernels.exploration import EXPLORATIONS
 from distq_mpi.kernels.traces import depth_in
 from distq_mpi.lanes import Lanes, lane_dtype
 from distq_mpi.partition import Partition
@@ -32,11 +31,14 @@ def lane_bytes(depth: int) -> int:
 class Hosted:
     """Working and committed lanes of agent `number`, and its kernels' arguments.
 
-    Where the environment is stepped in Python, `worlds` hold one environment per lane, else None;
-    `stepped_at` : when their last step began.
+    `exploring` : how much it explores in which step. Where the environment is stepped in Python,
+    `worlds` hold one environment per lane, else None; `stepped_at` : when their last step began.
     """
 
-    def __init__(self, number: int, lanes: Partition, config: Any, environment: Any) -> None:
+    def __init__(
+        self, number: int, lanes: Partition, config: Any, environment: Any, exploring: Exploring
+    ) -> None:
+        self.exploring = exploring
         first, stop = lanes.block(number)
         self.number, n, seed = number, stop - first, config.run.seed
         depth = depth_in(config, environment.n_states, environment.n_actions)
@@ -62,6 +64,7 @@ class Hosted:
         if self.generative:
             return
         self.control[loop.FIRST_STEP] = step
+        self.control[loop.EXPLORE] = self.exploring.code(step)
         if self.worlds is None:
             kernel(q, *self.committed.arrays(), params, self.control)
             return
@@ -74,10 +77,15 @@ class Hosted:
     def learn(self, call: Callable[[], None], first_step: int, n_steps: int) -> None:
         """Step every lane `n_steps` times; `call` runs the kernel `learn` over these arrays."""
         self.totals[:] = 0.0
-        self.set_out(first_step, n_steps)
-        if self.worlds is None:
-            call()
-            return
+        for first, n, explore in self.exploring.pieces(first_step, n_steps):
+            self.set_out(first, n, explore)
+            if self.worlds is None:
+                call()
+            else:
+                self._step_worlds(call, first, n)
+
+    def _step_worlds(self, call: Callable[[], None], first_step: int, n_steps: int) -> None:
+        assert self.worlds is not None
         with silence():
             for now in range(first_step, first_step + n_steps):
                 self.control[loop.FIRST_STEP] = now
@@ -85,9 +93,10 @@ class Hosted:
                 call()
                 self.worlds.step(self.lanes, now)
 
-    def set_out(self, first_step: int, n_steps: int) -> None:
-        """Say which steps `learn` is to make."""
+    def set_out(self, first_step: int, n_steps: int, explore: int) -> None:
+        """Say which steps `learn` is to make, and how."""
         self.control[loop.N_STEPS], self.control[loop.FIRST_STEP] = n_steps, first_step
+        self.control[loop.EXPLORE] = explore
 
     def learning_arrays(self, work: np.ndarray, params: Any) -> tuple[Any, ...]:
         """What the kernel `learn` takes between the table and `control`; work : its scratch."""
@@ -152,8 +161,6 @@ class Host:
     config: Any
     transport: Any
     depth = 0
-    _explores: int | None = None
-    """What `_explore` always is, where it is always the same."""
     progress: Any
     pending: Any
     stepped: bool
@@ -169,27 +176,21 @@ class Host:
         lanes = Partition.balanced(self.config.parallel.lanes, self.config.parallel.agents)
         self.lanes_of_agents = lanes
         first, stop = hosting.block(self.transport.rank)
-        self.agents = [Hosted(k, lanes, self.config, environment) for k in range(first, stop)]
+        self.agents = [
+            Hosted(k, lanes, self.config, environment, self._exploring_of(k))
+            for k in range(first, stop)
+        ]
         self.lane_blocks = Partition(np.array([int(lanes.starts[k]) for k in hosting.starts]))
 
     @property
     def exploration(self) -> tuple[str, float]:
-        """`epsilon` or `temperature`, and its value in the next round. Local."""
-        learn = self.config.learn
-        return EXPLORATIONS[learn.exploration].key, exploration_at(learn, self.progress.steps)
+        """`epsilon` or `temperature`, and its value in the next step. Local."""
+        exploring = self._exploring_of(0)
+        return exploring.key, exploring.value(self.progress.lane_steps)
 
-    def _explore(self) -> int:
-        if self._explores is not None:
-            return self._explores
-        learn, (key, value) = self.config.learn, self.exploration
-        found = EXPLORATIONS[learn.exploration].encode(value)
-        if getattr(learn, f"{key}_schedule") == "constant":
-            self._explores = found
-        return found
-
-    def _explore_of(self, number: int) -> int:
-        """As `_explore`, of an agent."""
-        return self._explore()
+    def _exploring_of(self, number: int) -> Exploring:
+        """How much an agent explores in which step. Local."""
+        return Exploring(self.config.learn, self.config.parallel.lanes)
 
     def gather_lanes(self) -> np.ndarray | None:
         """Return all committed lanes, packed in order, on rank 0; None elsewhere. COLLECTIVE."""

@@ -22,7 +22,7 @@ from distq_mpi.architectures.tiles import Tiles
 from distq_mpi.errors import ConfigError
 from distq_mpi.files import SLICE_ROWS
 from distq_mpi.fusion import fusion_of
-from distq_mpi.kernels import Kernel, fusing, loop
+from distq_mpi.kernels import Kernel, fusing
 from distq_mpi.kernels.step_sizes import CLOCK_LIMIT, STEP_SIZES
 from distq_mpi.table import Rows, record_of
 
@@ -109,7 +109,6 @@ class InPlace(Allreduce):
         n_steps = self.steps_of_round()
         for k, agent in enumerate(self.agents):
             agent.lanes.copy_from(agent.committed)
-            agent.control[loop.EXPLORE] = self._explore_of(agent.number)
             agent.learn(self._bind("learn", k), self.progress.lane_steps + 1, n_steps)
             self._call("report", k)
         self._n_steps = n_steps

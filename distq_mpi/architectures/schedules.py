@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from distq_mpi.kernels.elementary import exponential, logarithm
@@ -18,6 +19,8 @@ STEPPED_STEPS = 32_768
 SETTLE_BITS = 31
 LENGTH_UNIT = UNIT
 MAX_TICKS, ROUND_STEPS, TICK_SHARE = 2048, 1 << 22, 8
+PIECES = 1024
+"""Equal steps in which a schedule goes from its first value to its last."""
 
 
 def exploration_at(learn: Any, n_steps: int) -> float:
@@ -41,6 +44,63 @@ def exploration_at(learn: Any, n_steps: int) -> float:
 @functools.lru_cache(maxsize=4)
 def _logarithm(ratio: float) -> float:
     return float(logarithm(ratio))
+
+
+class Exploring:
+    """How much is explored in each step: a function of the step alone, never of rounds or ranks.
+
+    A schedule goes to its last value in `PIECES` equal pieces, or in steps of all lanes where it
+    has fewer, and is constant within one: so loops that are called for many steps at once are
+    called for each piece of them.
+
+    Parameters
+    ----------
+    learn : `[learn]`. per_step : steps of all lanes while each makes one.
+    """
+
+    def __init__(self, learn: Any, per_step: int) -> None:
+        self.learn, self.per_step = learn, per_step
+        exploration = EXPLORATIONS[learn.exploration]
+        self.key, self._encode = exploration.key, exploration.encode
+        constant = getattr(learn, f"{self.key}_schedule") == "constant"
+        acts = learn.sampling != "generative"
+        length = getattr(learn, f"{self.key}_steps") if acts and not constant else 0
+        self.piece = max(1, length // (PIECES * per_step))
+        """Steps of a lane in which nothing changes."""
+        self._last = -(-length // per_step)
+        """Steps of a lane after which nothing changes any more, and the piece that then begins."""
+        self._settled = -(-self._last // self.piece)
+        self._known: tuple[int, int] = (-1, 0)
+
+    def _number(self, n_made: int) -> int:
+        return self._settled if n_made >= self._last else n_made // self.piece
+
+    def value(self, n_made: int) -> float:
+        """Epsilon or temperature of the step after `n_made` steps of a lane."""
+        begun = min(self._number(n_made) * self.piece, self._last)
+        return exploration_at(self.learn, begun * self.per_step)
+
+    def code(self, n_made: int) -> int:
+        """As `value`, as kernels take it."""
+        number = self._number(n_made)
+        if self._known[0] != number:
+            self._known = number, self._encode(self.value(n_made))
+        return self._known[1]
+
+    def pieces(self, first: int, n: int) -> Sequence[tuple[int, int, int]]:
+        """Cut steps [first, first + n) of a lane, which are counted from 1, into such as explore
+        alike: (first step, steps, what kernels take) of each."""
+        if not self._settled or self._number(first - 1) == self._number(first + n - 2):
+            return ((first, n, self.code(first - 1)),)
+        found, stop = [], first + n
+        while first < stop:
+            number = self._number(first - 1)
+            end = stop
+            if number < self._settled:
+                end = min(stop, min((number + 1) * self.piece, self._last) + 1)
+            found.append((first, end - first, self.code(first - 1)))
+            first = end
+        return found
 
 
 def next_period(

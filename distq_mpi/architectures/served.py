@@ -176,7 +176,6 @@ class Served(Host):
         return self.desk.rows if self.desk is not None else Rows(self.record, 0)
 
     def _begin(self, agent: Any, step: int) -> None:
-        agent.control[loop.EXPLORE] = self._explore()
         agent.begin(self.kernels["begin"], self.base.q, self.params_of(agent.number), step)
 
     @staticmethod
@@ -246,7 +245,7 @@ class Served(Host):
             self._work()
 
     def _work(self) -> None:
-        worker, explore = self.worker, self._explore()
+        worker = self.worker
         assert worker is not None
         limit = self.config.stop.steps
         left = MAX_STEPS if limit is None else limit - self.progress.steps
@@ -259,7 +258,6 @@ class Served(Host):
                 break
             self.exchange_time_s += time.perf_counter() - begin
             agent.lanes.copy_from(agent.committed)
-            agent.control[loop.EXPLORE] = explore
             try:
                 n_steps = worker.learn(agent, self.now[k], min(self.periods[k], most))
             except DistqError:  # of the user's environment; nobody is to wait for this rank

@@ -45,12 +45,11 @@ from distq_mpi.architectures.progress import (
     Agreement,
     Progress,
 )
-from distq_mpi.architectures.schedules import exploration_at, is_balance_round, tick_period
+from distq_mpi.architectures.schedules import Exploring, is_balance_round, tick_period
 from distq_mpi.errors import ConfigError
 from distq_mpi.fusion import FixedPoint
 from distq_mpi.holding import Holding
 from distq_mpi.kernels import Kernel, crossing
-from distq_mpi.kernels.exploration import EXPLORATIONS
 from distq_mpi.kernels.objects import LoadedKernel
 from distq_mpi.kernels.step_sizes import step_parameter
 from distq_mpi.partition import Partition
@@ -121,6 +120,7 @@ class Sharded:
         self.n_states, self.n_actions = environment.n_states, environment.n_actions
         self.followed, self.lockstep = True, config.parallel.reproducible
         self.params, self.n_lanes = environment.params, config.parallel.lanes
+        self.exploring = Exploring(config.learn, self.n_lanes)
         self.record = record_in(config.learn, self.n_actions)
         self.width = self.record.width
         self.exchange_time_s = self.busy_since = 0.0
@@ -236,9 +236,8 @@ class Sharded:
 
     @property
     def exploration(self) -> tuple[str, float]:
-        """`epsilon` or `temperature`, and its value in the next round. Local."""
-        learn = self.config.learn
-        return EXPLORATIONS[learn.exploration].key, exploration_at(learn, self.progress.steps)
+        """`epsilon` or `temperature`, and its value in the next tick. Local."""
+        return self.exploring.key, self.exploring.value(self.progress.lane_steps)
 
     def ticks_of_round(self) -> int:
         """Ticks of the next round; the last ones before `stop.steps` are fewer."""
@@ -254,14 +253,14 @@ class Sharded:
         at_once = 1 if self.lockstep else min(LOCAL_TICKS, n_ticks)
         if self.transport.size == 1:
             at_once = n_ticks
-        stop = now + n_ticks
-        while now < stop:
-            self.mail.expect()
-            self._travel(now, min(at_once, stop - now))
-            self._exchange(self.mail)
-            self.control[crossing.SENT_TICK] = now
-            now += at_once
-        self._travel(stop, 0)
+        for first, n, explore in self.exploring.pieces(now, n_ticks):
+            self.control[crossing.EXPLORE] = explore
+            for start in range(first, first + n, at_once):
+                self.mail.expect()
+                self._travel(start, min(at_once, first + n - start))
+                self._exchange(self.mail)
+                self.control[crossing.SENT_TICK] = start
+        self._travel(now + n_ticks, 0)
 
     def _exchange(self, mail: Mail) -> None:
         begin, self.busy_since = time.perf_counter(), math.inf
@@ -271,10 +270,8 @@ class Sharded:
 
     def _prepare_round(self) -> int:
         """Set what is the same for a round; return its ticks. Local."""
-        learn, n_ticks = self.config.learn, self.ticks_of_round()
+        n_ticks = self.ticks_of_round()
         self.totals[:], self._n_ticks = 0, n_ticks
-        explore = EXPLORATIONS[learn.exploration].encode(self.exploration[1])
-        self.control[crossing.EXPLORE] = explore
         # Squared TD errors are added as integers, in units that the last round's suggest.
         self.rates[crossing.SCALE] = _unit_scale(self.progress.td_rms)
         # So many units of one, that the sum of all lanes' fits 63 bits.

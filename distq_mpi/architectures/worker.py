@@ -187,18 +187,20 @@ class CachingWorker(Worker):
         steps, totals = self.steps, agent.totals
         totals[:] = 0.0
         steps[: len(agent.control)] = agent.control
-        steps[caching.N_STEPS], steps[caching.FIRST_STEP] = n_steps, now + 1
-        steps[caching.STEPS_DONE] = 0
+        steps[caching.FIRST_STEP], steps[caching.STEPS_DONE] = now + 1, 0
         call = self.kernels["learn"].bind(
             self.replica.q, self.replica.clock_words, self.keys, self.wanted, self.slots,
             *agent.lanes.arrays(), self.params_of(agent.number), steps, self.rates, totals,
         )  # fmt: skip
-        while True:
+        for first, n, explore in agent.exploring.pieces(now + 1, n_steps):
+            steps[caching.N_STEPS], steps[caching.EXPLORE] = first + n - now - 1, explore
             call()
-            n = int(steps[caching.N_WANTED])
-            if n == 0:
-                return int(steps[caching.STEPS_DONE])
-            self._fetch(self.wanted[:n], self.slots[:n])
+            while n_wanted := int(steps[caching.N_WANTED]):
+                self._fetch(self.wanted[:n_wanted], self.slots[:n_wanted])
+                call()
+            if steps[caching.STEPS_DONE] < steps[caching.N_STEPS]:
+                break
+        return int(steps[caching.STEPS_DONE])
 
     def push(
         self, agent: int, clock: int, n_steps: int, then: tuple[int, int] | None = None

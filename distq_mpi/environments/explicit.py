@@ -22,6 +22,7 @@ from distq_mpi.environments.rows import (
     packed,
 )
 from distq_mpi.environments.starts import Starts, checked_starts, start_functions
+from distq_mpi.kernels.draws import NARROW, slot_of
 
 __all__ = ["LIMIT", "explicit_model", "functions"]
 
@@ -37,6 +38,23 @@ def law_step(state, action, bits, params):  # type: ignore[no-untyped-def]
     i = scaled >> u8(32)
     packed = alias[u8(2) * (first + i)]
     i = i if (scaled & u8(0xFFFFFFFF)) < (packed >> u8(32)) else packed & u8(0xFFFFFFFF)
+    entry = first + i
+    code = alias[u8(2) * entry + u8(1)]
+    return code >> u8(1), reward[entry], (code & u8(1)) == u8(1)
+
+
+def law_step_wide(state, action, bits, params):  # type: ignore[no-untyped-def]
+    """As `law_step`, where a pair may have more outcomes than 32 bits tell apart evenly."""
+    indptr, alias, reward, probability, start_state, start_alias, start_probability, shape = params
+    row = (state - u8(shape[2])) * u8(shape[1]) + action
+    first = u8(indptr[row])
+    n = u8(indptr[row + u8(1)]) - first
+    scaled = (bits >> u8(32)) * n
+    i, within = scaled >> u8(32), scaled & u8(0xFFFFFFFF)
+    if n > NARROW:
+        i, within = slot_of(bits, n)
+    packed = alias[u8(2) * (first + i)]
+    i = i if within < (packed >> u8(32)) else packed & u8(0xFFFFFFFF)
     entry = first + i
     code = alias[u8(2) * entry + u8(1)]
     return code >> u8(1), reward[entry], (code & u8(1)) == u8(1)
@@ -60,7 +78,8 @@ def outcome(state, action, i, params):  # type: ignore[no-untyped-def]
 def functions(n_starts: int, params: tuple[Any, ...]) -> dict[str, Any]:
     """The functions of an explicit model with these params, whole or cut. Local."""
     return {
-        "law_step": law_step, "outcomes": outcomes, "outcome": outcome,
+        "law_step": law_step_wide if params[-1][0] > NARROW else law_step,
+        "outcomes": outcomes, "outcome": outcome,
         **start_functions(n_starts, params[4].size),
     }  # fmt: skip
 

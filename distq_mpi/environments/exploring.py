@@ -10,18 +10,9 @@ from typing import Any
 import numpy as np
 
 from distq_mpi.environments.base import Environment
+from distq_mpi.kernels.draws import scaled
 
 u8 = np.uint64
-LOW32, SHIFT32 = u8(0xFFFFFFFF), u8(32)
-
-
-def scaled(bits, n):  # type: ignore[no-untyped-def]
-    """floor(bits n / 2^64), of uint64: any of n numbers, each equally likely."""
-    low, high = n & LOW32, n >> SHIFT32
-    carried = (bits & LOW32) * low >> SHIFT32
-    middle = (bits >> SHIFT32) * low + carried
-    other = (bits & LOW32) * high + (middle & LOW32)
-    return (bits >> SHIFT32) * high + (middle >> SHIFT32) + (other >> SHIFT32)
 
 
 def _told(params):  # type: ignore[no-untyped-def]

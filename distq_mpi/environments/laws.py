@@ -18,10 +18,10 @@ from distq_mpi.environments.arguments import call, suggestion
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.calls import described, refusal
 from distq_mpi.environments.checking import CHECK_LIMIT
-from distq_mpi.environments.exploring import scaled
 from distq_mpi.environments.own_step import check_step, own_step
 from distq_mpi.environments.silence import marked_interrupts
 from distq_mpi.errors import ModelError
+from distq_mpi.kernels.draws import scaled
 from distq_mpi.kernels.fingerprint import fingerprint, used_values
 from distq_mpi.probabilities import TOLERANCE, coarsest, given_as, tolerance_of
 

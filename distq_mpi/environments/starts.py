@@ -11,24 +11,25 @@ import numpy as np
 from distq_mpi.environments.alias import alias_tables
 from distq_mpi.environments.rows import RUN_ENTRIES, check_kind
 from distq_mpi.errors import ModelError
+from distq_mpi.kernels.draws import slot_of
 from distq_mpi.probabilities import TOLERANCE, nonnegative, tolerance_of
 
 u8, i8 = np.uint64, np.int64
 
 
 def law_start(bits, params):  # type: ignore[no-untyped-def]
-    """Sample a start state: the high 32 bits pick the slot, the low 32 decide within it."""
+    """Sample a start state: see `draws.slot_of`."""
     indptr, alias, reward, probability, start_state, start_alias, start_probability, shape = params
-    i = ((bits >> u8(32)) * u8(start_state.size)) >> u8(32)
+    i, within = slot_of(bits, u8(start_state.size))
     packed = start_alias[i]
-    i = i if (bits & u8(0xFFFFFFFF)) < (packed >> u8(32)) else packed & u8(0xFFFFFFFF)
+    i = i if within < (packed >> u8(32)) else packed & u8(0xFFFFFFFF)
     return start_state[i]
 
 
 def law_start_uniform(bits, params):  # type: ignore[no-untyped-def]
     """What `law_start` draws where all states are alike: every slot then is its state's own."""
     indptr, alias, reward, probability, start_state, start_alias, start_probability, shape = params
-    return ((bits >> u8(32)) * u8(shape[0])) >> u8(32)
+    return slot_of(bits, u8(shape[0]))[0]
 
 
 def law_start_single(bits, params):  # type: ignore[no-untyped-def]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from distq_mpi.config import LEAST_VISITS, STATISTICS
 from distq_mpi.errors import ConfigError
 from distq_mpi.kernels import Kernel, fusing, merging, summing
 from distq_mpi.kernels.chunks import chunk_parts
@@ -51,6 +53,17 @@ class Fusion:
         """Whether what agents contribute is added up."""
         return not (self.maximum or self.shared or self.merge)
 
+    @property
+    def statistic(self) -> bool:
+        """Whether it is a statistic of values, biased where few visits stand behind each."""
+        return self.name in STATISTICS
+
+    def wanted_visits(self, config: Any) -> int:
+        """Visits of a pair in a round, by all agents, that a statistic wants behind its values; 0
+        where any number will do. Local."""
+        least = _least_visits(config.parallel)
+        return (2 * config.parallel.trim + 1) * least if self.statistic and least > 1 else 0
+
     def sums(self, step_size: str) -> tuple[str, ...]:
         """Names of the int64 arrays that are reduced over agents, in the order they are sent."""
         if self.merge is not None:
@@ -91,7 +104,7 @@ class Fusion:
                 "parallel.force true"
             )
         fewest = 2 * parallel.trim + 1
-        if self.name in ("median", "trimmed_mean") and 1 < parallel.agents < fewest:
+        if self.statistic and 1 < parallel.agents < fewest:
             raise ConfigError(
                 f"parallel.trim: {self.name} with trim {parallel.trim} needs {fewest} visitors of "
                 f"a pair, more than parallel.agents {parallel.agents}; take trim "
@@ -106,11 +119,19 @@ class Fusion:
                 "set parallel.force true"
             )
 
-    def warnings(self, config: Any) -> list[str]:
-        """What a user should know of the strategy under a resolved `Config`. Local."""
+    def warnings(
+        self, config: Any, n_pairs: int, longest: int, deterministic: bool
+    ) -> list[str]:
+        """What a user should know of the strategy under a resolved `Config`. Local.
+
+        longest : steps per lane of a round at most. deterministic : whether the environment is
+        known to be.
+        """
         parallel, learn = config.parallel, config.learn
         if parallel.agents == 1:
             return []
+        if self.statistic:
+            return self._few_visits(config, n_pairs, longest, deterministic)
         if self.name == "delta":
             return [
                 f"parallel.fusion: delta is stable while the sum over agents of 1 - (1 - alpha)^n "
@@ -127,6 +148,35 @@ class Fusion:
                 f"discount {learn.discount:g}; Woo, Joshi & Chi 2023)"
             ] if learn.discount > 0 else []
         return []
+
+    def _few_visits(
+        self, config: Any, n_pairs: int, longest: int, deterministic: bool
+    ) -> list[str]:
+        """Warnings of a statistic over values that few visits stand behind."""
+        parallel, least = config.parallel, _least_visits(config.parallel)
+        generative, fewest = config.learn.sampling == "generative", 2 * parallel.trim + 1
+        a_step = parallel.agents if generative else parallel.lanes / n_pairs
+        seen = longest * a_step
+        behind = max(1.0, min(float(least), seen / fewest))
+        if parallel.steps_per_round != "auto":
+            behind = max(behind, seen / parallel.agents)
+        if deterministic or behind >= LEAST_VISITS:
+            return []
+        enough = math.ceil(min(fewest, parallel.agents) * LEAST_VISITS / a_step)
+        remedy = f"parallel.steps_per_round auto, or {enough} and more, brings"
+        if least < LEAST_VISITS:
+            remedy = f"parallel.least_visits {LEAST_VISITS} and {remedy}"
+        return [
+            f"parallel.fusion: the {self.name} is taken over values of about {behind:.2g} "
+            f"visit{'s' * (behind >= 1.05)} each: where rewards or next states are random it has "
+            "another fixed point than Q*, and may prefer other actions, until some "
+            f"{LEAST_VISITS} visits average what is random (docs/fusion.md); {remedy} it nearer"
+        ]
+
+
+def _least_visits(parallel: Any) -> int:
+    """Visits that a value of a statistic needs behind it."""
+    return 1 if parallel.least_visits == "auto" else int(parallel.least_visits)
 
 
 def _first_alpha(learn: Any) -> float:
@@ -239,7 +289,9 @@ def fusion_kernels(config: Any, record: Any) -> dict[str, Kernel]:
             "fuse": Kernel(fusing.fuse_max, parts, (q, clock, floats, ints, counts)),
         }
     if fusion.merge is not None:
-        parts["merge"] = fusion.merge(kept, config.parallel.trim)
+        parts["merge"] = fusion.merge(
+            kept, config.parallel.trim, _least_visits(config.parallel)
+        )
         each, uints = np.zeros((1, 1)), np.zeros((1, 1), np.uint32)
         return {
             "contribute": Kernel(
@@ -251,7 +303,10 @@ def fusion_kernels(config: Any, record: Any) -> dict[str, Kernel]:
                 (*tables, each, uints, uints, ints, floats, counts, floats),
             ),
         }  # fmt: skip
-    parts = chunk_parts(fusion, record, step_size, parts["store"], advance or fusion.advance)
+    parts = chunk_parts(
+        fusion, record, step_size, parts["store"], advance or fusion.advance,
+        config.parallel.agents,
+    )  # fmt: skip
     parts["TILE_ROWS"] = fusing.tile_rows(record.width)
     sums, tiles = (ints,) * 5, np.zeros(1, np.uint8)
     contributed = (*tables, *sums, floats, floats, counts, tiles, floats, ints)

@@ -21,7 +21,6 @@ from distq_mpi.kernels.fusing import (
     BOUND,
     DISCOUNT,
     GAIN_LIMIT,
-    GAIN_SCALE,
     LARGE,
     LENGTH,
     NON_FINITE,
@@ -29,6 +28,7 @@ from distq_mpi.kernels.fusing import (
     SCALE,
     UNIT,
     VISITS,
+    gain_scale,
     kept_after,
     sign_of,
     signed_clock,
@@ -65,21 +65,21 @@ def scratch(width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def chunk_parts(
-    fusion: Any, record: Any, step_size: Any, store: Any, advance: Any
+    fusion: Any, record: Any, step_size: Any, store: Any, advance: Any, n_agents: int
 ) -> dict[str, Any]:
-    """Return the parts that work on chunks, and the sizes of these.
+    """Return the parts that work on chunks, and the sizes of these, for so many agents.
 
     fusion : `strategies.Fusion`; record : `table.Record`; step_size : `step_sizes.StepSize`;
     store : `storing`; advance : of the fusion, under this step size.
     """
-    rows = chunk_rows(record.width)
+    rows, gain_unit = chunk_rows(record.width), gain_scale(n_agents)
     return {
         "WIDTH": record.width, "CHUNK_ROWS": rows, "PAIRS": rows * record.width,
         "TICKED": fusion.weighted or step_size.signed, "SIGNED": step_size.signed,
         "GAINS": fusion.gains,
         **_reading(record),
-        **_adding(fusion, record, step_size),
-        **_writing(fusion, record, step_size, store, advance),
+        **_adding(fusion, record, step_size, gain_unit),
+        **_writing(fusion, record, step_size, store, advance, gain_unit),
     }  # fmt: skip
 
 
@@ -126,7 +126,9 @@ def _reading(record: Any) -> dict[str, Callable[..., Any]]:
     return {"visits_of": visits_of, "bases": bases, "differences": differences}
 
 
-def _adding(fusion: Any, record: Any, step_size: Any) -> dict[str, Callable[..., Any]]:
+def _adding(
+    fusion: Any, record: Any, step_size: Any, gain_unit: float
+) -> dict[str, Callable[..., Any]]:
     """Parts that work on the first n pairs: from clocks and visits to sums over agents."""
     width, pairs = record.width, chunk_rows(record.width) * record.width
     clock_stride, offset = u8(record.clock_stride), u8(record.clock_offset)
@@ -220,7 +222,7 @@ def _adding(fusion: Any, record: Any, step_size: Any) -> dict[str, Callable[...,
                     counts[votes + i] += n * sign_of(new)
                 if gained and n > 0:
                     gain = 1.0 - kept(old, n, discount, alpha)
-                    counts[gains + i] += i8(np.rint(gain * GAIN_SCALE))
+                    counts[gains + i] += i8(np.rint(gain * gain_unit))
 
     return {
         "alphas": alphas, "powers": powers, "clear": clear, "shares": shares,
@@ -233,7 +235,7 @@ def no_others(clock, first, end, ahead, counts, rates):
 
 
 def _writing(
-    fusion: Any, record: Any, step_size: Any, store: Any, advance: Any
+    fusion: Any, record: Any, step_size: Any, store: Any, advance: Any, gain_unit: float
 ) -> dict[str, Callable[..., Any]]:
     """Parts that make the next table's rows [first, end)."""
     width, pairs = record.width, chunk_rows(record.width) * record.width
@@ -251,7 +253,7 @@ def _writing(
         for i in range(n):
             visits, old, gain = counts[every + u8(i)], work[olds + u8(i)], 0.0
             if gained:
-                gain = f8(counts[gains + u8(i)]) / GAIN_SCALE
+                gain = f8(counts[gains + u8(i)]) / gain_unit
                 n_unstable += i8(gain >= GAIN_LIMIT)
             total = f8(counts[sums + u8(i)]) * inverse
             change = combine(
@@ -275,7 +277,7 @@ def _writing(
                 fresh = old
                 if visits > 0:
                     word = threefry(now, u8(first * width) + i, seed, ROUNDING)[0]
-                    gain = f8(counts[gains + i]) / GAIN_SCALE if gained else 0.0
+                    gain = f8(counts[gains + i]) / gain_unit if gained else 0.0
                     counted = counts[ticks + i] if ticked else visits
                     seen = i8(lifetime[pair + i]) + visits
                     count = advance(i8(old & COUNT), visits, counted, seen, n_agents, gain, word)

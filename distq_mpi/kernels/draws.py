@@ -11,7 +11,7 @@ Which bits of a draw serve what (part of the checkpoint's `format_version`):
 | TRANSITION | (step, lane) | 0 | 0-31 | explore if below epsilon x 2^32 |
 | | | 0 | 32-63 | the random action, or which of the tied greedy actions (of a part, too) |
 | | | 0 | 32-63 | softmax: the action |
-| | | 1 | 32-63 | the outcome of (state, action) |
+| | | 1 | 32-63 | the outcome of (state, action); 0-63 where it has more than 2^16 outcomes |
 | | | 1 | 29 | Double Q: which part is updated |
 | | | 1 | 0-28 | stochastic rounding of a float32 write |
 | RESET | (step, lane) | 0 | 0-63 | the start state of the next episode |
@@ -84,3 +84,28 @@ def threefry(c0, c1, k0, k1):
     x0 = x0 + x1
     x1 = rotate(x1, 16) ^ x0
     return x0, x1
+
+
+LOW32, SHIFT32 = u8(0xFFFFFFFF), u8(32)
+NARROW = u8(1 << 16)
+"""Slots up to which the high 32 bits of a draw choose one: each is met to 2^-16 of itself."""
+
+
+def scaled(bits, n):
+    """floor(bits n / 2^64), of uint64: any of n numbers, each equally likely."""
+    low, high = n & LOW32, n >> SHIFT32
+    carried = (bits & LOW32) * low >> SHIFT32
+    middle = (bits >> SHIFT32) * low + carried
+    other = (bits & LOW32) * high + (middle & LOW32)
+    return (bits >> SHIFT32) * high + (middle >> SHIFT32) + (other >> SHIFT32)
+
+
+def slot_of(bits, n):
+    """Any of n slots, uint64, each equally likely, and 32 bits to decide within it.
+
+    The high 32 bits of a draw are too few for many slots: of 5e7 some would be met by 86 of 2^32
+    words, others by 85. Beyond `NARROW` all 64 choose, and what is left of their product decides.
+    """
+    if n > NARROW:
+        return scaled(bits, n), bits * n >> SHIFT32
+    return (bits >> SHIFT32) * n >> SHIFT32, bits & LOW32

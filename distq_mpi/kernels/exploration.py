@@ -1,7 +1,7 @@
 """Exploration: the greedy action of a row, and the behaviour built on it.
 
 `at(q, index)` is the value a policy sees at an index of the flat table: the entry itself, or the
-sum of a row's two parts under Double Q.
+mean of a row's two parts under Double Q. Where only the order of values matters their sum will do.
 """
 
 from __future__ import annotations
@@ -26,11 +26,22 @@ def entry(q, index):
 
 
 def sum_of_parts(n_actions):
-    """Return at(q, index) for rows of two parts: their sum."""
+    """Return at(q, index) for rows of two parts: their sum, which orders actions as the mean does.
+    """
     width = u8(n_actions)
 
     def at(q, index):
         return q[index] + q[index + width]
+
+    return at
+
+
+def mean_of_parts(n_actions):
+    """Return at(q, index) for rows of two parts: their mean, the value of the policy."""
+    width = u8(n_actions)
+
+    def at(q, index):
+        return f8(0.5) * (f8(q[index]) + f8(q[index + width]))
 
     return at
 
@@ -167,18 +178,26 @@ class Exploration:
     ----------
     key : the key of `[learn]` that decides how much is explored; `key`_final, `key`_steps and
         `key`_schedule say how it changes.
+    by_value : whether `choose` depends on how far values are apart, not on their order alone.
     """
 
     choose: Callable[..., Any]
     expected: Callable[..., Any]
     key: str
     encode: Callable[[float], int]
+    by_value: bool = False
+
+    def seen(self, averages: bool, n_actions: int) -> Callable[..., Any]:
+        """Return the `at` of this behaviour. averages : of the rule, see `rules.Rule`."""
+        if not averages:
+            return entry
+        return mean_of_parts(n_actions) if self.by_value else sum_of_parts(n_actions)
 
 
 EXPLORATIONS = {
     "epsilon_greedy": Exploration(
         epsilon_greedy, epsilon_greedy_mean, "epsilon", epsilon_threshold
     ),
-    "softmax": Exploration(softmax, softmax_mean, "temperature", inverse_bits),
+    "softmax": Exploration(softmax, softmax_mean, "temperature", inverse_bits, by_value=True),
     "one_action": Exploration(one_action, epsilon_greedy_mean, "epsilon", int),
 }

@@ -11,6 +11,8 @@ A pair here is an entry of a row: under Double Q a state has two for each action
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from distq_mpi.kernels.step_sizes import (
@@ -26,12 +28,12 @@ from distq_mpi.kernels.step_sizes import (
 
 u8, u4, f8, i8 = np.uint64, np.uint32, np.float64, np.int64
 
-# Steps of one agent in a round: the squares of visits of 2^13 agents then fit 64 bits.
+# Steps of one agent in a round, and fixed point of gains, each at most 1, as far as sums over the
+# agents fit 64 bits: see `round_limit` and `gain_scale`.
 ROUND_LIMIT = 1 << 24
 # Steps of all agents on one table in a round. Its clocks are limited whenever the steps pass a
 # multiple of 2^31 (`schedules.settles`): until then 2^29 + 2^31 + 2^30 fit 32 bits.
 SHARED_LIMIT = 1 << 30
-# Fixed point of gains, each at most 1: those of 2^14 agents fit.
 GAIN_SCALE = 2.0**48
 # Sum of gains from which `delta` moves away from its target.
 GAIN_LIMIT = 2.0
@@ -49,6 +51,17 @@ DISCOUNT, ALPHA, SCALE, BOUND = range(4)
 
 UNIT = 2.0**14
 """Fixed point of LENGTH: its sum over pairs does not depend on who adds them up."""
+
+
+def round_limit(n_agents):
+    """Return the steps that each of so many agents may make in a round: twice the sum of the
+    squares of their visits of a pair then fits 63 bits. Local."""
+    return min(ROUND_LIMIT, math.isqrt((1 << 61) // max(1, n_agents)))
+
+
+def gain_scale(n_agents):
+    """Return the fixed point of gains of so many agents: their sum then fits 63 bits. Local."""
+    return min(GAIN_SCALE, 2.0 ** (62 - math.ceil(math.log2(max(1, n_agents)))))
 
 
 def tile_rows(width):

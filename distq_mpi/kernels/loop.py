@@ -8,7 +8,7 @@ import numpy as np
 
 from distq_mpi.kernels import Kernel
 from distq_mpi.kernels.draws import RESET, TRANSITION, threefry
-from distq_mpi.kernels.exploration import EXPLORATIONS, best_of, entry, epsilon_greedy, sum_of_parts
+from distq_mpi.kernels.exploration import EXPLORATIONS, best_of, epsilon_greedy
 from distq_mpi.kernels.optimism import LAWS, capped
 from distq_mpi.kernels.planning import LAWS as PLANNING
 from distq_mpi.kernels.rules import RULES, coin, only_part
@@ -284,7 +284,7 @@ def learning_parts(
     """
     rule = RULES[learn_config.rule]
     exploration = EXPLORATIONS[learn_config.exploration]
-    at = sum_of_parts(n_actions) if rule.averages else entry
+    at = exploration.seen(rule.averages, n_actions)
     best, choose = best_of(n_actions, at), exploration.choose(n_actions, at)
     bootstrap = rule.bootstrap(n_actions, exploration.expected(n_actions, at))
     if learn_config.rule == "ucb_hoeffding":

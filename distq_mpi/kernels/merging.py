@@ -25,7 +25,7 @@ u8, u4, f8, i8 = np.uint64, np.uint32, np.float64, np.int64
 DISCOUNT, ALPHA = range(2)
 
 
-def importance(kept, trim):
+def importance(kept, trim, enough):
     """Return merge: the mean weighted by 1 / kept, over all agents (Woo, Joshi & Chi 2023, ImAvg).
 
     An agent that did not visit the pair keeps its old value with weight 1.
@@ -48,26 +48,58 @@ def importance(kept, trim):
     return merge
 
 
-def _sorted_visitors(values, visits, pair, scratch):
-    """Write the visitors' values to scratch in ascending order; return their number."""
-    n = 0
-    for k in range(visits.shape[0]):
-        if visits[k, pair] > 0:
-            x, i = values[k, pair], n
-            while i > 0 and scratch[i - 1] > x:
-                scratch[i] = scratch[i - 1]
-                i -= 1
-            scratch[i] = x
-            n += 1
-    return n
+def sorting_law(kept, fewest, enough):
+    """Return sorted_values(...): write values that `enough` visits stand behind to scratch, in
+    ascending order; return their number.
+
+    An agent with fewer visits goes together with those after it: the mean of all their targets,
+    contracted as their visits are in the mean, is one value (as in the buckets of Karimireddy, He &
+    Jaggi 2022), and an agent that is wrong still spoils one value only. Where there are fewer
+    visits than `fewest` such values need, they make as many values.
+    """
+
+    def sorted_values(values, visits, pair, old, clock, rates, scratch):
+        left, visitors, discount, alpha = i8(0), 0, rates[DISCOUNT], rates[ALPHA]
+        for k in range(visits.shape[0]):
+            left += i8(visits[k, pair])
+            visitors += visits[k, pair] > 0
+        aim = min(i8(enough), left // fewest)
+        n, n_members, behind, total = 0, 0, i8(0), 0.0
+        for k in range(visits.shape[0]):
+            visited = i8(visits[k, pair])
+            if visited == 0:
+                continue
+            visitors, left = visitors - 1, left - visited
+            n_members, behind, x = n_members + 1, behind + visited, values[k, pair]
+            filled = behind >= aim and left >= aim
+            closes = filled or visitors == 0 or visitors < fewest - n
+            if n_members > 1 or not closes:
+                gained = 1.0 - kept(clock, visited, discount, alpha)
+                total += f8(visited) * (x - old) / gained
+            if closes:
+                if n_members > 1:  # else an agent's value as it is
+                    gained = 1.0 - kept(clock, behind // n_members, discount, alpha)
+                    x = old + gained * total / f8(behind)
+                i = n
+                while i > 0 and scratch[i - 1] > x:
+                    scratch[i] = scratch[i - 1]
+                    i -= 1
+                scratch[i] = x
+                n, n_members, behind, total = n + 1, 0, i8(0), 0.0
+        return n
+
+    return sorted_values
 
 
-def median(kept, trim):
-    """Return merge: the median over at least 2 trim + 1 visitors (Yin et al. 2018)."""
+def median(kept, trim, enough):
+    """Return merge: the median over at least 2 trim + 1 values, of `enough` visits each if there
+    are so many (Yin et al. 2018)."""
+    fewest = 2 * trim + 1
+    sorted_values = sorting_law(kept, fewest, enough)
 
     def merge(values, visits, pair, old, clock, rates, scratch):
-        n = _sorted_visitors(values, visits, pair, scratch)
-        if n < 2 * trim + 1:
+        n = sorted_values(values, visits, pair, old, clock, rates, scratch)
+        if n < fewest:
             return old, False
         low, high = scratch[(n - 1) // 2], scratch[n // 2]
         return low if low == high else 0.5 * low + 0.5 * high, True
@@ -75,12 +107,14 @@ def median(kept, trim):
     return merge
 
 
-def trimmed_mean(kept, trim):
-    """Return merge: the mean of visitors but the `trim` at either end (Yin et al. 2018)."""
+def trimmed_mean(kept, trim, enough):
+    """Return merge: the mean of such values but the `trim` at either end (Yin et al. 2018)."""
+    fewest = 2 * trim + 1
+    sorted_values = sorting_law(kept, fewest, enough)
 
     def merge(values, visits, pair, old, clock, rates, scratch):
-        n = _sorted_visitors(values, visits, pair, scratch)
-        if n < 2 * trim + 1:
+        n = sorted_values(values, visits, pair, old, clock, rates, scratch)
+        if n < fewest:
             return old, False
         total = 0.0
         for i in range(trim, n - trim):
@@ -93,7 +127,7 @@ def trimmed_mean(kept, trim):
 # Stand-ins for the parts.
 WIDTH, STRIDE, CLOCK_STRIDE, CLOCK_OFFSET, VISITS_AHEAD = 4, 0, 0, 0, 0
 size, upcoming, store = rescaled_linear, next_visit, exact
-merge = median(None, 0)
+merge = median(None, 0, 1)
 SIGNED = False
 
 

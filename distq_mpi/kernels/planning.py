@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from distq_mpi.kernels.draws import threefry
+from distq_mpi.kernels.draws import slot_of, threefry
 
 u8, f8 = np.uint64, np.float64
-ONE, TWO, SHIFT32 = u8(1), u8(2), u8(32)
+ONE, TWO = u8(1), u8(2)
 
 SEGMENTS = {"dyna_q": 2, "prioritized_sweeping": 6}
 
@@ -60,7 +60,7 @@ def dyna_law(learn: Any, record: Any, parts: dict[str, Any], n_states: int) -> A
         pairs[pair], values[pair] = ((next_state << ONE) | u8(terminated)) + ONE, reward
         for j in range(n_planned):
             chosen, rounding = threefry(word, u8(j), bits, u8(0))
-            again = pairs[n_pairs + (((chosen >> SHIFT32) * lengths[0]) >> SHIFT32)]
+            again = pairs[n_pairs + slot_of(chosen, lengths[0])[0]]
             code = pairs[again] - ONE
             value = best(q, (code >> ONE) * stride)[1]
             future = 0.0 if (code & ONE) == ONE else discount * f8(value)

@@ -95,11 +95,12 @@ def report(found, totals, header, n_agents, unit):
     of returns and of squared errors, each split.
     """
     limit = 2.0**61 / n_agents
+    length = min(found[LENGTH] * unit, MOST_LENGTH, limit)
     finite = abs(totals[SQUARE_SUM]) < np.inf and abs(totals[RETURN_SUM]) < np.inf
     header[0] += i8(found[OVERFLOWS])
     header[1] += i8(found[LARGE])
     header[2] += i8(found[NON_FINITE]) + i8(not finite)
-    header[3] += i8(np.rint(min(found[LENGTH] * unit, MOST_LENGTH)))
+    header[3] += i8(np.rint(length))
     header[4] += i8(found[VISITS])
     header[5] += i8(totals[EPISODES])
     split_float(totals[RETURN_SUM], limit, header, 6)

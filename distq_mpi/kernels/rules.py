@@ -93,17 +93,19 @@ class Rule:
     bootstrap : its maker.
     n_parts : values that a row has for each action.
     averages : whether the policy sees the mean of the parts (Double Q), not the first alone.
+    keeps_gap : whether its values are those of an exploring behaviour, not the optimal ones.
     """
 
     bootstrap: Callable[..., Any]
     n_parts: int = 1
     averages: bool = False
+    keeps_gap: bool = False
 
 
 RULES = {
     "q_learning": Rule(q_learning),
-    "sarsa": Rule(sarsa),
-    "expected_sarsa": Rule(expected_sarsa),
+    "sarsa": Rule(sarsa, keeps_gap=True),
+    "expected_sarsa": Rule(expected_sarsa, keeps_gap=True),
     "double_q": Rule(double_q, n_parts=2, averages=True),
     "watkins_q_lambda": Rule(q_learning),
     # Which transitions they learn from again is `planning`.

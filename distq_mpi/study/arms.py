@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distq_mpi.architectures import Allreduce
+from distq_mpi.architectures.schedules import Exploring
 from distq_mpi.study import reduced, regret
 from distq_mpi.study.judging import Told, judged
 from distq_mpi.study.problems import (
@@ -72,8 +73,8 @@ def speedup(n_runs: int) -> Iterator[Arm]:
 class OneActionEach(Allreduce):
     """`Allreduce` in which agent k always plays action k: no agent sees all pairs."""
 
-    def _explore_of(self, number: int) -> int:
-        return number
+    def _exploring_of(self, number: int) -> Exploring:
+        return Exploring(replace(self.config.learn, epsilon=number), self.config.parallel.lanes)
 
 
 def _fused(fusion: str, n_runs: int, equal: bool, transport: Transport) -> np.ndarray:

@@ -14,14 +14,9 @@ from distq_mpi.config import LearnConfig
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.explicit import explicit_model
 from distq_mpi.kernels import Kernel, loop
-from distq_mpi.kernels.exploration import (
-    EXPLORATIONS,
-    best_of,
-    entry,
-    epsilon_greedy,
-    sum_of_parts,
-)
+from distq_mpi.kernels.exploration import EXPLORATIONS, best_of, epsilon_greedy
 from distq_mpi.kernels.objects import load
+from distq_mpi.kernels.rules import RULES
 from distq_mpi.lanes import Lanes
 from distq_mpi.partition import Partition
 from distq_mpi.table import Rows, record_of
@@ -176,7 +171,7 @@ def two_states() -> Environment:
 
 def left_percent(rule: str, n: int, transport: Transport) -> np.ndarray:
     """In how many of `n` runs, %, an episode begins with left, by its number from 0. COLLECTIVE."""
-    at = sum_of_parts(B_ACTIONS) if rule == "double_q" else entry
+    at = EXPLORATIONS["epsilon_greedy"].seen(RULES[rule].averages, B_ACTIONS)
     # In A there are two actions only; the rest of its row is never chosen.
     choose = loop.first_action(best_of(2, at), epsilon_greedy(2, at), 2, False)
     runs = Runs(two_states(), n, 300, 601, 0.1, rule, transport, choose)

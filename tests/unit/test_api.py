@@ -442,7 +442,7 @@ def test_behaviour_explores_as_the_configuration_says(rule: str) -> None:
     n = 40_000
     values = np.array([1.0, 2.0])
     parts = 2 if rule == "double_q" else 1
-    weights = np.exp(parts * values / 1.5)
+    weights = np.exp(values / 1.5)
     expected = {
         "epsilon_greedy": np.array([0.2, 0.8]),
         "softmax": weights / weights.sum(),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distq_mpi.kernels import Kernel, draws
-from distq_mpi.kernels.draws import rotate, threefry
+from distq_mpi.kernels.draws import NARROW, rotate, slot_of, threefry
 from tests.stand_in import compiled
 
 u8 = np.uint64
@@ -92,3 +92,29 @@ def test_neighbouring_counters_and_keys_are_unrelated(changed: str) -> None:
         assert np.abs(bits.mean(axis=0) - 0.5).max() < 6 / 128
         flips = (bits[1:] != bits[:-1]).mean()
         assert abs(flips - 0.5) < 6 * 0.5 / np.sqrt(64 * (n - 1))
+
+
+@pytest.mark.parametrize("n", [2**16 + 1, 50_000_000, 2**31 - 1])
+def test_any_of_many_slots_is_as_likely_as_another(n: int) -> None:
+    """The words of a slot are an interval: its borders say how many there are, to one of 2^64."""
+    drawn = compiled({"slots": Kernel(slots, {}, (np.zeros(1, u8), u8(1), *[np.zeros(1, u8)] * 2))})
+    for slot in (1, 2, n // 3, n - 2, n - 1):
+        border = -(-(slot << 64) // n)  # the first word of it
+        words, found, within = np.array([border - 1, border], u8), np.zeros(2, u8), np.zeros(2, u8)
+        drawn["slots"](words, u8(n), found, within)
+        assert found.tolist() == [slot - 1, slot]
+        assert within[0] > 0.99 * 2**32 and within[1] < 0.01 * 2**32
+        with np.errstate(over="ignore"):
+            assert int(slot_of(words[1], u8(n))[0]) == slot
+
+
+@pytest.mark.parametrize("n", [1, 3, 64, int(NARROW)])
+def test_few_slots_are_chosen_by_the_high_bits_alone(n: int) -> None:
+    for word in np.random.default_rng(n).integers(0, 2**64, 50, dtype=u8).tolist():
+        found = slot_of(u8(word), u8(n))
+        assert [int(x) for x in found] == [((word >> 32) * n) >> 32, word & 0xFFFFFFFF]
+
+
+def slots(words, n, found, within):  # type: ignore[no-untyped-def]
+    for i in range(words.size):
+        found[i], within[i] = slot_of(words[i], n)

@@ -202,7 +202,8 @@ def test_uniform_starts_draw_what_their_alias_table_would(n: int) -> None:
         closed = (*none, *starts.uniform(n, probability).arrays, np.array([n, 1, 0]))
         draws = np.random.Philox(5).random_raw(300)
         for bits in (*draws, u8(0), u8(2**64 - 1), u8(2**32 - 1), *(draws | u8(2**32 - 1))):
-            assert starts.law_start_uniform(bits, closed) == starts.law_start(bits, params)
+            with np.errstate(over="ignore"):
+                assert starts.law_start_uniform(bits, closed) == starts.law_start(bits, params)
         assert starts.start(n - 1, closed) == starts.start(n - 1, params)
 
 

@@ -47,7 +47,7 @@ def test_on_one_rank_agents_learn_in_turn_on_the_same_table() -> None:
     lanes = [agent.committed for agent in state.agents]
     for agent, mine in zip(state.agents, lanes, strict=True):
         agent.lanes.copy_from(mine)
-        agent.control[loop.EXPLORE] = state._explore_of(agent.number)
+        agent.control[loop.EXPLORE] = agent.exploring.code(0)
         agent.control[loop.N_STEPS], agent.control[loop.FIRST_STEP] = 9, 1
         arrays = agent.learning_arrays(state.learning_work, state.params_of(agent.number))
         state.kernels["learn"](

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import chisquare
 
 from distq_mpi.environments import exploring_starts
-from distq_mpi.environments.exploring import scaled
+from distq_mpi.kernels.draws import scaled
 from distq_mpi.kernels.exploration import (
     best_of,
     epsilon_greedy_mean,
@@ -20,7 +20,9 @@ from distq_mpi.kernels.exploration import (
     softmax_mean,
     sum_of_parts,
 )
+from distq_mpi.kernels.loop import learning_parts
 from distq_mpi.kernels.rules import RULES, coin
+from distq_mpi.table import Rows, record_of
 from tests.driving import Learner
 from tests.stand_in import config, random_model
 
@@ -79,6 +81,24 @@ def test_softmax_is_as_often_as_it_says() -> None:
     assert chisquare(counts, weights / weights.sum() * len(words)).pvalue > 1e-4
     mean = softmax_mean(4)(row, u8(0), row.max(), explore)
     assert mean == pytest.approx(weights @ row / weights.sum(), rel=1e-14)
+
+
+@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_every_rule_acts_at_the_temperature_it_is_given(rule: str, dtype: type) -> None:
+    """The policy's values are those that `policy_values` shows: of Double Q the mean of two."""
+    learn = config(rule=rule, exploration="softmax", dtype=np.dtype(dtype).name).learn
+    rows = Rows(record_of(learn, 3), 1)
+    rows.values[...] = np.random.default_rng(5).normal(size=rows.values.shape)
+    parts = learning_parts(learn, 3, rows.record)
+    explore, values = u8(inverse_bits(0.7)), rows.policy_values()[0].astype(np.float64)
+    words = np.random.default_rng(6).integers(0, 2**64, 20_000, dtype=np.uint64)
+    value = parts["best"](rows.q, u8(0))[1]
+    counts = np.bincount(
+        [int(parts["choose"](rows.q, u8(0), value, w, explore)) for w in words], minlength=3
+    )
+    weights = np.exp(values / 0.7)
+    assert chisquare(counts, weights / weights.sum() * len(words)).pvalue > 1e-4
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e300])

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from distq_mpi.architectures import Served
 from distq_mpi.architectures.desk import Desk
+from distq_mpi.architectures.schedules import Exploring
 from distq_mpi.architectures.server import check_split, placement
 from distq_mpi.architectures.worker import CachingWorker, Worker
 from distq_mpi.config import Config, LearnConfig, ParallelConfig, check
 from distq_mpi.environments.base import Environment
 from distq_mpi.environments.explicit import explicit_model
 from distq_mpi.errors import ConfigError
+from distq_mpi.kernels import loop
 from distq_mpi.kernels.pushing import DONE, HEAD, KIND, N_ROWS, PAUSE, PULL, PUSH, ROWS, VERSION
 from distq_mpi.lanes import Lanes
 from distq_mpi.partition import Partition
@@ -126,7 +128,11 @@ def test_what_it_cannot_do_is_refused() -> None:
 @given(st.sampled_from(["q_learning", "double_q", "sarsa"]), st.integers(0, 99), st.integers(1, 9))
 def test_rows_in_slots_learn_as_rows_in_order(rule: str, seed: int, n_lanes: int) -> None:
     environment, n_steps = random_model(40, 3, seed), 30
-    given_ = config(rule=rule, lanes=n_lanes, cache_rows=200, seed=seed)
+    given_ = config(
+        rule=rule, lanes=n_lanes, cache_rows=200, seed=seed, epsilon_schedule="linear",
+        epsilon_steps=70 * n_lanes, epsilon=1.0,
+    )  # fmt: skip
+    exploring = Exploring(given_.learn, n_lanes)
     record = record_of(given_.learn, 3)
     whole = Learner(environment, given_.learn, n_lanes, seed=seed, use_compiled=True)
     whole.begin()
@@ -153,11 +159,13 @@ def test_rows_in_slots_learn_as_rows_in_order(rule: str, seed: int, n_lanes: int
     worker.agent = 0
     agent: Any = type("Agent", (), {"number": 0})()
     agent.lanes, agent.totals = Lanes(0, n_lanes), np.zeros(3)
-    agent.control = whole.control.copy()
+    agent.control, agent.exploring = whole.control.copy(), exploring
     agent.lanes.copy_from(whole.lanes)
     for k in range(3):
         whole.totals[:] = 0.0
-        whole.learn(n_steps)
+        for now in range(k * n_steps, (k + 1) * n_steps):
+            whole.control[loop.EXPLORE] = exploring.code(now)
+            whole.learn(1)
         assert worker.learn(agent, k * n_steps, n_steps) == n_steps
     assert agent.lanes.pack().tobytes() == whole.lanes.pack().tobytes()
     assert agent.totals.tolist() == pytest.approx(whole.totals.tolist(), abs=1e-12)

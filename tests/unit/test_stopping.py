@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from distq_mpi.architectures import Agreement, Progress
 from distq_mpi.certificate import Certificate
 from distq_mpi.config import StopConfig
-from distq_mpi.stopping import CHECK_GROWTH, is_check_round, verdict
+from distq_mpi.stopping import CHECK_GROWTH, Standstill, is_check_round, verdict
 
 QUIET = Agreement()
 PROGRESS = Progress(round=7, steps=1000, episodes=20, mean_return=0.5, round_steps=100)
@@ -72,3 +72,42 @@ def test_wishes() -> None:
 def test_numbers_that_are_not_finite_end_the_run() -> None:
     found = verdict(StopConfig(), PROGRESS, QUIET._replace(non_finite=1), None)
     assert found is not None and (found.status, found.exit_code) == ("diverged", 3)
+
+
+def noticed(
+    measures: list[float | None], n_actions: int = 2, value_range: float | None = 2.0
+) -> list[bool]:
+    """Whether a standstill is noticed at each of some certificates, each at twice the steps."""
+    name = "policy_gap" if n_actions > 1 else "q_error"
+    watch = Standstill(10, n_actions, value_range)
+    return [
+        bool(watch.notice(10_000 * 2**k, Certificate(**{name: value})))
+        for k, value in enumerate(measures)
+    ]
+
+
+def test_a_gap_that_does_not_fall_is_noticed_after_three_doublings() -> None:
+    assert noticed([0.4] * 5) == [False, False, False, True, True]
+    assert noticed([0.4, 0.4, 0.4, 0.37]) == [False] * 3 + [True], "not to nine tenths"
+    assert noticed([0.4, 0.5, 0.9, 0.6]) == [False] * 3 + [True], "the best one counts"
+
+
+def test_what_gets_better_or_is_good_is_not() -> None:
+    assert not any(noticed([0.4 * 0.95**k for k in range(12)]))
+    assert not any(noticed([0.4, 0.04] + [0.04] * 9))
+    assert not any(noticed([0.4, 0.04] + [0.9] * 9)), "it was there"
+
+
+def test_what_is_not_known_says_nothing() -> None:
+    nan = float("nan")
+    assert not any(noticed([None] * 6))
+    assert not any(noticed([nan, float("inf")] * 6))
+    assert noticed([0.4, nan, None, 0.4]) == [False] * 3 + [True]
+    watch = Standstill(10_000, 2, 1.0)
+    assert not any(watch.notice(n, Certificate(policy_gap=0.4)) for n in (100, 10_000, 9_000_000))
+
+
+def test_of_one_action_the_error_of_its_values_is_looked_at() -> None:
+    assert noticed([0.4] * 4, 1) == [False] * 3 + [True]
+    assert not any(noticed([0.09] * 4, 1)), "4.5 % of the value range"
+    assert not any(noticed([0.4] * 4, 1, None)) and not any(noticed([0.4] * 4, 1, 0.0))
