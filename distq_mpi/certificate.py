@@ -288,7 +288,7 @@ class Solver:
         except Unsolved as error:
             return None, error if self.discount < 1 or budget.ended else None
         value = finite(planner.expectation(values.v))
-        return (None if value is None else -value), None
+        return (None if value is None else 0.0 - value), None
 
     def _return(self, policy: np.ndarray) -> tuple[float | None, str | None]:
         """The undiscounted value of a policy at the start, under the time limit; or None, and why.

@@ -11,7 +11,12 @@ from distq_mpi.bounds import Orders, offsets
 from distq_mpi.budget import Budget, Unsolved
 from distq_mpi.compact import Path
 from distq_mpi.planning import FIRST_SWEEPS, REWARDS, Planner
-from distq_mpi.policy_evaluation import ITERATION_SWEEPS, PolicyEvaluator, add_to
+from distq_mpi.policy_evaluation import (
+    ITERATION_SWEEPS,
+    MOST_ITERATIONS,
+    PolicyEvaluator,
+    add_to,
+)
 from distq_mpi.values import Values
 
 SOLVED = 1e-12
@@ -62,13 +67,13 @@ class Optimiser:
         Modified policy iteration (Puterman and Shin 1978), stopped by the span of TV - V. Each
         check moves V to its lower bound, after which V <= TV: from there on every kind of sweep
         can only raise V, so they converge whatever the policy. Where sweeps are too slow, a policy
-        is solved for directly (Howard 1960).
+        is solved for (Howard 1960), directly or by iterations.
         """
         planner, policies = self.planner, self.policies
         values, policy = planner.scratch(), np.zeros(planner.mask.size, np.int32)
         n_sweeps, orders, direct = FIRST_SWEEPS, Orders(), policies.may_factorise
         path: np.ndarray | Path | None = None
-        spent = 0.0
+        spent, iterate = 0.0, True
         while True:
             rise, fall, changed = planner.backup(values, None, policy, discount, 0.0, reward)
             lower, upper = offsets(rise, fall, planner.most, planner.least, discount)
@@ -87,12 +92,17 @@ class Optimiser:
             n_direct = DIRECT_STEPS if changed else 1
             direct_work = n_direct * (DIRECT_SWEEPS * planner.policy_work + DIRECT_WORK)
             many = int(n_direct * DIRECT_SWEEPS)
-            if direct and spent >= direct_work and orders.too_slow(share, many):
-                path = planner.follow(policy)
+            if (direct or iterate) and spent >= direct_work and orders.too_slow(share, many):
+                path, n = planner.follow(policy), 0
                 policies.forget()
-                direct = policies.direct(values, path, discount, reward)
+                if direct:
+                    direct = policies.direct(values, path, discount, reward)
+                else:
+                    n, iterate = policies.solve(
+                        values, path, discount, share, MOST_ITERATIONS, reward
+                    )
                 orders.solved()
-                budget.spend(ITERATION_SWEEPS * planner.policy_work)
+                budget.spend(ITERATION_SWEEPS * (n + 1) * planner.policy_work)
                 continue
             if changed and not orders.smooths_only:
                 planner.relax(values, None, policy, discount, 2, reward)
