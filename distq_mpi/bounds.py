@@ -8,6 +8,7 @@ import numpy as np
 
 from distq_mpi.kernels.elementary import logarithm
 
+EPSILON = float(np.finfo(float).eps)
 RETRIED = 8
 """Checks after which the other order of sweeps is tried again."""
 MIXES_FAST = float(logarithm(2.0)) / 3
@@ -35,6 +36,16 @@ def offsets(
     lower = beyond(-fall, most if fall > 0 else least, discount)
     upper = beyond(rise, most if rise > 0 else least, discount)
     return lower, upper
+
+
+def safe_offsets(
+    rise: float, fall: float, most: float, least: float, discount: float
+) -> tuple[float, float]:
+    """Return `offsets`, widened by their rounding: 1 / (1 - discount x mass) cancels."""
+    lower, upper = offsets(rise, fall, most, least, discount)
+    rounding = 4 * EPSILON * max(abs(lower), abs(upper))
+    rounding += beyond(rounding, most, discount)
+    return lower - rounding, upper + rounding
 
 
 class Orders:

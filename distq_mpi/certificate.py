@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distq_mpi.bounds import beyond
+from distq_mpi.bounds import EPSILON, beyond
 from distq_mpi.budget import Budget, Unsolved
 from distq_mpi.finite import FiniteFields, finite, positive_part
 from distq_mpi.holding import Holding, Slice
@@ -402,7 +402,7 @@ class Solver:
         """
         planner, discount = self.planner, self.discount
         # Residuals are rounded: bounds hold for what they would be without.
-        rounding = 16 * np.finfo(float).eps * (size + planner.most_reward)
+        rounding = 16 * EPSILON * (size + planner.most_reward)
         rounding += beyond(rounding, planner.most, discount)
         rise, fall = float(found[STATE_RISE]), float(found[STATE_FALL])
         above = rise + beyond(rise, planner.most if rise > 0 else planner.least, discount)

@@ -273,7 +273,7 @@ class Planner:
         """The sum of all planners' numbers, rounded once: it does not matter who has which.
 
         parts : float64, at most n numbers over all planners, none of them larger than `bound`.
-        NaN where the bound is not finite.
+        NaN where the bound is not finite, or a number is beyond it.
         """
         if not 0.0 < bound < math.inf:
             return 0.0 if bound == 0.0 else math.nan
@@ -281,14 +281,19 @@ class Planner:
         _, exponent = math.frexp(bound)
         room = n.bit_length()
         coarse, fine = min(62 - exponent - room, 900), 63 - room
-        sums = np.zeros(2, np.int64)
+        sums = np.zeros(3, np.int64)
         for part in parts:
+            fits = np.abs(part) <= bound
+            sums[2] += part.size - np.count_nonzero(fits)
+            part = np.where(fits, part, 0.0)
             leading = np.rint(part * 2.0**coarse)
             rest = part - leading * 2.0**-coarse
             sums[0] += leading.astype(np.int64).sum()
             sums[1] += np.rint(rest * 2.0 ** (coarse + fine)).astype(np.int64).sum()
         if not self.alone:
             self.transport.sum_int(sums)
+        if sums[2]:
+            return math.nan
         return math.ldexp(float((int(sums[0]) << fine) + int(sums[1])), -coarse - fine)
 
     def most_of(self, found: np.ndarray) -> None:

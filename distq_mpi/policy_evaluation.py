@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from distq_mpi.bounds import PATIENCE, Orders, offsets
+from distq_mpi.bounds import EPSILON, PATIENCE, Orders, offsets, safe_offsets
 from distq_mpi.budget import Budget, Unsolved
 from distq_mpi.compact import Path
 from distq_mpi.factorisation import Factors, factorise
@@ -42,8 +42,8 @@ long as."""
 PASSES_AT_ONCE = 64
 """Passes of `settle` between two looks at the budget."""
 CORRECTED, MOST_CORRECTIONS = 1e-4, 12
-"""Share of an error that a correction may leave, and corrections of one policy's values."""
-EPSILON = float(np.finfo(float).eps)
+"""Share of the largest residual that a correction may leave, and corrections of one policy's
+values."""
 
 Bounds = Callable[[float, float], tuple[float, float]]
 
@@ -77,10 +77,12 @@ class PolicyEvaluator:
         self._factors = None
         error = self._approach(values, policy, path, masses, discount, enough, budget)
         if isinstance(path, Path) and error > max(enough(error), 4 * EPSILON * values.size):
-            bounds = functools.partial(offsets, most=masses[0], least=masses[1], discount=discount)
+            bounds = functools.partial(
+                safe_offsets, most=masses[0], least=masses[1], discount=discount
+            )
 
-            def correct(change: np.ndarray, bound: float) -> np.ndarray:
-                return self._correction(path, values.mask, change, masses, discount, bound, budget)
+            def correct(change: np.ndarray, size: float) -> np.ndarray:
+                return self._correction(path, values.mask, change, masses, discount, size, budget)
 
             error = self._refine(values, policy, discount, bounds, enough, correct, budget)
         planner.fetch(values.v)
@@ -191,8 +193,8 @@ class PolicyEvaluator:
             approach.go_on(values, enough / error / 2)
         if isinstance(path, Path) and accuracy > 1e-12:
 
-            def correct(change: np.ndarray, bound: float) -> np.ndarray:
-                return self._correction_undiscounted(path, inside, change, longest, bound, budget)
+            def correct(change: np.ndarray, size: float) -> np.ndarray:
+                return self._correction_undiscounted(path, inside, change, longest, size, budget)
 
             limit = max(1e-12, 4 * EPSILON) * values.size
             self._refine(
@@ -282,7 +284,8 @@ class PolicyEvaluator:
         twice the precision of float64; return by how much it may be too low.
 
         bounds : of the error V' - TV, from the largest and the negated smallest residual.
-        correct : returns a solution of (I - discount P) d = residual, to `CORRECTED` of a bound.
+        correct : returns a solution of (I - discount P) d = residual, to `CORRECTED` of the largest
+        |residual|, its second argument.
         """
         planner, n_own = self.planner, values.mask.size
         low, change = np.zeros_like(values.v), np.zeros(n_own)
@@ -296,34 +299,38 @@ class PolicyEvaluator:
                 inside = values.mask.view(np.bool_)
                 values.v[:n_own] += np.where(inside, low[:n_own] + change + lower, 0.0)
                 return error
-            add_to(values.v, low, correct(change, error))
+            add_to(values.v, low, correct(change, max(abs(rise), abs(fall))))
             budget.spend(planner.policy_work)
         raise Unsolved("the policy's value is unknown: float64 cannot hold it accurately enough")
 
     def correction(
         self, path: Path, mask: np.ndarray, change: np.ndarray, masses: tuple[float, float],
-        discount: float, bound: float, budget: Budget,
+        discount: float, size: float, budget: Budget,
     ) -> np.ndarray:  # fmt: skip
         """As `_correction`, of a policy that was not evaluated before."""
         self._factors = None
-        return self._correction(path, mask, change, masses, discount, bound, budget)
+        return self._correction(path, mask, change, masses, discount, size, budget)
 
     def _correction(
         self, path: Path, mask: np.ndarray, change: np.ndarray, masses: tuple[float, float],
-        discount: float, bound: float, budget: Budget,
+        discount: float, size: float, budget: Budget,
     ) -> np.ndarray:  # fmt: skip
-        """A solution d of (I - discount P) d = change, with halo, to `CORRECTED` of a bound."""
+        """A solution d of (I - discount P) d = change, with halo, to `CORRECTED` of the largest
+        |change|, `size`, or what float64 allows."""
         if self._factors is not None:
             return self._factors.solve(change)
         other = path._replace(rewards=change)
         values = self._other_values().begin(mask)
-        self._approach(
-            values, other, other, masses, discount, lambda _: CORRECTED * bound, budget
-        )
+        rounding = 64 * EPSILON / (1.0 - discount * min(masses[0], 1.0))
+
+        def enough(error: float) -> float:
+            return max(CORRECTED * size, rounding * values.size)
+
+        self._approach(values, other, other, masses, discount, enough, budget)
         return values.v
 
     def _correction_undiscounted(
-        self, path: Path, mask: np.ndarray, change: np.ndarray, longest: float, bound: float,
+        self, path: Path, mask: np.ndarray, change: np.ndarray, longest: float, size: float,
         budget: Budget,
     ) -> np.ndarray:  # fmt: skip
         if self._factors is not None:
@@ -334,9 +341,10 @@ class PolicyEvaluator:
         while True:
             rise, fall, _ = self.planner.backup(values, other, None, 1.0)
             error = max(rise, fall) * longest
-            if error <= CORRECTED * bound:
+            enough = max(CORRECTED * size, 64 * EPSILON * longest * values.size)
+            if error <= enough:
                 return values.v
-            approach.go_on(values, CORRECTED * bound / error / 2)
+            approach.go_on(values, enough / error / 2)
 
     def _other_values(self) -> Values:
         if self._spare is None:
@@ -399,9 +407,11 @@ class _Approach:
         self._evaluator, self._path = evaluator, path
         self._discount, self._reward, self._budget = discount, reward, budget
         self._orders, self._n_sweeps, self._n_swept = Orders(), FIRST_SWEEPS, 0
-        self._remedies: list[Any] = [self._iterate]
+        self._share_then = 0.0
+        # Functions, not methods of this object: it would refer to itself, and live on.
+        self._remedies: list[Any] = [_Approach._iterate]
         if evaluator.may_factorise:
-            self._remedies = [self._iterate_briefly, self._factorise, self._iterate]
+            self._remedies = [_Approach._iterate_briefly, _Approach._factorise, _Approach._iterate]
 
     def told(self, error: float) -> None:
         """Note a bound on the error, at discounts below 1. Local."""
@@ -414,11 +424,16 @@ class _Approach:
         work, slow = planner.policy_work, self._orders.too_slow(share)
         if self._discount == 1.0:
             slow = self._n_swept >= PATIENCE
+        if share < 2 * self._share_then:  # the error was not halved: iterations are at their end
+            self._remedies.clear()
+        self._share_then = 0.0
         if slow and self._remedies:
             remedy = self._remedies[0]
-            n, helped = remedy(values, share)
-            if not helped or remedy != self._iterate:
+            n, helped = remedy(self, values, share)
+            if not helped or len(self._remedies) > 1:
                 self._remedies.pop(0)
+            else:
+                self._share_then = share
             self._orders.solved()
             self._budget.spend(ITERATION_SWEEPS * (n + 1) * work)
             return

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from distq_mpi.bounds import Orders, offsets
+from distq_mpi.bounds import EPSILON, Orders, offsets, safe_offsets
 from distq_mpi.budget import Budget, Unsolved
 from distq_mpi.compact import Path
 from distq_mpi.planning import FIRST_SWEEPS, REWARDS, Planner
@@ -41,7 +41,6 @@ OPTIMAL, BETTER = 1e-9, 1e-12
 """Residual of an undiscounted policy, as a share of the largest value, that counts as none; and by
 how much an action must be better to be taken instead."""
 MOST_IMPROVEMENTS = 60
-EPSILON = float(np.finfo(float).eps)
 
 
 class Optimiser:
@@ -171,7 +170,7 @@ class Optimiser:
         limit = max(limit, 4 * EPSILON * values.size)
         for _ in range(MOST_IMPROVEMENTS):
             rise, fall, _ = planner.residue(values, low, policy, change, discount, True, reward)
-            lower, upper = offsets(rise, fall, planner.most, planner.least, discount)
+            lower, upper = safe_offsets(rise, fall, planner.most, planner.least, discount)
             error = upper - lower
             if error <= limit:
                 inside, shift = values.mask.view(np.bool_), (lower + upper) / 2
@@ -184,7 +183,7 @@ class Optimiser:
             assert isinstance(path, Path)
             masses = planner.most, planner.least
             correction = self.policies.correction(
-                path, values.mask, change, masses, discount, error, budget
+                path, values.mask, change, masses, discount, max(abs(rise), abs(fall)), budget
             )
             add_to(values.v, low, correction)
             budget.spend(planner.model_work)

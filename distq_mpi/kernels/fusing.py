@@ -61,7 +61,7 @@ def round_limit(n_agents):
 
 def gain_scale(n_agents):
     """Return the fixed point of gains of so many agents: their sum then fits 63 bits. Local."""
-    return min(GAIN_SCALE, 2.0 ** (62 - math.ceil(math.log2(max(1, n_agents)))))
+    return min(GAIN_SCALE, 2.0 ** (62 - (max(1, n_agents) - 1).bit_length()))
 
 
 def tile_rows(width):

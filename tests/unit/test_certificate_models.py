@@ -32,7 +32,8 @@ wide = np.longdouble
 
 @dataclass
 class Case:
-    """A model as dense arrays: p (S, A, S), probability of going on, r (S, A), start (S,)."""
+    """A model as dense arrays: p (S, A, S), probability of going on, r (S, A), both in extended
+    precision, start (S,)."""
 
     kind: str
     p: np.ndarray
@@ -91,7 +92,15 @@ def random_case(seed: int) -> Case:
     r *= rng.choice([1.0, 1.0, 1e9, 1e-9, 1e12])
     end = 1.0 - p.sum(axis=2)
     end[abs(end) < 1e-12] = 0.0  # what is not an end but rounding
-    return Case(kind, p, r, start, _model(p, r, end, start))
+    environment = _model(p, r, end, start)
+    # As the model has it: it may have divided probabilities by their sum.
+    p, mean = np.zeros(p.shape, wide), np.zeros(r.shape, wide)
+    for s, a in itertools.product(range(n), range(n_actions)):
+        for i in range(environment.outcomes(s, a, environment.params)):
+            chance, ahead, reward, ended = environment.outcome(s, a, i, environment.params)
+            mean[s, a] += wide(chance) * wide(reward)
+            p[s, a, ahead] += 0.0 if ended else wide(chance)
+    return Case(kind, p, mean, start, environment)
 
 
 def solution(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -111,7 +120,7 @@ class Dense:
 
     def __init__(self, case: Case, discount: float) -> None:
         self.case, self.discount = case, wide(discount)
-        self.p, self.r = case.p.astype(wide), case.r.astype(wide)
+        self.p, self.r = case.p, case.r
         links, inside = case.p.max(axis=1) > 0, case.start > 0
         for _ in inside:
             inside = inside | links[inside].any(axis=0)
@@ -148,7 +157,7 @@ class Dense:
         rows = self.inside
         chances = np.where(rows[:, None], self.case.p[self.n, policy], 0.0)
         met = np.linalg.matrix_power((chances > 0) | np.eye(len(rows), dtype=bool), len(rows)) > 0
-        ends = rows & (chances.sum(axis=1) < 1 - 1e-9)
+        ends = rows & (chances.sum(axis=1) < 1 - 1e-11)
         settled = (met & ends).any(axis=1)
         quiet = ~(met & (self.case.r[self.n, policy] != 0)).any(axis=1)
         lost = rows & ~settled & ~(met & quiet).any(axis=1)
@@ -219,17 +228,13 @@ def check_discounted(seed: int, discount: float) -> None:
             )
         elif clear:
             assert found.policy_gap == 0.0
-    returns = dense.undiscounted(policy)
-    if isinstance(returns, str):
+    dense.inside = start > 0
+    for _ in policy:  # under the policy alone
+        dense.inside = dense.inside | (case.p[dense.n, policy] > 0)[dense.inside].any(axis=0)
+    exact = dense.undiscounted(policy)
+    if isinstance(exact, str):
         assert found_return(this, table) is None
     else:
-        reachable = Dense(case, discount)
-        reachable.inside = start > 0
-        for _ in policy:  # under the policy alone
-            ahead = case.p[dense.n, policy] > 0
-            reachable.inside = reachable.inside | ahead[reachable.inside].any(axis=0)
-        exact = reachable.undiscounted(policy)
-        assert not isinstance(exact, str)
         size = float(abs(exact).max()) + float(abs(case.r).max())
         same(found_return(this, table), start @ exact, 1e-8 * size, "policy return")
 
@@ -294,20 +299,19 @@ def test_what_is_not_finite_certifies_nothing(bad: float) -> None:
         case = random_case(seed)
         this = solved(case.environment, 0.9)
         q = rng.normal(size=case.r.shape)
+        p, r = case.p.astype(float), case.r.astype(float)
         rows = np.flatnonzero(Dense(case, 0.9).inside)
         q[rng.choice(rows), rng.integers(q.shape[1])] = bad
         for tight in (True, False):
             found = this.certify(held(q.ravel(), q.shape[1]), tight)
             assert found.kind == "none" and "not finite" in (found.unknown or "")
             assert found.policy_gap is found.policy_loss is found.policy_value is None, seed
-        r = case.r.copy()
         r[rng.choice(rows), rng.integers(r.shape[1])] = bad
         with pytest.raises(DistqError):
-            _model(case.p, r, 1 - case.p.sum(axis=2), case.start)
-        p = case.p.copy()
+            _model(p, r, 1 - p.sum(axis=2), case.start)
         p[rng.choice(rows), rng.integers(r.shape[1]), 0] = bad
         with pytest.raises(DistqError):
-            _model(p, case.r, None, case.start)
+            _model(p, case.r.astype(float), None, case.start)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -14,12 +14,14 @@ import distq_mpi
 PACKAGE = Path(distq_mpi.__file__).parent
 
 FLOORS = [
-    {"errors", "launcher", "commands", "probabilities", "__init__"},
+    {"errors", "finite", "launcher", "commands", "probabilities", "__init__"},
     {"config", "partition", "files", "kernels"},
     {"bounds", "environments", "table", "lanes", "transport"},
-    {"compact", "values"},
-    {"krylov"},
+    {"budget", "compact", "values"},
+    {"factorisation", "krylov"},
     {"fusion", "planning", "checkpoint", "holding"},
+    {"policy_evaluation"},
+    {"policy_iteration"},
     {"certificate", "fresh", "sampling"},
     {"certificate_file"},
     {"architectures", "stopping", "monitor"},
@@ -47,7 +49,7 @@ DOORS = {
     "numba": {"kernels/compiler.py"},
     "llvmlite": {"kernels/compiler.py", "kernels/objects.py"},
     "h5py": {"files/hdf5.py", "files/foreign.py"},
-    "scipy": {"files/foreign.py"},
+    "scipy": {"files/foreign.py", "factorisation.py"},
     "gymnasium": {
         "environments/copies.py", "environments/gymnasium_ids.py",
         "environments/gymnasium_models.py", "environments/registry.py", "environments/spaces.py",

@@ -30,6 +30,7 @@ ALLOWED = {
     "preparation.py with_horizon": "rank 0 computes it; it is in the configuration it sends",
     "preparation.py warnings": "words for the user",
     "bottleneck.py _ceiling": "words for the user",
+    "environments/spaces.py counted": "words for the user",
     "api.py _act": "actions of a policy that is asked for, on one rank",
     "kernels/episodic.py explore": "the cube of a whole number",
 }
