@@ -198,8 +198,7 @@ class StopConfig:
     wall_time_s: Annotated[float, Gt(0)] | None = None
     """Seconds since the start."""
     policy_gap: Annotated[float, Ge(0)] | None = None
-    """(optimal_value - policy_value) / scale, exact, at most this; scale: the smaller non-zero one
-    of the range of V* and optimal_value - worst_value."""
+    """Exact (optimal - policy value) / min(range of V*, optimal - worst value) at most this."""
     policy_loss: Annotated[float, Ge(0)] | None = None
     """Largest exact loss over reachable states at most this."""
     policy_loss_bound: Annotated[float, Ge(0)] | None = None
