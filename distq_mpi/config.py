@@ -198,7 +198,7 @@ class StopConfig:
     wall_time_s: Annotated[float, Gt(0)] | None = None
     """Seconds since the start."""
     policy_gap: Annotated[float, Ge(0)] | None = None
-    """(optimal_value - policy_value) / value range, exact, at most this."""
+    """Exact (optimal - policy value) / min(range of V*, optimal - worst value) at most this."""
     policy_loss: Annotated[float, Ge(0)] | None = None
     """Largest exact loss over reachable states at most this."""
     policy_loss_bound: Annotated[float, Ge(0)] | None = None
