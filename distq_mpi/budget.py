@@ -12,12 +12,13 @@ large ones may take instead."""
 class Unsolved(Exception):
     """A solve ended without an answer; the message says why. Raised by all planners together.
 
-    stopped : whether it was asked to stop, and might have come to an answer.
+    stopped : whether it was asked to stop, and might have come to an answer. endless : whether the
+    answer is that rewards are added up for ever.
     """
 
-    def __init__(self, why: str, stopped: bool = False) -> None:
+    def __init__(self, why: str, stopped: bool = False, endless: bool = False) -> None:
         super().__init__(why)
-        self.stopped = stopped
+        self.stopped, self.endless = stopped, endless
 
 
 class Budget:

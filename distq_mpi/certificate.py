@@ -91,22 +91,26 @@ class Certificate(FiniteFields):
 
 
 def gap_scale(
-    value_range: float | None, optimal: float | None, worst: float | None, size: float
+    value_range: float | None, size: float, optimal: float | None, worst: float | None
 ) -> float | None:
     """Return what a gap is measured against: the smaller one, among those that are not 0, of the
     range of V* and of optimal - worst value at the start; 0.0 where both are 0, None = unknown.
 
     The range alone means nothing where the horizon ends before anything matters, and is 0 where
     all states are worth the same; the worst policy alone is lenient where one action is a
-    catastrophe. size : the largest |value|; `ROUNDING` of it counts as 0. Local.
+    catastrophe. size : the largest |V*|, or expected |reward| of an optimal step; `ROUNDING` of it
+    counts as 0 in the range, as does that of |optimal| and |worst| in their difference. worst :
+    None where it is infinite; the range then serves alone. Local.
     """
     known_range, best, least = finite(value_range), finite(optimal), finite(worst)
-    if known_range is None or not np.isfinite(size):
+    if known_range is None or finite(size) is None:
         return None
+    scales = [known_range] if known_range > ROUNDING * size else []
     spread = None if best is None or least is None else best - least
-    beyond_rounding = [x for x in (known_range, spread) if x is not None and x > ROUNDING * size]
-    if beyond_rounding:
-        return min(beyond_rounding)
+    if spread is not None and spread > ROUNDING * max(abs(best or 0.0), abs(least or 0.0)):
+        scales.append(spread)
+    if scales:
+        return min(scales)
     return None if spread is None else 0.0
 
 
@@ -132,8 +136,7 @@ def requests(environment: Environment, q_dtype: Any) -> dict[str, Kernel]:
 class Solution(FiniteFields):
     """What is known of an environment; a None is not known, `unknown` says why.
 
-    stopped : whether that is because the run was asked to stop. size : largest |V*|, |worst value|
-    and expected |reward| of one step. scale : see `gap_scale`.
+    stopped : whether that is because the run was asked to stop. size, scale : see `gap_scale`.
     """
 
     optimal_value: float | None = None
@@ -265,11 +268,12 @@ class Solver:
         if value is None:
             return Solution(unknown="V* is unknown: its values are beyond what float64 holds")
         self._optimal = optimal
+        size = max(size, planner.reach(policy)[1])
         worst, why = self._worst(optimiser, extent)
-        size = max(size, planner.most_reward, abs(worst or 0.0))
+        scale = gap_scale(extent, size, value, worst) if why is None else None
         known, _ = self._return(policy)
         return Solution(
-            value, worst, extent, size, gap_scale(extent, value, worst, size), known,
+            value, worst, extent, size, scale, known,
             self._best_return(), None if why is None else str(why), why is not None and why.stopped,
         )  # fmt: skip
 
@@ -286,7 +290,7 @@ class Solver:
             else:
                 values, _ = optimiser.optimise_undiscounted(budget, COSTS)
         except Unsolved as error:
-            return None, error if self.discount < 1 or budget.ended else None
+            return None, None if error.endless else error
         value = finite(planner.expectation(values.v))
         return (None if value is None else 0.0 - value), None
 
@@ -294,7 +298,7 @@ class Solver:
         """The undiscounted value of a policy at the start, under the time limit; or None, and why.
         """
         planner, policies = self.planner, self.policies
-        mask, n_steps = planner.reach(policy), self.environment.max_episode_steps
+        mask, n_steps = planner.reach(policy)[0], self.environment.max_episode_steps
         budget = planner.budget("the return")
         try:
             if n_steps:
@@ -483,6 +487,6 @@ class Solver:
         try:
             v = policies.undiscounted(policy, planner.mask, budget)
         except Unsolved:
-            v = policies.undiscounted(policy, planner.reach(policy), budget)
+            v = policies.undiscounted(policy, planner.reach(policy)[0], budget)
             return self._compared_at_start(certificate, v, optimal)
         return self._compared(certificate, v, optimal)

@@ -82,7 +82,9 @@ def read(path: Path) -> dict[str, Any]:
     """Return what a file claims. Local. Raises FileError for what is no certificate."""
     told = read_json(path)
     if not isinstance(told, dict) or told.get("format") != FORMAT:
-        raise FileError(f"{path} is no certificate ({FORMAT})")
+        older = isinstance(told, dict) and str(told.get("format")).startswith(FORMAT[:-1])
+        made = ": it is of another version; make the claim anew" * older
+        raise FileError(f"{path} is no certificate ({FORMAT}){made}")
     parts = {"exact": Certificate, "sampled": Sampled}
     lacks = [key for key in ("model_id", "table_sha256", *parts) if key not in told]
     for part, kind in parts.items():

@@ -213,11 +213,13 @@ class Planner:
         if self.neighbours is not None:
             self.neighbours.fetch(array)
 
-    def reach(self, policy: np.ndarray | None) -> np.ndarray:
-        """Return the mask of the states met under a policy."""
+    def reach(self, policy: np.ndarray | None) -> tuple[np.ndarray, float]:
+        """Return the mask of the states met under a policy, and the largest expected |reward| of a
+        step in them."""
         mask = np.zeros_like(self.mask)
-        self._reach(mask, policy, self.values.other[: mask.size].view(np.int64))
-        return mask
+        stack = self.values.other[: mask.size].view(np.int64)
+        _, _, found = self._reach(mask, policy, stack)
+        return mask, float(found[MOST_REWARD])
 
     def _reach(
         self, mask: np.ndarray, policy: np.ndarray | None, stack: np.ndarray

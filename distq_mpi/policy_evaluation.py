@@ -362,7 +362,8 @@ class PolicyEvaluator:
         if n_left:
             raise Unsolved(
                 "the undiscounted value is unknown: the policy can go on for ever in states that "
-                "have rewards"
+                "have rewards",
+                endless=True,
             )
         return settled & earning
 

@@ -123,6 +123,8 @@ def summary_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
         f"{part} {duration(summary.get(f'{part}_time_s'))}"
         for part in ("startup", "learn", "exchange", "certify", "io")
     )
+    best = certificate.get("best_return")
+    best = "" if best is None else f", best within the time limit {number(best, 10)}"
     lines = [
         (
             "steps",
@@ -141,8 +143,7 @@ def summary_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "policy return",
             f"{number(certificate.get('policy_return'), 10)}  (optimal policy "
-            f"{number(certificate.get('optimal_policy_return'), 10)}, best within the time limit "
-            f"{number(certificate.get('best_return'), 10)})",
+            f"{number(certificate.get('optimal_policy_return'), 10)}{best})",
         ),
         (
             "policy gap, loss",

@@ -103,7 +103,7 @@ class Bench:
             returns = None
             if limit:
                 budget = planner.budget("the return")
-                returns = policies.horizon(policy, planner.reach(policy), limit, budget).copy()
+                returns = policies.horizon(policy, planner.reach(policy)[0], limit, budget).copy()
             found = Solved(
                 solver.optimal_value, solver.solution.optimal_policy_return, values.copy(), policy,
                 solver.n_reachable, solver.solution.best_return, returns,

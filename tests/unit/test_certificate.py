@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from distq_mpi import bounds, budget, environments, planning, policy_evaluation
 from distq_mpi.bounds import Orders
+from distq_mpi.budget import Unsolved
 from distq_mpi.certificate import Certificate, Solver, gap_scale, requests, solvable
 from distq_mpi.compact import Path
 from distq_mpi.config import EnvConfig
@@ -23,6 +24,7 @@ from distq_mpi.finite import at_least, at_most, finite, positive_part
 from distq_mpi.holding import Holding
 from distq_mpi.krylov import Krylov
 from distq_mpi.partition import Partition
+from distq_mpi.policy_iteration import Optimiser
 from distq_mpi.table import Record, Rows
 from tests.stand_in import Alone, compiled, plain, together
 
@@ -624,14 +626,51 @@ def test_ranges_of_rounding_are_no_ranges(seed: int) -> None:
 
 
 def test_gap_scales() -> None:
-    assert gap_scale(10.0, 5.0, 2.0, 10.0) == 3.0
-    assert gap_scale(10.0, 5.0, -1e4, 1e4) == 10.0
-    assert gap_scale(10.0, 5.0, None, 10.0) == 10.0
-    assert gap_scale(1e-12, 5.0, 2.0, 10.0) == 3.0
-    assert gap_scale(0.0, 5.0, 5.0, 10.0) == 0.0
-    assert gap_scale(0.0, 5.0, None, 10.0) is None
-    assert gap_scale(np.nan, 5.0, 2.0, 10.0) is None
-    assert gap_scale(np.inf, 5.0, 2.0, 10.0) is None
+    assert gap_scale(10.0, 10.0, 5.0, 2.0) == 3.0
+    assert gap_scale(10.0, 10.0, 5.0, -1e4) == 10.0
+    assert gap_scale(10.0, 10.0, 5.0, -1e11) == 10.0
+    assert gap_scale(10.0, 10.0, 5.0, None) == 10.0
+    assert gap_scale(1e-12, 10.0, 5.0, 2.0) == 3.0
+    assert gap_scale(0.0, 10.0, 5.0, 5.0) == 0.0
+    assert gap_scale(0.0, 10.0, 5.0, None) is None
+    assert gap_scale(np.nan, 10.0, 5.0, 2.0) is None
+    assert gap_scale(np.inf, 10.0, 5.0, 2.0) is None
+
+
+def test_a_catastrophe_does_not_make_other_mistakes_small() -> None:
+    # A corridor of 12 states to a goal worth 10; action 2 ends for -1e11.
+    n = 12
+    p, r, end = np.zeros((n, 3, n)), np.zeros((n, 3)), np.zeros((n, 3))
+    for s in range(n):
+        p[s, 0, max(0, s - 1)] = 1.0
+        p[s, 1, min(n - 1, s + 1)] = 1.0
+    p[n - 1, 1], r[n - 1, 1], end[n - 1, 1] = 0.0, 10.0, 1.0
+    r[:, 2], end[:, 2] = -1e11, 1.0
+    start = np.eye(n)[0]
+    this = solved(_model(p, r, end, start), 0.99)
+    assert this.solution.scale == this.value_range
+    found = this.certify(held(np.tile([1.0, 0, 0], n), 3))  # back and forth, for nothing
+    assert found.policy_value == pytest.approx(0.0, abs=1e-6)
+    assert found.policy_gap == pytest.approx(10 * 0.99**11 / (10 - 10 * 0.99**11), rel=1e-5)
+    assert this.solution.worst_value == pytest.approx(-1e11)
+
+
+def test_a_worst_value_that_was_not_found_leaves_the_gap_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = Optimiser.optimise
+
+    def optimise(self: Any, discount: float, budget: Any, *more: Any) -> Any:
+        if more:
+            raise Unsolved("the worst policy's value is unknown: tired")
+        return made(self, discount, budget)
+
+    monkeypatch.setattr(Optimiser, "optimise", optimise)
+    this = solved(HAND, 0.5)
+    found = this.certify(held(np.array([4.0, 3, 9, 9]), 2))
+    assert this.optimal_value == pytest.approx(5.0)
+    assert (found.policy_gap, found.worst_value) == (None, None)
+    assert "tired" in (found.unknown or "") and found.policy_loss == pytest.approx(6.0)
 
 
 def test_unknown_numbers_are_never_below_a_limit() -> None:

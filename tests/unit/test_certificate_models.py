@@ -202,10 +202,13 @@ def check_discounted(seed: int, discount: float) -> None:
     achieved = dense.values(policy)
     losses = (best - achieved)[inside]
     q_error = abs(q - dense.q_of(best))[inside].max()
-    scales = [x for x in (wide(extent), start @ best - start @ worst) if x > 0]
-    threshold = ROUNDING * max(size, float(abs(case.r).max()))
-    clear = all(x > 10 * threshold or x < threshold / 10 for x in scales)
-    scales = [x for x in scales if x > threshold]
+    ends = abs(start @ best), abs(start @ worst)
+    pairs = [
+        (extent, ROUNDING * float(abs(best[inside]).max())),
+        (float(start @ best - start @ worst), ROUNDING * float(max(ends))),
+    ]
+    clear = all(x > 10 * least or x < least / 10 or x == 0 for x, least in pairs)
+    scales = [x for x, least in pairs if x > least]
     for tight in (True, False):
         found = this.certify(table, tight)
         assert found.kind == "exact"
