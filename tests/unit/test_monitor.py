@@ -220,7 +220,7 @@ SUMMARY = {
         "kind": "exact", "policy_gap": 0.000512, "policy_loss": 0.25,
         "policy_loss_bound": float("inf"),
         "policy_value": 0.41412345678, "optimal_value": 0.4146403618,
-        "policy_return": None, "optimal_return": -13,
+        "policy_return": None, "optimal_policy_return": -13,
     },
     "evaluation": {"mean_return": 0.75, "std_return": 0.1, "episodes": 1000},
     "checkpoint": "checkpoints/round-000000000321.h5", "stop_reason": "policy_gap <= 0.001",
