@@ -86,6 +86,8 @@ class Prepared:
     """Why newer checkpoints were not taken; known to rank 0 only."""
     decision: str
     """What was decided for the user, in words; known to rank 0 only."""
+    need: dict[str, int]
+    """Bytes of memory per rank, part by part; known to rank 0 only."""
     started: float
 
 
@@ -303,9 +305,16 @@ def prepare(
     """
     started = time.perf_counter() - process_age_s()
     settled: Settled | None = None
+    need: dict[str, int] = {}
     with transport.same_outcome():
         if transport.rank == 0 and find is not None:
-            settled = find(transport.size, max(Counter(transport.hosts).values()))
+            per_host = max(Counter(transport.hosts).values())
+            settled = find(transport.size, per_host)
+            # Once a model is cut, nobody knows what the other ranks hold of it.
+            need = memory_bytes(
+                settled.config, settled.environment, settled.reason is None, transport.size,
+                per_host,
+            )  # fmt: skip
     told = settled and (
         settled.config, settled.reason is None, settled.checkpoint, settled.keep,
         settled.agents_from_ranks,
@@ -337,7 +346,7 @@ def prepare(
     refusals, decision = (settled.refusals, settled.decision) if settled else ((), "")
     return Prepared(
         config, environment, kernels, exact, from_ranks, path, kept, where, directory, refusals,
-        decision, started,
+        decision, need, started,
     )  # fmt: skip
 
 
@@ -454,7 +463,9 @@ def watch(prepared: Prepared, transport: Transport, quiet: bool = False) -> Moni
         if prepared.directory is not None:
             monitor = Monitor(prepared.directory, quiet)
             monitor.start(
-                banner(prepared.config, prepared.environment, transport, prepared.exact),
+                banner(
+                    prepared.config, prepared.environment, transport, prepared.exact, prepared.need
+                ),
                 provenance(transport.library, transport.hosts),
             )
             if prepared.decision:
@@ -499,9 +510,13 @@ def _learners(parallel: Any) -> str:
 
 
 def banner(
-    config: Config, environment: Environment, transport: Transport, exact: bool
-) -> list[str]:
-    """The first lines of a run, with its memory where that is much. Local."""
+    config: Config, environment: Environment, transport: Transport, exact: bool,
+    need: dict[str, int],
+) -> list[str]:  # fmt: skip
+    """The first lines of a run, with its memory where that is much. Local.
+
+    need : of `memory_bytes`, from before the environment was shared.
+    """
     parallel, size = config.parallel, transport.size
     hosts = len(set(transport.hosts))
     truth = "exact optimum available" if exact else "no exact optimum"
@@ -510,8 +525,6 @@ def banner(
         f"host{'s' * (hosts > 1)} - {_learners(parallel)} - seed {config.run.seed}",
         f"{environment.summary}; {truth}; {config.learn.dtype}",
     ]
-    per_host = max(Counter(transport.hosts).values())
-    need = memory_bytes(config, environment, exact, size, per_host)
     if sum(need.values()) >= ANNOUNCED_BYTES:
         parts = ", ".join(f"{name} {readable(n)}" for name, n in need.items())
         lines.append(f"takes {readable(sum(need.values()))} of memory per rank ({parts})")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import sys
 import threading
 import types
 from collections import Counter
@@ -579,7 +580,8 @@ def one_state(max_episode_steps: int = 0) -> Environment:
 
 def random_model(n_states: int, n_actions: int, seed: int = 0, limit: int = 7) -> Environment:
     """A random model with three outcomes a pair, some of them ends, and random starts."""
-    print(f"random model: {n_states} states, {n_actions} actions, seed {seed}")
+    # Tests that run as programs print what they find as JSON on stdout.
+    print(f"random model: {n_states} states, {n_actions} actions, seed {seed}", file=sys.stderr)
     rng = np.random.default_rng(seed)
     n = n_states * n_actions * 3
     chances = rng.dirichlet(np.ones(3), n_states * n_actions).reshape(-1)

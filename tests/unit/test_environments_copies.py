@@ -19,7 +19,7 @@ from gymnasium.utils import EzPickle
 from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit, TransformReward
 
 from distq_mpi import QLearning, environments
-from distq_mpi.config import EnvConfig, from_dict
+from distq_mpi.config import EnvConfig, from_dict, resolve
 from distq_mpi.environments.contents import contents_hash
 from distq_mpi.environments.copies import copies_of, difference
 from distq_mpi.errors import ConfigError, FileError, ModelError
@@ -341,7 +341,11 @@ def locked() -> Any:
 def test_what_cannot_be_hashed_is_refused_for_resume_with_the_reason(tmp_path: Path) -> None:
     environment = known(paid=locked())
     assert "argument paid: lock: what an object of _thread.lock holds" in environment.unidentified
-    (told,) = warnings(from_dict({"parallel": {"agents": 1, "lanes": 1}}), environment)
+    config = resolve(
+        from_dict({"parallel": {"agents": 1, "lanes": 1}}), environment.n_states,
+        environment.n_actions, 1, solvable=False, stepped=True,
+    )  # fmt: skip
+    (told,) = warnings(config, environment)
     assert told.startswith("this run cannot be resumed: argument paid: lock")
     gymnasium.register("Told-v0", Coin, kwargs={"paid": locked()})
     try:

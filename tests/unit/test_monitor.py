@@ -220,7 +220,8 @@ SUMMARY = {
         "kind": "exact", "policy_gap": 0.000512, "policy_loss": 0.25,
         "policy_loss_bound": float("inf"),
         "policy_value": 0.41412345678, "optimal_value": 0.4146403618,
-        "policy_return": None, "optimal_return": -13,
+        "worst_value": 0.0, "policy_return": None, "optimal_policy_return": -13,
+        "best_return": -12.5,
     },
     "evaluation": {"mean_return": 0.75, "std_return": 0.1, "episodes": 1000},
     "checkpoint": "checkpoints/round-000000000321.h5", "stop_reason": "policy_gap <= 0.001",
@@ -257,7 +258,8 @@ def test_the_life_of_a_run(tmp_path):
     assert "converged: policy_gap <= 0.001" in text
     for part in (
         "1.2M in 321 rounds", "54.0M steps/s", "12.3s = startup 1.00s + learn 9.50s", "+ io -",
-        "0.4141234568  (optimal 0.4146403618)", "-  (optimal -13)", "0.000512, 0.25",
+        "0.4141234568  (optimal 0.4146403618, worst 0)",
+        "-  (optimal policy -13, best within the time limit -12.5)", "0.000512, 0.25",
         "loss bound -", "0.75 +- 0.1 over 1000 episodes", "0123456789abcdef\n",
         "checkpoints/round-000000000321.h5", "  > v\n  . G\n", "  python -m distq_mpi info x\n",
     ):  # fmt: skip

@@ -24,6 +24,7 @@ from distq_mpi.environments.stepped import open_worlds
 from distq_mpi.environments.worlds import play
 from distq_mpi.errors import ConfigError, ModelError
 from distq_mpi.lanes import Lanes
+from distq_mpi.memory import memory_bytes
 from distq_mpi.preparation import build, settle
 from tests.driving import Job
 from tests.stand_in import Alone, compiled, config, together
@@ -434,8 +435,10 @@ def test_much_memory_is_announced_before_the_table_is_made(monkeypatch: Any) -> 
         Sized(floats(2)),
     )  # fmt: skip
     assert reason is not None and environment.n_states == 225_000_000
-    lines = preparation.banner(settings, environment, Alone(), False)
+    need = memory_bytes(settings, environment, False, 1, 1)
+    lines = preparation.banner(settings, environment, Alone(), False, need)
     assert re.match(r"takes [\d.]+ GB of memory per rank \(.*\d GB", lines[2]) and len(lines) == 3
     small = environments.from_object(Sized(floats(2)), EnvConfig(bins=15))
     settings, _, _ = settle(from_dict({"env": {"bins": 15}}), 1, 1, Sized(floats(2)))
-    assert len(preparation.banner(settings, small, Alone(), False)) == 2
+    need = memory_bytes(settings, small, False, 1, 1)
+    assert len(preparation.banner(settings, small, Alone(), False, need)) == 2

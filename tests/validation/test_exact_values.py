@@ -23,14 +23,6 @@ def solved(id: str, discount: float, **kwargs: Any) -> Solver:
     return solver
 
 
-def time_aware(solver: Solver) -> float:
-    """The best return under the time limit of a policy that may look at the clock."""
-    planner, limit = solver.planner, solver.environment.max_episode_steps
-    values = planner.horizon(planner.every, planner.mask, limit)
-    assert values is not None
-    return planner.expectation(values)
-
-
 def test_v1_frozen_lake() -> None:
     solver = solved("FrozenLake-v1", 0.99)
     assert solver.optimal_value == pytest.approx(0.5420259320, abs=1e-9)
@@ -47,42 +39,43 @@ def test_v2_frozen_lake_discounts(discount: float, value: float) -> None:
 
 def test_v3_frozen_lake_under_its_limit() -> None:
     for discount in (0.99, 0.999, 1.0):
-        assert solved("FrozenLake-v1", discount).optimal_return == pytest.approx(
-            0.7401648978, abs=1e-9
+        assert solved("FrozenLake-v1", discount).solution.optimal_policy_return == (
+            pytest.approx(0.7401648978, abs=1e-9)
         )
-    assert time_aware(solved("FrozenLake-v1", 0.99)) == pytest.approx(0.7441902878, abs=1e-9)
+    assert solved("FrozenLake-v1", 0.99).solution.best_return == pytest.approx(
+        0.7441902878, abs=1e-9
+    )
 
 
 def test_v4_frozen_lake_8x8() -> None:
     solver = solved("FrozenLake8x8-v1", 0.99)
     assert solver.optimal_value == pytest.approx(0.4146403618, abs=1e-9)
-    assert solver.optimal_return == pytest.approx(0.8629553800, abs=1e-9)
+    assert solver.solution.optimal_policy_return == pytest.approx(0.8629553800, abs=1e-9)
     patient = solved("FrozenLake8x8-v1", 0.999)
-    assert patient.optimal_return == pytest.approx(0.8856539193, abs=1e-9)
-    assert time_aware(solver) == pytest.approx(0.9132201502, abs=1e-9)
+    assert patient.solution.optimal_policy_return == pytest.approx(0.8856539193, abs=1e-9)
+    assert solver.solution.best_return == pytest.approx(0.9132201502, abs=1e-9)
 
 
 def test_v5_frozen_lake_not_slippery() -> None:
     solver = solved("FrozenLake-v1", 0.99, is_slippery=False)
     assert solver.optimal_value == pytest.approx(0.9509900499, abs=1e-10)
-    assert solver.optimal_return == 1.0
+    assert solver.solution.optimal_policy_return == 1.0
 
 
 @pytest.mark.parametrize(("discount", "value"), [(0.99, -12.2478977001), (0.95, -9.7331583344)])
 def test_v6_cliff_walking(discount: float, value: float) -> None:
     solver = solved("CliffWalking-v1", discount)
     assert solver.optimal_value == pytest.approx(value, abs=1e-9)
-    assert solver.optimal_return == -13.0
+    assert solver.solution.optimal_policy_return == -13.0
 
 
 def test_v10_taxi_returns() -> None:
     solver = solved("Taxi-v4", 0.99)
-    assert solver.optimal_return == pytest.approx(7.93, abs=1e-12)
+    assert solver.solution.optimal_policy_return == pytest.approx(7.93, abs=1e-12)
     planner = solver.planner
     assert solver.values is not None
     policy = planner.greedy(solver.values, 0.99)
-    returns = planner.horizon(policy, planner.mask, 200)
-    assert returns is not None
+    returns = solver.policies.horizon(policy, planner.mask, 200, planner.budget("the return"))
     law = solver.environment
     returns = returns[[law.start(i, law.params)[1] for i in range(law.n_starts)]]
     assert returns.size == 300

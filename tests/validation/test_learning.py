@@ -31,7 +31,7 @@ def test_V3_success_rate_of_the_learned_policy(tmp_path: Path) -> None:
 def test_V4_success_rate_on_the_larger_lake(tmp_path: Path) -> None:
     found = train(tmp_path, "--stop.policy_gap", "1e-5", "--run.seed", "3")
     assert found["certificate"]["optimal_value"] == pytest.approx(0.4146403618, abs=1e-8)
-    assert found["certificate"]["optimal_return"] == pytest.approx(0.8629553800, abs=1e-9)
+    assert found["certificate"]["optimal_policy_return"] == pytest.approx(0.8629553800, abs=1e-9)
 
 
 def test_V5_the_lake_without_ice(tmp_path: Path) -> None:
