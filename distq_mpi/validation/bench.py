@@ -46,12 +46,12 @@ class Solved:
     """
 
     optimal_value: float | None
-    optimal_return: float | None
+    optimal_policy_return: float | None
     values: np.ndarray
     policy: np.ndarray
     n_reachable: int
-    time_aware: float | None
-    """Best return under the time limit of a policy that may look at the clock; None = no limit."""
+    best_return: float | None
+    """Under the time limit, of a policy that may see the clock; None = no limit or not known."""
     returns: np.ndarray | None
     """Undiscounted values (S,) of `policy` under the time limit; None = no limit."""
 

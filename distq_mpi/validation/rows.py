@@ -70,7 +70,8 @@ def _large_lake(bench: Bench) -> tuple[Any, ...]:
     solved = bench.solved("FrozenLake8x8-v1", 0.99)
     patient = bench.solved("FrozenLake8x8-v1", 0.999)
     return (
-        solved.optimal_value, solved.optimal_return, patient.optimal_return, solved.time_aware,
+        solved.optimal_value, solved.optimal_policy_return, patient.optimal_policy_return,
+        solved.best_return,
     )  # fmt: skip
 
 
@@ -222,8 +223,8 @@ ROWS = (
         "V3", "same, success in 100 steps: with the clock, stationary",
         (0.7441902878, 0.7401648978),
         lambda b: (
-            b.solved("FrozenLake-v1", 0.99).time_aware,
-            b.solved("FrozenLake-v1", 0.99).optimal_return,
+            b.solved("FrozenLake-v1", 0.99).best_return,
+            b.solved("FrozenLake-v1", 0.99).optimal_policy_return,
         ),
     ),
     Row(
@@ -238,7 +239,7 @@ ROWS = (
         "V5", "FrozenLake 4x4 without ice: V*(0), success", (0.9509900499, 1.0),
         lambda b: (
             b.solved("FrozenLake-v1", 0.99, is_slippery=False).optimal_value,
-            b.solved("FrozenLake-v1", 0.99, is_slippery=False).optimal_return,
+            b.solved("FrozenLake-v1", 0.99, is_slippery=False).optimal_policy_return,
         ),
     ),
     Row(
@@ -250,7 +251,7 @@ ROWS = (
         lambda b: (
             b.solved("CliffWalking-v1", 0.99).optimal_value,
             b.solved("CliffWalking-v1", 0.95).optimal_value,
-            b.solved("CliffWalking-v1", 0.99).optimal_return,
+            b.solved("CliffWalking-v1", 0.99).optimal_policy_return,
         ),
     ),
     Row(
