@@ -28,7 +28,7 @@ from distq_mpi.kernels.sweeps import (
     planning_kernels,
 )
 from distq_mpi.planning import PART, Planner
-from distq_mpi.policy_evaluation import PolicyEvaluator
+from distq_mpi.policy_evaluation import CHECK_WORK, PolicyEvaluator
 from distq_mpi.policy_iteration import Optimiser
 from distq_mpi.values import Values
 
@@ -46,8 +46,8 @@ LOOSE_SHARE = 1e-2
 """Error that is good enough on the way, as a share of the loss at the start."""
 ROUNDING = 1e-9
 """Differences of values, as a share of the largest |value|, that count as 0."""
-WORST = 1e-9
-"""Error of the worst policy's value, as a share of the range of V*."""
+CLOSE = 1e-9
+"""Errors of the optimal and the worst value, as a share of the scale of gaps."""
 COSTS = (-1.0, 0.0)
 """Weights with which the worst policy is optimal."""
 BEST_WORK = 5e8
@@ -130,6 +130,12 @@ def solvable(environment: Environment, discount: float) -> str | None:
 def requests(environment: Environment, q_dtype: Any) -> dict[str, Kernel]:
     """Return the kernels a `Solver` needs; q_dtype : float32 or float64, of its tables. Local."""
     return planning_kernels(environment, q_dtype)
+
+
+def _close(extent: float, size: float, optimal: float, worst: float) -> float:
+    """The error of the optimal and the worst value that leaves their difference meaningful."""
+    scale = gap_scale(extent, size, optimal, worst)
+    return CLOSE * (scale or ROUNDING * max(abs(optimal), abs(worst), size))
 
 
 @dataclass(frozen=True)
@@ -268,8 +274,18 @@ class Solver:
         if value is None:
             return Solution(unknown="V* is unknown: its values are beyond what float64 holds")
         self._optimal = optimal
-        size = max(size, planner.reach(policy)[1])
-        worst, why = self._worst(optimiser, extent)
+        size, left = max(size, planner.reach(policy)[1]), optimiser.error
+        worst, why = self._worst(optimiser, value, extent, size)
+        if worst is not None and self.discount < 1 and planner.compact is not None:
+            close = _close(extent, size, value, worst)
+            if left > close:
+                values = planner.scratch().begin(planner.mask, optimal)
+                try:
+                    optimiser.refine(values, policy.copy(), self.discount, close, budget)
+                except Unsolved as unsolved:
+                    why = unsolved
+                self._optimal = optimal = values.v.copy()
+                value = planner.expectation(optimal)
         scale = gap_scale(extent, size, value, worst) if why is None else None
         known, _ = self._return(policy)
         return Solution(
@@ -277,16 +293,20 @@ class Solver:
             self._best_return(), None if why is None else str(why), why is not None and why.stopped,
         )  # fmt: skip
 
-    def _worst(self, optimiser: Optimiser, extent: float) -> tuple[float | None, Unsolved | None]:
+    def _worst(
+        self, optimiser: Optimiser, best: float, extent: float, size: float
+    ) -> tuple[float | None, Unsolved | None]:
         """The value of the worst policy over the start distribution; or None, and why where that
         is not that it is infinite."""
         planner = self.planner
         budget = planner.budget("the worst policy's value")
+
+        def enough(values: Values) -> float:
+            return _close(extent, size, best, -planner.expectation(values.v))
+
         try:
             if self.discount < 1:
-                values = optimiser.optimise(
-                    self.discount, budget, COSTS, lambda values: WORST * extent
-                )
+                values = optimiser.optimise(self.discount, budget, COSTS, enough)
             else:
                 values, _ = optimiser.optimise_undiscounted(budget, COSTS)
         except Unsolved as error:
@@ -311,7 +331,9 @@ class Solver:
 
     def _best_return(self) -> float | None:
         planner, n_steps = self.planner, self.environment.max_episode_steps
-        if not n_steps or n_steps * planner.model_work > BEST_WORK:
+        if not n_steps:
+            return None
+        if n_steps * (planner.model_work + CHECK_WORK / planner.most_sweeps) > BEST_WORK:
             return None
         budget = planner.budget("the best return")
         try:
@@ -449,14 +471,12 @@ class Solver:
         largest = np.zeros(1)
         for losses in self._losses(v, optimal):
             # A NaN has no order, and would be lost on the way to the other planners.
-            largest[0] = np.nan_to_num(max(largest[0], losses.max()), nan=np.inf)
+            largest = np.nan_to_num(np.maximum(largest, losses.max()), nan=np.inf)
         planner.most_of(largest)
         loss = finite(float(largest[0]))
         if loss is None:
             return certificate
         total = planner.total(self._losses(v, optimal), loss, planner.n_reachable)
-        if certificate.policy_gap is None and loss <= ROUNDING * self.solution.size:
-            certificate = replace(certificate, policy_gap=0.0)  # optimal, whatever the scale
         return replace(
             certificate, policy_loss=loss, policy_loss_mean=total / planner.n_reachable
         )
@@ -473,8 +493,11 @@ class Solver:
     ) -> Certificate:
         value, scale = finite(self.planner.expectation(v)), self.solution.scale
         certificate = replace(certificate, policy_value=value)
-        if optimal is None or self.optimal_value is None or value is None or scale is None:
+        if optimal is None or self.optimal_value is None:
             return certificate
+        if value is None or scale is None:
+            why = "policy_gap is unknown: V* has no range, and the worst policy has no finite value"
+            return replace(certificate, unknown=certificate.unknown or why)
         gap = 0.0 if scale == 0.0 else positive_part((self.optimal_value - value) / scale)
         return replace(certificate, policy_gap=gap)
 
@@ -486,7 +509,8 @@ class Solver:
         planner, policies = self.planner, self.policies
         try:
             v = policies.undiscounted(policy, planner.mask, budget)
-        except Unsolved:
+        except Unsolved as error:
+            certificate = replace(certificate, unknown=certificate.unknown or str(error))
             v = policies.undiscounted(policy, planner.reach(policy)[0], budget)
             return self._compared_at_start(certificate, v, optimal)
         return self._compared(certificate, v, optimal)

@@ -18,9 +18,9 @@ from distq_mpi.judging import certified, kernels_of, opened
 if TYPE_CHECKING:
     from distq_mpi.transport import Transport
 
-SAME = 1e-12
-"""Difference of two numbers, as a share of the largest of a certificate, that machines may have:
-their linear algebra rounds differently."""
+SAME = 1e-9
+"""Difference of a number, as a share of itself or of the range of V*, that machines may have: their
+linear algebra rounds differently. Of a gap: as a share of 1."""
 FRESH_SEED = 0x5EED
 """Added to the seed of the samples: the other ones."""
 
@@ -96,12 +96,12 @@ def _faults(claim: dict[str, Any], found: dict[str, Any], other: Sampled | None)
         if claim[part] is None:
             continue
         claimed, computed = claim[part], found[part]
-        size = max(abs(x) for x in (*computed.values(), 0.0) if isinstance(x, float))
-        faults += [
-            f"{part} {key} is {computed[key]}, not {claimed.get(key)}"
-            for key in computed
-            if not _agree(claimed.get(key), computed[key], SAME * size)
-        ]
+        extent = computed.get("value_range") or 0.0
+        for key, number in computed.items():
+            size = abs(number) if isinstance(number, float) else 0.0
+            size = max(size, 1.0 if key == "policy_gap" else extent)
+            if not _agree(claimed.get(key), number, SAME * size):
+                faults.append(f"{part} {key} is {number}, not {claimed.get(key)}")
     claimed = (claim["sampled"] or {}).get("q_error_bound")
     if claimed is not None and other is not None and (other.q_error_floor or 0.0) > claimed:
         faults.append(
@@ -127,9 +127,12 @@ def _lines(
         return [f"{path} does not hold for {command.operands[0]}:", *(f"  {f}" for f in faults)]
     lines = [f"{path} holds for {command.operands[0]}: every number is found again"]
     if other is not None:
+        floor, bound, claimed = (
+            "-" if x is None else f"{x:.4g}"
+            for x in (other.q_error_floor, other.q_error_bound, claim["sampled"]["q_error_bound"])
+        )
         lines.append(
-            f"  by other samples, q error {other.q_error_floor:.4g} to {other.q_error_bound:.4g} "
-            f"(claimed: at most {claim['sampled']['q_error_bound']:.4g})"
+            f"  by other samples, q error {floor} to {bound} (claimed: at most {claimed})"
             if other.q_error_bound is not None
             else "  by other samples no pair is certified"
         )

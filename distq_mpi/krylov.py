@@ -121,5 +121,7 @@ class Krylov:
         self._all[:] = -np.inf
         self._all[self._place] = self._mine
         self._most_of(self._all)
+        if not np.isfinite(self._all).all():
+            return math.nan, math.nan
         first, second = self._all.reshape(-1, 2).T.tolist()
         return math.fsum(first), math.fsum(second)

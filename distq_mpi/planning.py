@@ -322,7 +322,7 @@ class Planner:
         rates = np.array([discount, slack, *reward])
         found = self.sweep(values, policy, greedy, JACOBI, 1, rates)
         # A NaN has no order and would not show in the largest change.
-        if not math.isfinite(values.v[: self.mask.size].sum()):
+        if not np.isfinite(values.v[: self.mask.size]).all():
             found[RISE] = found[FALL] = math.inf
         self.most_of(found)
         values.top, values.bottom = float(found[TOP]), -float(found[BOTTOM])

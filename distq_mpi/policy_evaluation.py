@@ -39,6 +39,8 @@ SMOOTHS = 4
 FEW_ITERATIONS, MOST_ITERATIONS, ITERATION_SWEEPS = 60, 300, 5
 """Iterations of `Krylov` before a factorisation and without one, and how many sweeps one takes as
 long as."""
+CHECK_WORK = 5e4
+"""Transitions that could be backed up in the time of a call from Python, about."""
 PASSES_AT_ONCE = 64
 """Passes of `settle` between two looks at the budget."""
 CORRECTED, MOST_CORRECTIONS = 1e-4, 12
@@ -154,15 +156,21 @@ class PolicyEvaluator:
         mask : states that the policy does not leave.
         """
         planner = self.planner
-        values = planner.values.begin(mask)
-        for step in range(n_steps):
-            rise, fall, _ = planner.backup(values, policy, None, 1.0)
-            if not math.isfinite(rise + fall):
+        values, left = planner.values.begin(mask), n_steps
+        rates, work = np.array([1.0, 0.0, *REWARDS]), planner.policy_work
+        while left:
+            n = min(left, planner.most_sweeps)
+            found = planner.sweep(values, policy, None, JACOBI, n, rates)
+            if not np.isfinite(values.v[: mask.size]).all():
+                found[RISE] = found[FALL] = math.inf
+            planner.most_of(found)
+            left, change = left - n, max(found[RISE], found[FALL])
+            if not math.isfinite(change):
                 raise Unsolved("the return is unknown: rewards are too large to be added up")
             # Changes never grow from one backup to the next.
-            if max(rise, fall) * (n_steps - step - 1) <= 1e-15 * values.size:
+            if change * left <= 1e-15 * values.size:
                 break
-            budget.spend(planner.model_work if policy is None else planner.policy_work)
+            budget.spend(n * (planner.model_work if policy is None else work) + CHECK_WORK)
         return values.v
 
     def undiscounted(
@@ -182,6 +190,11 @@ class PolicyEvaluator:
         while (rise := planner.backup(values, policy, None, 1.0, 0.0, STEPS)[0]) >= 0.5:
             approach.go_on(values, 0.25 / rise)
         longest = (values.size + 1.0) / (1.0 - max(rise, 0.0))
+        own = values.v[: inside.size]
+        least = np.array([-own.min(initial=0.0)])
+        planner.most_of(least)
+        if least[0] > 1.0:
+            raise Unsolved("the undiscounted value is unknown: probabilities sum to more than 1")
         accuracy = max(1e-12, 64 * EPSILON * longest)
         values.begin(inside)
         approach = _Approach(self, path, 1.0, reward, budget)

@@ -12,6 +12,7 @@ from distq_mpi.budget import Budget, Unsolved
 from distq_mpi.compact import Path
 from distq_mpi.planning import FIRST_SWEEPS, REWARDS, Planner
 from distq_mpi.policy_evaluation import (
+    CHECK_WORK,
     ITERATION_SWEEPS,
     MOST_ITERATIONS,
     PolicyEvaluator,
@@ -34,25 +35,25 @@ DIRECT_SWEEPS, DIRECT_WORK, DIRECT_STEPS = 1000, 1e6, 4
 """What a factorisation takes, about: sweeps over a policy's pairs, and transitions that could be
 backed up besides; and how many of these policy iteration may take before it pays: it begins where
 sweeps have taken as long, and have as long to go."""
-CHECK_WORK = 5e4
-"""Transitions that could be backed up in the time of a check of the bounds."""
 NEAR_ONE = (1 - 1e-5, 1 - 1e-6, 1 - 1e-7)
 OPTIMAL, BETTER = 1e-9, 1e-12
 """Residual of an undiscounted policy, as a share of the largest value, that counts as none; and by
 how much an action must be better to be taken instead."""
-MOST_IMPROVEMENTS = 60
+MOST_IMPROVEMENTS, MOST_STALLED = 60, 3
 
 
 class Optimiser:
     """Finds optimal values on the model of a planner. Methods are COLLECTIVE over the planners,
     with the same bits on any number of ranks; they raise Unsolved where a budget ends.
 
+    Attributes: `error`, a bound on the error of the values found last at a discount below 1.
+
     `reward` weighs the environment's reward: with (-1, 0) the worst policy's values are found,
     negated.
     """
 
     def __init__(self, planner: Planner, policies: PolicyEvaluator) -> None:
-        self.planner, self.policies = planner, policies
+        self.planner, self.policies, self.error = planner, policies, math.inf
 
     def optimise(
         self, discount: float, budget: Budget, reward: tuple[float, float] = REWARDS,
@@ -72,18 +73,27 @@ class Optimiser:
         values, policy = planner.scratch(), np.zeros(planner.mask.size, np.int32)
         n_sweeps, orders, direct = FIRST_SWEEPS, Orders(), policies.may_factorise
         path: np.ndarray | Path | None = None
-        spent, iterate = 0.0, True
+        spent, iterate, n_stalled, error_then = 0.0, True, 0, math.inf
         while True:
             rise, fall, changed = planner.backup(values, None, policy, discount, 0.0, reward)
             lower, upper = offsets(rise, fall, planner.most, planner.least, discount)
             error = upper - lower
-            if not math.isfinite(error):
-                raise Unsolved("V* is unknown: values are beyond what float64 holds")
             extent = values.top - values.bottom
-            wanted = SOLVED * extent if enough is None else enough(values)
+            if not math.isfinite(error + extent):
+                raise Unsolved("V* is unknown: values are beyond what float64 holds")
+            wanted = SOLVED * extent
+            if enough is not None:
+                values.shift((lower + upper) / 2)  # the values as they would be returned
+                wanted = enough(values)
+                values.shift(-(lower + upper) / 2)
             rounding = planner.rounding(values, planner.most, discount)
             if error <= max(wanted, rounding):
                 break
+            if error_then < math.inf:  # a policy was solved for
+                n_stalled = n_stalled + 1 if 2 * error > error_then else 0
+                if planner.compact is not None and (not changed or n_stalled == MOST_STALLED):
+                    break  # rounding allows no less
+            error_then = math.inf
             values.shift(lower)
             orders.told(error)
             n_sweeps = min(2 * n_sweeps, planner.most_sweeps) if changed <= FEW else FIRST_SWEEPS
@@ -101,7 +111,8 @@ class Optimiser:
                         values, path, discount, share, MOST_ITERATIONS, reward
                     )
                 orders.solved()
-                budget.spend(ITERATION_SWEEPS * (n + 1) * planner.policy_work)
+                error_then = error
+                budget.spend(direct_work / n_direct + ITERATION_SWEEPS * n * planner.policy_work)
                 continue
             if changed and not orders.smooths_only:
                 planner.relax(values, None, policy, discount, 2, reward)
@@ -116,8 +127,9 @@ class Optimiser:
         accepted = FLAT_ERROR * size if extent <= FLAT * size else GOOD * extent
         accepted = accepted if enough is None else 10 * wanted
         # The span of TV - V can be smaller than the rounding of its largest and smallest.
-        if max(error, rounding) > max(wanted, accepted) and planner.compact is not None:
-            self._polish(values, policy, discount, max(wanted, accepted / 10), budget, reward)
+        self.error = max(error, rounding)
+        if self.error > max(wanted, accepted) and planner.compact is not None:
+            self.refine(values, policy, discount, max(wanted, accepted / 10), budget, reward)
         else:
             values.shift((lower + upper) / 2)
         return values
@@ -135,7 +147,7 @@ class Optimiser:
         planner = self.planner
         if planner.compact is None:
             raise Unsolved("V* is unknown: the model is too large for learn.discount = 1")
-        why = Unsolved("V* is unknown: no policy tried is optimal at learn.discount = 1")
+        why = none = Unsolved("V* is unknown: no policy tried is optimal at learn.discount = 1")
         for discount in NEAR_ONE:
             values = self.optimise(discount, budget, reward)
             policy = planner.greedy(values.v, discount, reward)
@@ -151,6 +163,7 @@ class Optimiser:
                     if not changed:
                         if max(rise, fall) <= OPTIMAL * size:
                             return values, policy
+                        why = none
                         break
                     policy = better
                     budget.spend(planner.model_work)
@@ -160,11 +173,15 @@ class Optimiser:
                 why = error
         raise why
 
-    def _polish(
+    def refine(
         self, values: Values, policy: np.ndarray, discount: float, limit: float, budget: Budget,
-        reward: tuple[float, float],
+        reward: tuple[float, float] = REWARDS,
     ) -> None:  # fmt: skip
-        """Bring V to V* by policy iteration whose residuals have twice the precision of float64."""
+        """Bring V to V*, to an error of `limit` or some units in the last place, by policy
+        iteration whose residuals have twice the precision of float64.
+
+        policy : int32 (n_own,), improved in place. Needs the planner's `compact`.
+        """
         planner, n_own = self.planner, values.mask.size
         low, change = np.zeros_like(values.v), np.zeros(n_own)
         limit = max(limit, 4 * EPSILON * values.size)
@@ -176,6 +193,7 @@ class Optimiser:
                 inside, shift = values.mask.view(np.bool_), (lower + upper) / 2
                 values.v[:n_own] += np.where(inside, low[:n_own] + change + shift, 0.0)
                 planner.fetch(values.v)
+                self.error = error
                 return
             if not math.isfinite(error):
                 break

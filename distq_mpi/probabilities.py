@@ -10,6 +10,9 @@ import numpy as np
 TOLERANCE = 1e-9
 """How far below 0 or above 1 a probability may be, and from 1 a sum of them, given as float64."""
 
+ROUNDED = 1e-12
+"""How far a sum of probabilities may be from 1 without being divided by: rounding alone."""
+
 
 def tolerance_of(dtype: Any, n: Any = 1) -> Any:
     """The tolerance of n numbers that were given in a dtype; n : a number, or an array of them.

@@ -345,7 +345,11 @@ class Run:
             return None
         certificate = self.certify(tight=False)
         self.certificate = certificate or self.certificate
-        if certificate is not None and certificate.unknown is not None:
+        if (
+            certificate is not None
+            and certificate.unknown is not None
+            and not self.signals.asked_to_stop()
+        ):
             wanted = [name for name in EXACT_TARGETS if getattr(self.config.stop, name) is not None]
             targets = f"; stop.{wanted[0]} ends no run while that is so" if wanted else ""
             self._tell_once("unknown", certificate.unknown + targets)

@@ -14,7 +14,7 @@ import numpy as np
 
 from distq_mpi.environments.alias import alias_tables
 from distq_mpi.errors import ModelError
-from distq_mpi.probabilities import TOLERANCE, nonnegative, tolerance_of
+from distq_mpi.probabilities import ROUNDED, nonnegative, tolerance_of
 
 u8, i8, f8 = np.uint64, np.int64, np.float64
 
@@ -136,7 +136,7 @@ class Written:
         """The entries with rows divided by their sums where these are not 1, as those of numbers
         of fewer digits than float64 may be; `entries` itself where there are none."""
         sums = np.add.reduceat(entries.chances, entries.pointers[:-1])
-        sums[np.abs(sums - 1.0) <= TOLERANCE] = 1.0
+        sums[np.abs(sums - 1.0) <= ROUNDED] = 1.0
         if np.all(sums == 1.0):
             return entries
         chances = entries.chances / np.repeat(sums, np.diff(entries.pointers))
@@ -258,7 +258,7 @@ class Mistakes:
             sums = np.add.reduceat(chances, pointers[:-1])
             off = np.abs(sums - 1.0)
             bad = off > tolerance_of(self.written.chance_type, np.diff(pointers))
-            self.n_inexact += int(np.count_nonzero((off > TOLERANCE) & ~bad))
+            self.n_inexact += int(np.count_nonzero((off > ROUNDED) & ~bad))
         if np.any(bad):
             row = int(np.argmax(bad))
             self._n_sums += int(bad.sum())

@@ -12,7 +12,7 @@ from distq_mpi.environments.alias import alias_tables
 from distq_mpi.environments.rows import RUN_ENTRIES, check_kind
 from distq_mpi.errors import ModelError
 from distq_mpi.kernels.draws import slot_of
-from distq_mpi.probabilities import TOLERANCE, nonnegative, tolerance_of
+from distq_mpi.probabilities import ROUNDED, nonnegative, tolerance_of
 
 u8, i8 = np.uint64, np.int64
 
@@ -121,7 +121,7 @@ def checked_starts(id: str, n_states: int, distribution: np.ndarray | None) -> S
     total = float(first.sum())
     if abs(total - 1.0) > tolerance_of(distribution.dtype, n_states):
         raise ModelError(f"{id}: the start probabilities sum to {total:.12g}, not 1")
-    if abs(total - 1.0) > TOLERANCE:
+    if abs(total - 1.0) > ROUNDED:
         first = first / total
     if first.min() == first.max():
         return uniform(n_states, float(first[0]))

@@ -10,7 +10,7 @@ import numpy as np
 from distq_mpi.kernels import Kernel
 
 u8, i8 = np.uint64, np.int64
-LANES, MOST = 4, 1e300
+LANES, MOST = 4, 1e305
 """Sums of a block that are added up side by side; those beyond this count as infinite."""
 
 

@@ -496,7 +496,9 @@ def test_undiscounted_values_that_are_not_finite_are_not_known() -> None:
     waits = this.certify(held(np.array([0.0, -5]), 2), tight=True)
     assert waits.policy_value is None and waits.policy_gap is None and waits.policy_return is None
     ends = this.certify(held(np.array([-6.0, -5]), 2), tight=True)
-    assert (ends.policy_value, ends.policy_gap, ends.policy_loss) == (-5.0, 0.0, 0.0)
+    # Nothing to measure a gap against: no range, and waiting costs without end.
+    assert (ends.policy_value, ends.policy_gap, ends.policy_loss) == (-5.0, None, 0.0)
+    assert "no range" in (ends.unknown or "")
 
 
 def test_a_reward_before_a_loop_without_rewards_is_finite() -> None:
