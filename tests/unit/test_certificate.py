@@ -363,7 +363,7 @@ def test_policies_that_go_round_in_circles_are_solved_for(
     assert told.policy_value == pytest.approx(np.linalg.solve(one - 0.99 * chances, rewards)[0])
     assert told.policy_return == pytest.approx(np.linalg.solve(one - chances, rewards)[0], 1e-7)
     # In vain they are tried briefly and once more for each system, and then no longer.
-    assert sum(taken) > 3 if solves != "in vain" else 1 <= sum(taken) <= 14, taken
+    assert sum(taken) > 3 if solves != "in vain" else 1 <= sum(taken) <= 24, taken
 
 
 @pytest.mark.parametrize(
@@ -612,6 +612,83 @@ def test_gaps_are_measured_by_what_policies_differ_in() -> None:
     assert "10 steps" in text and "78 steps" in text and "none of 100 evaluation" in text
     assert grid.caveats({"terminated": 1, "episodes": 100})[0].startswith("the horizon")
     assert solved(make("FrozenLake-v1"), 0.99).caveats({"terminated": 3, "episodes": 9}) == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_spread_of_rounding_is_no_scale(seed: int) -> None:
+    """300 steps of cost 1 before anything matters, at a horizon of 10: the start is worth -10."""
+    rng, lane, more = np.random.default_rng(seed), 300, 10
+    n = lane + more
+    p, r = np.zeros((n, 2, n)), np.full((n, 2), -1.0)
+    p[np.arange(lane), :, np.arange(lane) + 1] = 1.0
+    p[lane:, :, lane:] = rng.random((more, 2, more))
+    p[lane:] /= p[lane:].sum(axis=2, keepdims=True)
+    r[lane:] = rng.random((more, 2)) * 10.0 ** (3 + seed % 2)
+    this = solved(_model(p, r, np.zeros((n, 2)), np.eye(n)[0]), 0.9)
+    known = this.solution
+    assert known.value_range is not None and known.worst_value is not None
+    close = 1e-11 * known.value_range
+    assert known.optimal_value == pytest.approx(-10, abs=close)
+    assert known.worst_value == pytest.approx(-10, abs=close)
+    assert known.scale == known.value_range
+    assert this.values is not None
+    q = r + 0.9 * (p @ this.values)
+    assert this.certify(held(q.ravel(), 2)).policy_gap == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_long_ring_with_a_rare_link_is_solved_for() -> None:
+    """Rounding of a factorisation leaves more than a check of bounds in float64 allows."""
+    n, rare = 3000, 1e-9
+    indices = np.stack([(np.arange(n) + 1) % n, np.zeros(n, int)], axis=1)
+    rewards = np.random.default_rng(0).random(n)
+    environment = explicit_model(
+        "ring", n, 1, np.arange(n + 1) * 2, indices.ravel(), np.tile([1 - rare, rare], n),
+        np.repeat(rewards, 2), np.zeros(2 * n, bool), np.eye(n)[0],
+    )  # fmt: skip
+    this = solver(environment, 0.99999)
+    spent = spending(this)
+    this.solve()
+    chances = np.zeros((n, n))
+    chances[np.arange(n), (np.arange(n) + 1) % n] += 1 - rare
+    chances[:, 0] += rare
+    exact = np.linalg.solve(np.eye(n) - 0.99999 * chances, rewards)
+    assert this.optimal_value == pytest.approx(exact[0], rel=1e-9)
+    assert sum(spent) < 1e9
+
+
+def test_a_nan_among_losses_is_not_a_loss_of_0() -> None:
+    this = solved(HAND, 0.5)
+    assert this.values is not None
+    for place in range(2):
+        v = this.values.copy()
+        v[place] = np.nan
+        found = this._compared(Certificate(), v, this.values)
+        assert found.policy_loss is found.policy_loss_mean is None
+        assert found.policy_gap is None or place == 1  # the start is state 0
+
+
+def test_probabilities_that_sum_to_more_than_1_are_divided() -> None:
+    p = np.full((2, 1, 2), 0.5 + 1e-10)
+    endless = solved(_model(p, np.ones((2, 1)), start=np.array([1.0, 0])), 0.99999)
+    assert endless.optimal_value == pytest.approx(1e5, rel=1e-9)
+    ends = np.full((2, 1), 5e-10)
+    this = solved(_model(p, np.ones((2, 1)), ends, np.array([1.0, 0])), 1.0)
+    assert this.optimal_value == pytest.approx(2e9, rel=1e-6)
+
+
+def test_long_time_limits_cost_few_calls() -> None:
+    p, r = np.array([[[0.0, 1], [1, 0]], [[1, 0], [0, 1]]]), np.array([[1.0, 0], [0, 0]])
+    this = solver(_model(p, r, max_episode_steps=100_000), 0.9)
+    spent = spending(this)
+    this.solve()
+    assert this.solution.best_return == pytest.approx(50_000)
+    assert len(spent) < 500
+
+
+def test_rewards_beyond_what_float64_holds_are_unknown() -> None:
+    p = np.array([[[0.0, 1], [1, 0]], [[1, 0], [0, 1]]])
+    this = solved(_model(p, np.array([[1e308, -1e308], [1e308, -1e308]])), 0.9)
+    assert this.optimal_value is None and "float64" in (this.solution.unknown or "")
 
 
 @pytest.mark.parametrize("seed", range(6))
