@@ -220,6 +220,7 @@ class Solver:
         At discount 1 it stays unknown where a policy that never ends would be optimal or infinite.
         """
         self.solution = self.transport.broadcast(self._solve() if self._plans else None)
+        self.policies.forget()
 
     def caveats(self, evaluation: dict[str, Any] | None) -> list[str]:
         """Return why a policy that met its target may still be of no use, with what to change; of
@@ -250,7 +251,9 @@ class Solver:
         tight : evaluate the policy to 1e-10 of the value range, not 1e-7 (or a hundredth of the
         loss at the start), and find its return. exact : False leaves out what needs V*.
         """
-        return self.transport.broadcast(self._certify(holding, tight, exact))
+        certificate: Certificate = self.transport.broadcast(self._certify(holding, tight, exact))
+        self.policies.forget()  # factors can take a gigabyte, and learning goes on
+        return certificate
 
     @property
     def _plans(self) -> bool:
