@@ -272,6 +272,18 @@ def test_a_certificate_is_a_function_of_the_table_alone() -> None:
     assert this.certify(held(one, 4)) == first
 
 
+def followed(environment: Environment, policy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Chances of going on (S, S) and expected rewards (S,) under a policy, dense."""
+    n = environment.n_states
+    chances, rewards = np.zeros((n, n)), np.zeros(n)
+    for s in range(n):
+        for i in range(int(environment.outcomes(s, policy[s], environment.params))):
+            chance, ahead, reward, ended = environment.outcome(s, policy[s], i, environment.params)
+            rewards[s] += chance * reward
+            chances[s, ahead] += 0.0 if ended else chance
+    return chances, rewards
+
+
 def at_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let policies be solved for from the beginning; return the list of how many iterations."""
     for module in (bounds, policy_evaluation):
@@ -352,12 +364,7 @@ def test_policies_that_go_round_in_circles_are_solved_for(
     policy = q.argmax(axis=1)
     back = np.random.default_rng(seed + 10).random(n) < 0.1
     q[back, 3], policy[back] = 1.0, 3
-    chances, rewards = np.zeros((n, n)), np.zeros(n)
-    for s in range(n):
-        for i in range(3):
-            chance, ahead, reward, ended = environment.outcome(s, policy[s], i, environment.params)
-            rewards[s] += chance * reward
-            chances[s, ahead] += 0.0 if ended else chance
+    chances, rewards = followed(environment, policy)
     told = this.certify(held(q.reshape(-1), 4), tight=True)
     one = np.eye(n)
     assert told.policy_value == pytest.approx(np.linalg.solve(one - 0.99 * chances, rewards)[0])
@@ -583,12 +590,7 @@ def test_slow_mixers_at_long_horizons(seed: int) -> None:
     q = rng.normal(size=(n, 4))
     q[:, 1:3] += 1.0  # mostly towards the goal
     policy = q.argmax(axis=1)
-    chances, rewards = np.zeros((n, n)), np.zeros(n)
-    for s in range(n):
-        for i in range(3):
-            chance, ahead, reward, ended = environment.outcome(s, policy[s], i, environment.params)
-            rewards[s] += chance * reward
-            chances[s, ahead] += 0.0 if ended else chance
+    chances, rewards = followed(environment, policy)
     exact = np.linalg.solve(np.eye(n) - 0.9999 * chances, rewards)[0]
     found = this.certify(held(q.reshape(-1), 4), tight=True)
     assert found.policy_value == pytest.approx(exact, rel=1e-9)
