@@ -285,10 +285,12 @@ class Solver:
                 values = planner.scratch().begin(planner.mask, optimal)
                 try:
                     optimiser.refine(values, policy.copy(), self.discount, close, budget)
+                    refined = finite(planner.expectation(values.v))
                 except Unsolved as unsolved:
                     why = unsolved
-                self._optimal = optimal = values.v.copy()
-                value = planner.expectation(optimal)
+                else:  # else V* stays as it was: values are half corrected where it fails
+                    if refined is not None:
+                        value, self._optimal = refined, values.v.copy()
         scale = gap_scale(extent, size, value, worst) if why is None else None
         known, _ = self._return(policy)
         return Solution(

@@ -638,6 +638,31 @@ def test_a_spread_of_rounding_is_no_scale(seed: int) -> None:
     assert this.certify(held(q.ravel(), 2)).policy_gap == pytest.approx(0.0, abs=1e-9)
 
 
+def test_a_refinement_that_fails_leaves_v_star_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 120 steps before anything matters, at a horizon of 10: values must be refined for a scale.
+    lane, n = 120, 122
+    p, r = np.zeros((n, 2, n)), np.full((n, 2), -1.0)
+    p[np.arange(lane), :, np.arange(lane) + 1] = 1.0
+    p[lane:, :, lane:] = [[[0.5, 0.5], [0.1, 0.9]], [[0.3, 0.7], [0.6, 0.4]]]
+    r[lane:] = [[1e5, 2e4], [7e4, 3e5]]
+    environment = _model(p, r, np.zeros((n, 2)), np.eye(n)[0])
+    whole, made, asked = solved(environment, 0.9), Optimiser.refine, [0]
+    assert whole.values is not None
+
+    def refine(self: Any, values: Any, *more: Any) -> None:
+        if len(more) == 5:  # with weights of rewards: of the worst policy
+            return made(self, values, *more)
+        asked[0] += 1
+        values.v += 1.0
+        raise Unsolved("tired")
+
+    monkeypatch.setattr(Optimiser, "refine", refine)
+    this = solved(environment, 0.9)
+    assert asked == [1] and this.values is not None
+    np.testing.assert_allclose(this.values, whole.values, atol=1e-3)
+    assert this.solution.scale is None and this.solution.unknown is not None
+
+
 def test_a_long_ring_with_a_rare_link_is_solved_for() -> None:
     """Rounding of a factorisation leaves more than a check of bounds in float64 allows."""
     n, rare = 3000, 1e-9
