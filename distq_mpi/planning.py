@@ -178,12 +178,12 @@ class Planner:
 
     @property
     def model_work(self) -> float:
-        """Transitions that one backup of all actions looks at. Local."""
+        """Transitions in one backup of all actions. Local."""
         return float(self.environment.n_transitions)
 
     @property
     def policy_work(self) -> float:
-        """Transitions that one backup of a policy looks at. Local."""
+        """Transitions in one backup of a policy. Local."""
         return max(1.0, self.environment.n_transitions / self.environment.n_actions)
 
     def rounding(self, values: Values, most: float, discount: float) -> float:

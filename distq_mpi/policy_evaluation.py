@@ -26,6 +26,7 @@ from distq_mpi.kernels.sweeps import (
     GAUSS_SEIDEL,
     JACOBI,
     MARKED,
+    MOST_PASSES,
     PASSES,
     RISE,
     UNMARKED,
@@ -42,7 +43,7 @@ long as."""
 CHECK_WORK = 5e4
 """Transitions that could be backed up in the time of a call from Python, about."""
 PASSES_AT_ONCE = 64
-"""Passes of `settle` between two looks at the budget."""
+"""Passes of `settle` between two checks of the budget."""
 CORRECTED, MOST_CORRECTIONS = 1e-4, 12
 """Share of the largest residual that a correction may leave, and corrections of one policy's
 values."""
@@ -84,7 +85,7 @@ class PolicyEvaluator:
             )
 
             def correct(change: np.ndarray, size: float) -> np.ndarray:
-                return self._correction(path, values.mask, change, masses, discount, size, budget)
+                return self.correction(path, values.mask, change, masses, discount, size, budget)
 
             error = self._refine(values, policy, discount, bounds, enough, correct, budget)
         planner.fetch(values.v)
@@ -257,7 +258,7 @@ class PolicyEvaluator:
         enough: Callable[[float], float],
         budget: Budget,
     ) -> float:
-        """As `evaluate`, to what is enough or what rounding of float64 allows.
+        """As `evaluate`, to an error that suffices or that float64 rounding leaves.
 
         backed : what backups follow: the policy, or the path where its rewards are others.
         """
@@ -320,16 +321,8 @@ class PolicyEvaluator:
         self, path: Path, mask: np.ndarray, change: np.ndarray, masses: tuple[float, float],
         discount: float, size: float, budget: Budget,
     ) -> np.ndarray:  # fmt: skip
-        """As `_correction`, of a policy that was not evaluated before."""
-        self._factors = None
-        return self._correction(path, mask, change, masses, discount, size, budget)
-
-    def _correction(
-        self, path: Path, mask: np.ndarray, change: np.ndarray, masses: tuple[float, float],
-        discount: float, size: float, budget: Budget,
-    ) -> np.ndarray:  # fmt: skip
         """A solution d of (I - discount P) d = change, with halo, to `CORRECTED` of the largest
-        |change|, `size`, or what float64 allows."""
+        |change|, `size`, or what float64 allows; by the factors that there are, if any."""
         if self._factors is not None:
             return self._factors.solve(change)
         other = path._replace(rewards=change)
@@ -349,7 +342,7 @@ class PolicyEvaluator:
         if self._factors is not None:
             return self._factors.solve(change)
         other = path._replace(rewards=change)
-        values, approach = self._other_values().begin(mask), None
+        values = self._other_values().begin(mask)
         approach = _Approach(self, other, 1.0, REWARDS, budget)
         while True:
             rise, fall, _ = self.planner.backup(values, other, None, 1.0)
@@ -390,8 +383,8 @@ class PolicyEvaluator:
         marked = np.zeros(mask.size + planner.halo.size, np.uint8)
         marked[: mask.size] = begin
         planner.fetch(marked)
-        control = np.array([by_reward, PASSES_AT_ONCE], np.int64)
-        assert BY_REWARD == 0
+        control = np.zeros(2, np.int64)
+        control[BY_REWARD], control[MOST_PASSES] = by_reward, PASSES_AT_ONCE
         while True:
             found = np.zeros(3)
             planner.call(

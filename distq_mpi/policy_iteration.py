@@ -124,8 +124,10 @@ class Optimiser:
             budget.spend(work)
             spent += work + CHECK_WORK
         size = max(abs(values.top), abs(values.bottom))
-        accepted = FLAT_ERROR * size if extent <= FLAT * size else GOOD * extent
-        accepted = accepted if enough is None else 10 * wanted
+        if enough is not None:
+            accepted = 10 * wanted
+        else:
+            accepted = FLAT_ERROR * size if extent <= FLAT * size else GOOD * extent
         # The span of TV - V can be smaller than the rounding of its largest and smallest.
         self.error = max(error, rounding)
         if self.error > max(wanted, accepted) and planner.compact is not None:
@@ -200,6 +202,7 @@ class Optimiser:
             path = planner.follow(policy)
             assert isinstance(path, Path)
             masses = planner.most, planner.least
+            self.policies.forget()
             correction = self.policies.correction(
                 path, values.mask, change, masses, discount, max(abs(rise), abs(fall)), budget
             )

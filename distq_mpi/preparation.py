@@ -310,7 +310,7 @@ def prepare(
         if transport.rank == 0 and find is not None:
             per_host = max(Counter(transport.hosts).values())
             settled = find(transport.size, per_host)
-            # Once a model is cut, nobody knows what the other ranks hold of it.
+            # Once a model is cut, a rank cannot count the rows that other ranks hold.
             need = memory_bytes(
                 settled.config, settled.environment, settled.reason is None, transport.size,
                 per_host,

@@ -53,7 +53,7 @@ def play(path: str, transport: Any, survives: bool = True) -> tuple[bytes, bytes
     """Table and visits after all rounds, whoever is lost; and how often ranks were."""
     environment, settings, kernels = made(path)
     transport.survives = survives
-    state, lost = PATHS[path][0](settings, environment, kernels, transport), 0
+    state = PATHS[path][0](settings, environment, kernels, transport)
 
     def go_on() -> None:
         while state.progress.round < ROUNDS:
@@ -63,19 +63,24 @@ def play(path: str, transport: Any, survives: bool = True) -> tuple[bytes, bytes
             (state.rollback if agreed is None else state.commit)()
         transport.agree()
 
-    work: Callable[[], Any] = go_on
+    lost = survived(go_on, functools.partial(recover, state, environment), transport)
+    visits = np.concatenate([rows[3] for rows in state.iter_rows()])
+    return state.base.raw.tobytes(), visits.tobytes(), lost
+
+
+def survived(go_on: Callable[[], Any], recovering: Callable[[], Any], transport: Any) -> int:
+    """Go on to the end, recovering after every loss; return how many there were."""
+    work, lost = go_on, 0
     while True:
         try:
             work()
             if work is go_on:
-                break
+                return lost
             work = go_on
         except RanksLost:
             lost += 1
             transport.recover()
-            work = functools.partial(recover, state, environment)
-    visits = np.concatenate([rows[3] for rows in state.iter_rows()])
-    return state.base.raw.tobytes(), visits.tobytes(), lost
+            work = recovering
 
 
 def recover(state: Any, environment: Any) -> None:
@@ -135,7 +140,7 @@ def play_protected(kernels: Any, transport: Any, **changes: Any) -> tuple[bytes,
     """Table and clocks of a sharded run after all rounds, and how often ranks were lost."""
     settings = config(agents=0, lanes=8, steps_per_round=5, **changes)
     transport.survives = transport.size > 1
-    state, lost = Sharded(settings, MODEL, kernels, transport), 0
+    state = Sharded(settings, MODEL, kernels, transport)
 
     def go_on() -> None:
         while state.progress.round < ROUNDS:
@@ -145,17 +150,7 @@ def play_protected(kernels: Any, transport: Any, **changes: Any) -> tuple[bytes,
             state.commit()
         transport.agree()
 
-    work: Callable[[], Any] = go_on
-    while True:
-        try:
-            work()
-            if work is go_on:
-                break
-            work = go_on
-        except RanksLost:
-            lost += 1
-            transport.recover()
-            work = functools.partial(recover, state, MODEL)
+    lost = survived(go_on, functools.partial(recover, state, MODEL), transport)
     rows = [q.tobytes() + clock.tobytes() for _, q, clock, _ in state.iter_rows()]
     return b"".join(rows), lost
 
