@@ -35,7 +35,7 @@ def at_least(value: float | None, limit: float) -> bool:
 
 
 class FiniteFields:
-    """A dataclass whose floating-point fields are finite or None; NaN and infinities become None."""
+    """A dataclass whose real fields are finite or None: NaN and infinities become None."""
 
     def __post_init__(self) -> None:
         for field in fields(self):  # type: ignore[arg-type]
